@@ -1,0 +1,1 @@
+//! The Kubernetes API server: one schema-driven engine for every kind.

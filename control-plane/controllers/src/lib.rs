@@ -1,0 +1,1 @@
+//! Controllers: each a plan from what is observed to what to do, run by one shared runner.

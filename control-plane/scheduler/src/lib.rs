@@ -1,0 +1,1 @@
+//! The scheduler: plugins that filter and score nodes, a queue, and a binding.

@@ -1,0 +1,3 @@
+//! What Kubernetes objects look like: the facts table, and everything that follows from it without I/O.
+
+pub mod shape;

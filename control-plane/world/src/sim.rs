@@ -1,0 +1,345 @@
+//! The simulated outside: one seed decides everything, and the test moves the clock.
+//!
+//! [`SimDisk`] is a disk that tells the truth only after `sync`: at [`SimDisk::power_cut`] each unsynced write
+//! is kept, lost or torn at a sector by the seed's choice, and unsynced names may go back to what they were.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::{Clock, Disk, DiskError, DiskFile, Random};
+
+/// A disk writes whole sectors or nothing; 512 bytes is the least that hardware promises.
+const SECTOR_BYTES: usize = 512;
+
+/// A clock that stands still until told otherwise.
+#[derive(Debug)]
+pub struct SimClock {
+    wall: Mutex<jiff::Timestamp>,
+    monotonic: Mutex<Duration>,
+}
+
+impl SimClock {
+    /// A clock at `wall`.
+    pub fn at(wall: jiff::Timestamp) -> Self {
+        Self { wall: Mutex::new(wall), monotonic: Mutex::new(Duration::ZERO) }
+    }
+
+    /// Lets `time` pass on both clocks.
+    pub fn advance(&self, time: Duration) {
+        let mut wall = self.wall.lock();
+        *wall = wall.checked_add(jiff::SignedDuration::try_from(time).expect("a short time")).expect("within the calendar");
+        *self.monotonic.lock() += time;
+    }
+
+    /// Sets the wall clock alone, as a wrong battery or a late NTP answer does.
+    pub fn set_wall(&self, wall: jiff::Timestamp) {
+        *self.wall.lock() = wall;
+    }
+}
+
+impl Clock for SimClock {
+    fn wall(&self) -> jiff::Timestamp {
+        *self.wall.lock()
+    }
+    fn monotonic(&self) -> Duration {
+        *self.monotonic.lock()
+    }
+}
+
+/// Numbers that follow from a seed (SplitMix64; good enough to explore, never for keys).
+#[derive(Debug)]
+pub struct SimRandom(Mutex<u64>);
+
+impl SimRandom {
+    /// The sequence of `seed`.
+    pub fn seeded(seed: u64) -> Self {
+        Self(Mutex::new(seed))
+    }
+
+    /// True in `percent` of a hundred calls.
+    pub fn chance(&self, percent: u64) -> bool {
+        self.number() % 100 < percent
+    }
+
+    /// A number below `bound` (which is above zero).
+    pub fn below(&self, bound: u64) -> u64 {
+        self.number() % bound
+    }
+}
+
+impl Random for SimRandom {
+    fn fill(&self, out: &mut [u8]) {
+        let mut state = self.0.lock();
+        for chunk in out.chunks_mut(8) {
+            *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = *state;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            let bytes = (z ^ (z >> 31)).to_le_bytes();
+            chunk.copy_from_slice(&bytes[..chunk.len()]);
+        }
+    }
+}
+
+#[derive(Clone)]
+enum Pending {
+    Write { offset: u64, data: Vec<u8> },
+    SetLen(u64),
+}
+
+#[derive(Default)]
+struct Inode {
+    /// What a power cut cannot take away.
+    durable: Vec<u8>,
+    /// What readers see: `durable` with every pending change.
+    current: Vec<u8>,
+    pending: Vec<Pending>,
+}
+
+type FileRef = Arc<Mutex<Inode>>;
+
+#[derive(Default)]
+struct Tree {
+    durable: BTreeMap<PathBuf, FileRef>,
+    current: BTreeMap<PathBuf, FileRef>,
+    syncs: u64,
+    /// Powered off after this many more syncs; every call fails from then on.
+    syncs_left: Option<u64>,
+    off: bool,
+}
+
+/// A disk in memory that loses what was not synced.
+#[derive(Clone)]
+pub struct SimDisk {
+    tree: Arc<Mutex<Tree>>,
+    random: Arc<SimRandom>,
+}
+
+impl SimDisk {
+    /// An empty disk whose losses follow `random`.
+    pub fn new(random: Arc<SimRandom>) -> Self {
+        Self { tree: Arc::default(), random }
+    }
+
+    /// Switches the power off once `syncs` more syncs have been asked for: that last one fails, half done.
+    pub fn cut_after_syncs(&self, syncs: u64) {
+        self.tree.lock().syncs_left = Some(syncs);
+    }
+
+    /// Whether the power went off.
+    pub fn is_off(&self) -> bool {
+        self.tree.lock().off
+    }
+
+    /// The power goes and comes back: files become what the medium really holds.
+    pub fn power_cut(&self) {
+        let mut tree = self.tree.lock();
+        let names: Vec<PathBuf> = tree.durable.keys().chain(tree.current.keys()).cloned().collect();
+        for name in names {
+            // A name not yet synced into its folder may or may not have reached the medium.
+            if self.random.chance(50) {
+                match tree.current.get(&name).cloned() {
+                    Some(file) => tree.durable.insert(name, file),
+                    None => tree.durable.remove(&name),
+                };
+            }
+        }
+        tree.current = tree.durable.clone();
+        for file in tree.current.values() {
+            // Handles opened before the cut keep the old inode's lock but find the disk off; new ones see this.
+            let mut inode = file.lock();
+            let pending = std::mem::take(&mut inode.pending);
+            for change in pending {
+                match self.random.below(3) {
+                    0 => {}
+                    1 => apply(&mut inode.durable, &change),
+                    _ => apply(&mut inode.durable, &self.torn(change)),
+                }
+            }
+            inode.current = inode.durable.clone();
+        }
+        tree.off = false;
+        tree.syncs_left = None;
+    }
+
+    fn torn(&self, change: Pending) -> Pending {
+        match change {
+            Pending::Write { offset, mut data } => {
+                let sectors = data.len().div_ceil(SECTOR_BYTES) as u64;
+                let kept = self.random.below(sectors + 1) as usize * SECTOR_BYTES;
+                data.truncate(kept.min(data.len()));
+                Pending::Write { offset, data }
+            }
+            other => other,
+        }
+    }
+}
+
+fn apply(bytes: &mut Vec<u8>, change: &Pending) {
+    match change {
+        Pending::SetLen(length) => bytes.resize(*length as usize, 0),
+        Pending::Write { offset, data } => {
+            let end = *offset as usize + data.len();
+            if bytes.len() < end {
+                bytes.resize(end, 0);
+            }
+            bytes[*offset as usize..end].copy_from_slice(data);
+        }
+    }
+}
+
+fn powered_off() -> io::Error {
+    io::Error::other("the simulated power is off")
+}
+
+struct SimFile {
+    inode: FileRef,
+    tree: Arc<Mutex<Tree>>,
+}
+
+impl SimFile {
+    fn on(&self) -> io::Result<()> {
+        if self.tree.lock().off { Err(powered_off()) } else { Ok(()) }
+    }
+
+    fn change(&self, change: Pending) -> io::Result<()> {
+        self.on()?;
+        let mut inode = self.inode.lock();
+        apply(&mut inode.current, &change);
+        inode.pending.push(change);
+        Ok(())
+    }
+}
+
+impl DiskFile for SimFile {
+    fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
+        self.on()?;
+        let inode = self.inode.lock();
+        let range = offset as usize..offset as usize + out.len();
+        out.copy_from_slice(inode.current.get(range).ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.change(Pending::Write { offset, data: data.to_vec() })
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.on()?;
+        Ok(self.inode.lock().current.len() as u64)
+    }
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        self.change(Pending::SetLen(length))
+    }
+    fn sync(&self) -> io::Result<()> {
+        let mut tree = self.tree.lock();
+        if tree.off {
+            return Err(powered_off());
+        }
+        tree.syncs += 1;
+        if let Some(left) = &mut tree.syncs_left {
+            if *left == 0 {
+                tree.off = true;
+                return Err(powered_off());
+            }
+            *left -= 1;
+        }
+        let mut inode = self.inode.lock();
+        inode.durable = inode.current.clone();
+        inode.pending.clear();
+        Ok(())
+    }
+}
+
+impl SimDisk {
+    fn tree_on(&self, action: &'static str, path: &Path) -> Result<parking_lot::MutexGuard<'_, Tree>, DiskError> {
+        let tree = self.tree.lock();
+        if tree.off { Err(DiskError::new(action, path, powered_off())) } else { Ok(tree) }
+    }
+}
+
+impl Disk for SimDisk {
+    fn open(&self, path: &Path, create: bool) -> Result<Box<dyn DiskFile>, DiskError> {
+        let mut tree = self.tree_on("open", path)?;
+        let inode = match tree.current.get(path) {
+            Some(inode) => inode.clone(),
+            None if create => {
+                let inode = FileRef::default();
+                tree.current.insert(path.to_owned(), inode.clone());
+                inode
+            }
+            None => return Err(DiskError::new("open", path, io::ErrorKind::NotFound.into())),
+        };
+        Ok(Box::new(SimFile { inode, tree: self.tree.clone() }))
+    }
+
+    fn create_dir_all(&self, path: &Path) -> Result<(), DiskError> {
+        self.tree_on("create folder", path).map(drop)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> Result<(), DiskError> {
+        let mut tree = self.tree_on("rename to", to)?;
+        let inode =
+            tree.current.remove(from).ok_or_else(|| DiskError::new("rename to", to, io::ErrorKind::NotFound.into()))?;
+        tree.current.insert(to.to_owned(), inode);
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> Result<(), DiskError> {
+        let mut tree = self.tree_on("remove", path)?;
+        let gone = tree.current.remove(path);
+        gone.map(drop).ok_or_else(|| DiskError::new("remove", path, io::ErrorKind::NotFound.into()))
+    }
+
+    fn sync_dir(&self, path: &Path) -> Result<(), DiskError> {
+        let mut tree = self.tree_on("sync folder", path)?;
+        let here = |name: &PathBuf| name.parent() == Some(path);
+        tree.durable.retain(|name, _| !here(name));
+        let lasting: Vec<_> = tree.current.iter().filter(|(name, _)| here(name)).map(|(n, f)| (n.clone(), f.clone())).collect();
+        tree.durable.extend(lasting);
+        Ok(())
+    }
+
+    fn list(&self, path: &Path) -> Result<Vec<String>, DiskError> {
+        let tree = self.tree_on("list", path)?;
+        let names = tree.current.keys().filter(|name| name.parent() == Some(path));
+        Ok(names.filter_map(|name| Some(name.file_name()?.to_string_lossy().into_owned())).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_power_cut_takes_only_what_was_not_synced() {
+        for seed in 0..200 {
+            let disk = SimDisk::new(Arc::new(SimRandom::seeded(seed)));
+            let path = Path::new("/data/file");
+            disk.replace(path, b"first").unwrap();
+            let file = disk.open(path, false).unwrap();
+            file.write_at(b"other", 0).unwrap();
+            disk.power_cut();
+            let kept = disk.read(path).unwrap();
+            assert!(kept == b"first" || kept == b"other", "seed {seed}: {kept:?}");
+        }
+    }
+
+    #[test]
+    fn replace_leaves_the_old_or_the_new_bytes() {
+        for seed in 0..200 {
+            let random = Arc::new(SimRandom::seeded(seed));
+            let disk = SimDisk::new(random.clone());
+            let path = Path::new("/data/file");
+            disk.replace(path, b"old").unwrap();
+            disk.cut_after_syncs(random.below(2));
+            let _ = disk.replace(path, &[7; 4096]);
+            disk.power_cut();
+            let kept = disk.read(path).unwrap();
+            assert!(kept == b"old" || kept == [7; 4096], "seed {seed}: {} bytes", kept.len());
+        }
+    }
+}

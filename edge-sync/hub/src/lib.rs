@@ -1,0 +1,1 @@
+//! Hub and site: identity, the gRPC connection, and models that come down it.

@@ -1,0 +1,1 @@
+//! The link between a site and its hub: a protocol without I/O.

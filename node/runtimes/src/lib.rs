@@ -1,0 +1,1 @@
+//! What runs containers: one trait, the containerd backend, and the fake that tests use.

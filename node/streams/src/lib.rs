@@ -1,0 +1,1 @@
+//! exec, attach, logs and port-forward in every dialect clients speak.

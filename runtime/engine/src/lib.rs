@@ -1,0 +1,1 @@
+//! The inference engine: model files, a planned graph of operations, and a backend per device.
