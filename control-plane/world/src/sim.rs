@@ -32,7 +32,8 @@ impl SimClock {
     /// Lets `time` pass on both clocks.
     pub fn advance(&self, time: Duration) {
         let mut wall = self.wall.lock();
-        *wall = wall.checked_add(jiff::SignedDuration::try_from(time).expect("a short time")).expect("within the calendar");
+        *wall =
+            wall.checked_add(jiff::SignedDuration::try_from(time).expect("a short time")).expect("within the calendar");
         *self.monotonic.lock() += time;
     }
 
@@ -298,7 +299,8 @@ impl Disk for SimDisk {
         let mut tree = self.tree_on("sync folder", path)?;
         let here = |name: &PathBuf| name.parent() == Some(path);
         tree.durable.retain(|name, _| !here(name));
-        let lasting: Vec<_> = tree.current.iter().filter(|(name, _)| here(name)).map(|(n, f)| (n.clone(), f.clone())).collect();
+        let lasting: Vec<_> =
+            tree.current.iter().filter(|(name, _)| here(name)).map(|(n, f)| (n.clone(), f.clone())).collect();
         tree.durable.extend(lasting);
         Ok(())
     }

@@ -1,0 +1,138 @@
+//! The store on a disk that loses, keeps or tears whatever was not synced, from one seed a run.
+//!
+//! `KEDGE_SEED=n cargo test -p kedge-store --test simulation` replays run `n`; `KEDGE_RUNS` sets how many.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use kedge_store::engine::RedbEngine;
+use kedge_store::{Action, Durability, Expect, Facets, ObjectKey, Payload, ResourceId, Store, Write, Writer};
+use kedge_world::Random;
+use kedge_world::sim::{SimDisk, SimRandom};
+
+const FILE: &str = "/data/state.redb";
+
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |text| text.parse().expect("a number"))
+}
+
+#[test]
+fn acknowledged_writes_survive_power_cuts_and_revisions_never_go_back() {
+    let first = std::env::var("KEDGE_SEED").map_or(0, |text| text.parse().expect("a number"));
+    let runs = if std::env::var("KEDGE_SEED").is_ok() { 1 } else { setting("KEDGE_RUNS", 60) };
+    for seed in first..first + runs {
+        println!("seed {seed}");
+        run(seed);
+    }
+}
+
+/// What a client was told.
+#[derive(Default)]
+struct Told {
+    /// Durable values by name; none: deleted.
+    durable: BTreeMap<String, Option<u64>>,
+    revision: u64,
+}
+
+fn run(seed: u64) {
+    let random = Arc::new(SimRandom::seeded(seed));
+    let disk = SimDisk::new(random.clone());
+    let mut told = Told::default();
+    for boot in 0..6 {
+        disk.cut_after_syncs(2 + random.below(30));
+        // A cut during opening is as good as any other.
+        if let Ok(engine) = RedbEngine::open(&disk, Path::new(FILE)) {
+            let mut writer = Writer::open(Box::new(engine)).unwrap_or_else(|e| panic!("seed {seed} boot {boot}: {e}"));
+            check(&writer, &told, seed, boot);
+            work(&mut writer, &random, &mut told);
+            std::mem::forget(writer); // The process dies without a word.
+        } else {
+            assert!(disk.is_off(), "seed {seed} boot {boot}: the file cannot be opened though the power is on");
+        }
+        disk.power_cut();
+    }
+}
+
+fn check(writer: &Writer, told: &Told, seed: u64, boot: u32) {
+    let (revision, found) = Store::peek(writer, &things());
+    assert!(
+        revision >= told.revision,
+        "seed {seed} boot {boot}: revision went back from {} to {revision}",
+        told.revision
+    );
+    for (name, value) in &told.durable {
+        let here = found.iter().find(|entry| *entry.key.name == **name).map(|entry| entry.revision);
+        assert_eq!(here, *value, "seed {seed} boot {boot}: {name}");
+    }
+}
+
+fn things() -> ResourceId {
+    ResourceId::new("", "things")
+}
+
+/// Random groups until the power goes; what happened to an unanswered group is open until the next boot.
+fn work(writer: &mut Writer, random: &SimRandom, told: &mut Told) {
+    loop {
+        let mut names: Vec<String> = (0..=random.below(3)).map(|_| format!("n{}", random.below(8))).collect();
+        names.sort();
+        names.dedup();
+        let soft = random.chance(20);
+        let (_, found) = Store::peek(writer, &things());
+        let group: Vec<Vec<Write>> = names.iter().map(|name| vec![write(name, soft, random, &found)]).collect();
+        let verdicts = writer.write(group.clone());
+        for ((name, writes), verdict) in names.iter().zip(&group).zip(verdicts) {
+            match verdict {
+                Ok(done) => {
+                    told.revision = told.revision.max(done[0].entry.revision);
+                    let value = matches!(writes[0].action, Action::Put(_)).then_some(done[0].entry.revision);
+                    if soft {
+                        // A soft write may be lost, and then the durable one before it is back: both are allowed.
+                        told.durable.remove(name);
+                    } else {
+                        told.durable.insert(name.clone(), value);
+                    }
+                }
+                Err(_) => {
+                    // Not acknowledged: it may or may not have reached the disk.
+                    for name in &names {
+                        told.durable.remove(name);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn write(name: &str, soft: bool, random: &SimRandom, found: &[Arc<kedge_store::Entry>]) -> Write {
+    let current = found.iter().find(|entry| &*entry.key.name == name);
+    let delete = current.is_some() && random.chance(30);
+    let filler = "x".repeat(random.below(3000) as usize);
+    let json = format!("{{\"metadata\":{{\"name\":\"{name}\",\"filler\":\"{filler}\"}}}}").into_bytes();
+    Write {
+        resource: things(),
+        key: ObjectKey::new("", name),
+        expect: current.map_or(Expect::Absent, |entry| Expect::Revision(entry.revision)),
+        action: if delete { Action::Delete } else { Action::Put(Payload::new(json, 13, Facets::default())) },
+        durability: if soft { Durability::Soft } else { Durability::Durable },
+    }
+}
+
+#[test]
+fn the_simulation_notices_a_store_that_forgets() {
+    // A disk on which nothing is ever synced must fail the check, or the check proves nothing.
+    let random = Arc::new(SimRandom::seeded(1));
+    let disk = SimDisk::new(random.clone());
+    let mut told = Told::default();
+    let engine = RedbEngine::open(&disk, Path::new(FILE)).unwrap();
+    let mut writer = Writer::open(Box::new(engine)).unwrap();
+    disk.cut_after_syncs(8);
+    work(&mut writer, &random, &mut told);
+    told.durable.insert("n0".into(), Some(random.number()));
+    disk.power_cut();
+    let engine = RedbEngine::open(&disk, Path::new(FILE)).unwrap();
+    let writer = Writer::open(Box::new(engine)).unwrap();
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(&writer, &told, 1, 1)));
+    assert!(caught.is_err());
+}
