@@ -30,4 +30,4 @@ pub use state::Page;
 pub use store::{Store, StoreError};
 pub use watch::{Gone, Watcher};
 pub use window::{Event, EventKind};
-pub use writer::{Action, Committed, Durability, Expect, Refusal, Write, Writer};
+pub use writer::{Action, Committed, Durability, Expect, Refusal, Verdict, Write, Writer};

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::entry::{Entry, ObjectKey, ResourceId};
 use crate::state::{Page, State};
 use crate::watch::{Gone, Watcher};
-use crate::writer::{Committed, Refusal, Write, Writer};
+use crate::writer::{Committed, Refusal, Verdict, Write, Writer};
 
 /// Writes waiting for the disk; more make their callers wait.
 const QUEUE_WRITES: usize = 4096;
@@ -28,7 +28,7 @@ pub enum StoreError {
 
 struct Request {
     writes: Vec<Write>,
-    answer: oneshot::Sender<Result<Vec<Committed>, Refusal>>,
+    answer: oneshot::Sender<Verdict>,
 }
 
 /// A handle to the store. Cheap to clone; the writer thread ends when the last handle is dropped.
@@ -84,6 +84,13 @@ impl Store {
     /// How many objects a collection holds.
     pub fn count(&self, resource: &ResourceId) -> usize {
         self.state.read().shard(resource).map_or(0, |shard| shard.objects.len())
+    }
+
+    /// The revision of the newest change to any of `resources`; what is derived from them is current while this
+    /// stands still.
+    pub fn newest(&self, resources: &[ResourceId]) -> u64 {
+        let state = self.state.read();
+        resources.iter().filter_map(|resource| state.shard(resource)).map(|shard| *shard.news.borrow()).max().unwrap_or(0)
     }
 
     /// Reads changes of a collection after revision `from`.

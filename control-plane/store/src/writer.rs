@@ -82,6 +82,9 @@ pub enum Refusal {
     Engine(Arc<EngineError>),
 }
 
+/// What became of one transaction: all its writes, or why none of them.
+pub type Verdict = Result<Vec<Committed>, Refusal>;
+
 /// An accepted write on its way.
 struct Pending {
     resource: ResourceId,
@@ -128,7 +131,7 @@ impl Writer {
     }
 
     /// Carries out a group of transactions, each all or nothing, with one durable write for the group.
-    pub fn write(&mut self, group: Vec<Vec<Write>>) -> Vec<Result<Vec<Committed>, Refusal>> {
+    pub fn write(&mut self, group: Vec<Vec<Write>>) -> Vec<Verdict> {
         let (verdicts, accepted, revision) = self.propose(group);
         if let Err(error) = self.commit(&accepted, revision) {
             let error = Arc::new(error);
@@ -139,7 +142,7 @@ impl Writer {
     }
 
     /// Gives every transaction that may happen its revisions; later ones see earlier ones.
-    fn propose(&self, group: Vec<Vec<Write>>) -> (Vec<Result<Vec<Committed>, Refusal>>, Vec<Pending>, u64) {
+    fn propose(&self, group: Vec<Vec<Write>>) -> (Vec<Verdict>, Vec<Pending>, u64) {
         let state = self.state.read();
         let mut revision = state.revision;
         let mut accepted: Vec<Pending> = Vec::new();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use kedge_world::RealDisk;
+use kedge_world::{Disk, RealDisk};
 
 use super::{Change, Engine, EngineError, RedbEngine, SledEngine};
 
@@ -69,7 +69,7 @@ fn damage_is_named_with_the_file_and_the_way_out() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state.redb");
     for garbage in [&b"not a database, and long enough to look at twice"[..], &[0x42; 70_000]] {
-        std::fs::write(&path, garbage).unwrap();
+        RealDisk.replace(&path, garbage).unwrap();
         let error = RedbEngine::open(&RealDisk, &path).err().expect("garbage is refused").to_string();
         assert!(error.contains("state.redb is damaged") && error.contains("snapshot"), "{error}");
     }
