@@ -1,4 +1,9 @@
 //! What Kubernetes objects look like: the facts table, and everything that follows from it without I/O.
 
 pub mod facts;
+pub mod field;
+pub mod go_text;
+pub mod names;
+pub mod quantity;
+pub mod selector;
 pub mod shape;

@@ -1,0 +1,142 @@
+//! Texts as Go prints them, because clients and tests compare the server's messages letter by letter.
+//!
+//! What must hold: [`quote`] is `strconv.Quote`, [`json`] is `encoding/json`'s `Marshal`, [`number`] is `%v`.
+//! Nothing here decides anything; it only writes.
+
+use std::fmt::Write as _;
+
+use serde_json::{Number, Value};
+
+/// `strconv.Quote`: double quotes, Go's escapes, printable Unicode kept.
+pub fn quote(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\u{7}' => out.push_str("\\a"),
+            '\u{8}' => out.push_str("\\b"),
+            '\u{c}' => out.push_str("\\f"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\u{b}' => out.push_str("\\v"),
+            c if is_printable(c) => out.push(c),
+            c if (c as u32) < 0x80 => {
+                let _ = write!(out, "\\x{:02x}", c as u32);
+            }
+            c if (c as u32) < 0x10000 => {
+                let _ = write!(out, "\\u{:04x}", c as u32);
+            }
+            c => {
+                let _ = write!(out, "\\U{:08x}", c as u32);
+            }
+        }
+    }
+    out.push('"');
+    out
+}
+
+/// Rust's own escaping knows which characters are not printable (`Grapheme_Extend` ones are, for Go).
+fn is_printable(c: char) -> bool {
+    let code = c as u32;
+    if code < 0x80 {
+        return (0x20..0x7f).contains(&code);
+    }
+    if c.is_whitespace() || c.is_control() {
+        return false;
+    }
+    match c.escape_debug().len() {
+        1 => true,
+        _ => is_combining(code),
+    }
+}
+
+/// The combining marks that `escape_debug` escapes although they print.
+fn is_combining(code: u32) -> bool {
+    matches!(code, 0x300..=0x36f | 0x483..=0x489 | 0x591..=0x5bd | 0x1ab0..=0x1aff | 0x1dc0..=0x1dff | 0x20d0..=0x20ff | 0xfe00..=0xfe0f | 0xfe20..=0xfe2f)
+}
+
+/// `encoding/json`'s `Marshal`: compact, `<`, `>`, `&` and the two line separators escaped.
+pub fn json(value: &Value) -> String {
+    let plain = value.to_string();
+    if !plain.contains(['<', '>', '&', '\u{2028}', '\u{2029}']) {
+        return plain;
+    }
+    let mut out = String::with_capacity(plain.len() + 16);
+    for c in plain.chars() {
+        match c {
+            '<' => out.push_str("\\u003c"),
+            '>' => out.push_str("\\u003e"),
+            '&' => out.push_str("\\u0026"),
+            '\u{2028}' => out.push_str("\\u2028"),
+            '\u{2029}' => out.push_str("\\u2029"),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// `%v` of a number: integers as they are, floats shortest, with an exponent from 1e21 on and below 1e-4.
+pub fn number(number: &Number) -> String {
+    match number.as_f64() {
+        Some(float) if number.is_f64() => float_text(float),
+        _ => number.to_string(),
+    }
+}
+
+/// `%v` of a float.
+pub fn float_text(float: f64) -> String {
+    let size = float.abs();
+    if size != 0.0 && !(1e-4..1e21).contains(&size) {
+        let text = format!("{float:e}");
+        let (digits, exponent) = text.split_once('e').expect("LowerExp always writes an exponent");
+        let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |rest| ('-', rest));
+        return format!("{digits}e{sign}{exponent:0>2}");
+    }
+    format!("{float}")
+}
+
+/// What JSON calls the value's type, in the words of `encoding/json` errors.
+pub fn json_kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn quotes_as_go_does() {
+        for (input, expected) in [
+            ("plain", "\"plain\""),
+            ("a\"b\\", "\"a\\\"b\\\\\""),
+            ("tab\there\u{1}", "\"tab\\there\\x01\""),
+            ("caf\u{e9} \u{4e16}", "\"caf\u{e9} \u{4e16}\""),
+            ("\u{a0}\u{feff}", "\"\\u00a0\\ufeff\""),
+            ("e\u{301}", "\"e\u{301}\""),
+        ] {
+            assert_eq!(quote(input), expected);
+        }
+    }
+
+    #[test]
+    fn prints_floats_as_go_does() {
+        for (input, expected) in
+            [(1.0, "1"), (0.5, "0.5"), (1e20, "100000000000000000000"), (1e21, "1e+21"), (1e-5, "1e-05")]
+        {
+            assert_eq!(float_text(input), expected);
+        }
+        assert_eq!(json(&json!({"a": "<b>"})), "{\"a\":\"\\u003cb\\u003e\"}");
+    }
+}
