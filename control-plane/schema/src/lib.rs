@@ -4,6 +4,7 @@ pub mod facts;
 pub mod field;
 pub mod go_text;
 pub mod names;
+pub mod protobuf;
 pub mod quantity;
 pub mod selector;
 pub mod shape;

@@ -238,7 +238,7 @@ impl Join<'_> {
                 let declared = self.go.declared(of, name)?.clone();
                 match declared {
                     GoType::Other(inner) => self.go_shape(package, &inner)?,
-                    GoType::Struct(_) => self.named(package, &of.to_owned(), name),
+                    GoType::Struct(_) => self.named(package, of, name),
                 }
             }
             _ => bail!("an unknown Go type {kind}"),
