@@ -1,5 +1,6 @@
 //! What Kubernetes objects look like: the facts table, and everything that follows from it without I/O.
 
+pub mod decode;
 pub mod facts;
 pub mod field;
 pub mod go_text;
@@ -8,3 +9,4 @@ pub mod protobuf;
 pub mod quantity;
 pub mod selector;
 pub mod shape;
+pub mod strict;
