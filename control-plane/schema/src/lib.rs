@@ -9,4 +9,5 @@ pub mod protobuf;
 pub mod quantity;
 pub mod selector;
 pub mod shape;
+pub mod strategic;
 pub mod strict;

@@ -142,6 +142,8 @@ pub struct PatchRule {
     pub merge: bool,
     /// Only keys named in the patch's `$retainKeys` stay.
     pub retain_keys: bool,
+    /// An object is replaced as a whole, not merged; lists are anyway unless `merge` is set.
+    pub replace: bool,
     /// What tells items of a merged list apart; none for scalars.
     pub merge_key: Option<Box<str>>,
 }

@@ -15,7 +15,7 @@
 //! Shapes: `[]x` a list, `{}x` a map, `<>x` a list in a message of its own, a lower-case word for a plain value, a
 //! type of the same package, or `core/v1:Type`. Flags of a field: `!` required, `*` a pointer, `+` written even when
 //! zero, `zero` documented with its zero value as default, and `list=`, `map=`, `patch=`, `key=`, `default=`.
-//! `*` for verbs are all eight.
+//! `*` for verbs are all eight. `returns-deleted` of a resource: a delete answers with the object, not a `Status`.
 
 use std::collections::HashMap;
 
@@ -65,6 +65,7 @@ struct Reader<'a> {
     details: Vec<TypeFacts>,
     group_version: (&'a str, &'a str),
     resources: Vec<Resource>,
+    deleted: Vec<usize>,
 }
 
 impl<'a> Reader<'a> {
@@ -243,6 +244,7 @@ impl<'a> Reader<'a> {
         };
         for word in words {
             match word.split_once('=') {
+                None if word == "returns-deleted" => self.deleted.push(self.resources.len()),
                 Some(("short", names)) => resource.short_names = names.split(',').map(Into::into).collect(),
                 Some(("categories", names)) => resource.categories = names.split(',').map(Into::into).collect(),
                 _ => return fault(format!("unknown flag {word:?}")),
@@ -298,7 +300,7 @@ impl<'a> Reader<'a> {
         let mut by_name: Vec<TypeId> = ids.collect();
         by_name.sort_by_key(|id| &self.types[id.0 as usize].name);
         let schema = Schema { types: self.types };
-        Ok(Facts { schema, resources: self.resources, details: self.details, by_name, kinds, every })
+        Ok(Facts { schema, resources: self.resources, details: self.details, by_name, kinds, every, deleted: self.deleted })
     }
 }
 
@@ -321,7 +323,10 @@ fn flag(word: &str, field: &mut Field, facts: &mut FieldFacts) -> Result<(), Fau
                 match strategy {
                     "merge" => field.patch.merge = true,
                     "retainKeys" => field.patch.retain_keys = true,
-                    "replace" => facts.replace_stated = true,
+                    "replace" => {
+                        facts.replace_stated = true;
+                        field.patch.replace = true;
+                    }
                     _ => return fault(format!("unknown strategy {strategy:?}")),
                 }
             }
