@@ -48,7 +48,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 fn make() -> Result<String> {
     let staging = format!("v0.{}", RELEASE.strip_prefix("1.").expect("a 1.x release"));
-    let published = module("k8s.io/kubernetes", &format!("v{RELEASE}"))?.join("api");
+    let published = published()?;
     let mut roots = Vec::new();
     for name in ["api", "apimachinery", "apiextensions-apiserver", "kube-aggregator"] {
         roots.push((name, module(&format!("k8s.io/{name}"), &staging)?));
@@ -57,6 +57,11 @@ fn make() -> Result<String> {
     let mut go = go::Packages::new(roots.clone());
     let mut protos = proto::Packages::new(roots);
     table::render(RELEASE, &documents, &mut go, &mut protos)
+}
+
+/// The directory of the published OpenAPI and discovery documents.
+pub(crate) fn published() -> Result<PathBuf> {
+    Ok(module("k8s.io/kubernetes", &format!("v{RELEASE}"))?.join("api"))
 }
 
 /// Where Go's module cache has `name` at `version`, fetched through the ordinary client if need be.

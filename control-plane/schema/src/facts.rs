@@ -28,6 +28,8 @@ pub struct Facts {
     by_name: Vec<TypeId>,
     kinds: Vec<(GroupVersionKind, TypeId)>,
     every: Vec<(Box<str>, TypeId)>,
+    /// Indexes into `resources`.
+    deleted: Vec<usize>,
 }
 
 /// The facts of Kubernetes 1.36, read from the binary at first use.
@@ -45,6 +47,12 @@ impl Facts {
     /// The resource with this plural.
     pub fn resource(&self, group: &str, version: &str, plural: &str) -> Option<&Resource> {
         self.resources.iter().find(|resource| &*resource.plural == plural && resource.is_of(group, version))
+    }
+
+    /// Whether deleting such an object is answered with the object rather than a `Status`.
+    pub fn returns_deleted(&self, group: &str, version: &str, plural: &str) -> bool {
+        let mut resources = self.deleted.iter().map(|at| &self.resources[*at]);
+        resources.any(|resource| &*resource.plural == plural && resource.is_of(group, version))
     }
 
     /// The type of a kind: of a resource, of its list, or of what else travels by itself (`Status`, `Scale`, …).

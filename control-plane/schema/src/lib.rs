@@ -6,6 +6,7 @@ pub mod facts;
 pub mod field;
 pub mod go_text;
 pub mod names;
+pub mod openapi;
 pub mod protobuf;
 pub mod quantity;
 pub mod selector;

@@ -1,6 +1,6 @@
 //! Reads the published OpenAPI v3 documents and discovery lists.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -12,6 +12,8 @@ pub(crate) struct Documents {
     pub(crate) definitions: BTreeMap<String, Value>,
     /// The group versions of stable quality in discovery's order, core first, each with its resources.
     pub(crate) lists: Vec<(String, String, Vec<Value>)>,
+    /// The paths without namespace, such as `/api/v1/pods`, where a delete answers with the deleted object.
+    pub(crate) deleted: BTreeSet<String>,
 }
 
 impl Documents {
@@ -30,37 +32,50 @@ impl Documents {
                 }
             }
         }
-        Ok(Documents { definitions: definitions(&published.join("openapi-spec/v3"))?, lists })
+        let mut documents = Documents { definitions: BTreeMap::new(), lists, deleted: BTreeSet::new() };
+        documents.v3(&published.join("openapi-spec/v3"))?;
+        Ok(documents)
+    }
+
+    fn v3(&mut self, dir: &Path) -> Result<()> {
+        for entry in std::fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))? {
+            let path = entry?.path();
+            let mut document = read(&path)?;
+            for (path, item) in document["paths"].as_object().context("a document without paths")? {
+                let answer = &item["delete"]["responses"]["200"]["content"]["application/json"]["schema"]["$ref"];
+                let object = answer.as_str().is_some_and(|answer| !answer.ends_with(".Status"));
+                if object && item["delete"]["x-kubernetes-action"] == "delete" {
+                    let path = path.replace("/namespaces/{namespace}", "");
+                    self.deleted.insert(path.trim_end_matches("/{name}").to_owned());
+                }
+            }
+            if let Some(Value::Object(schemas)) = document.pointer_mut("/components/schemas").map(Value::take) {
+                for (name, schema) in schemas {
+                    self.define(name, schema)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn define(&mut self, name: String, schema: Value) -> Result<()> {
+        if let Some(earlier) = self.definitions.get(&name) {
+            // Only the kinds that exist in every group are told differently by each group's document.
+            let (mut a, mut b) = (earlier.clone(), schema.clone());
+            for value in [&mut a, &mut b] {
+                value.as_object_mut().context("a definition that is no object")?.remove(KINDS);
+            }
+            ensure!(a == b, "two documents differ about {name}");
+            ensure!(earlier[KINDS] == schema[KINDS] || every_group(&schema), "two documents differ about {name}");
+        }
+        self.definitions.insert(name, schema);
+        Ok(())
     }
 }
 
 /// Whether `version` is neither alpha nor beta.
 pub(crate) fn stable(version: &str) -> bool {
     version.strip_prefix('v').is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
-}
-
-fn definitions(dir: &Path) -> Result<BTreeMap<String, Value>> {
-    let mut all: BTreeMap<String, Value> = BTreeMap::new();
-    for entry in std::fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))? {
-        let path = entry?.path();
-        let mut document = read(&path)?;
-        let Some(Value::Object(schemas)) = document.pointer_mut("/components/schemas").map(Value::take) else {
-            continue;
-        };
-        for (name, schema) in schemas {
-            if let Some(earlier) = all.get(&name) {
-                // Only the kinds that exist in every group are told differently by each group's document.
-                let (mut a, mut b) = (earlier.clone(), schema.clone());
-                for value in [&mut a, &mut b] {
-                    value.as_object_mut().context("a definition that is no object")?.remove(KINDS);
-                }
-                ensure!(a == b, "two documents differ about {name}");
-                ensure!(earlier[KINDS] == schema[KINDS] || every_group(&schema), "two documents differ about {name}");
-            }
-            all.insert(name, schema);
-        }
-    }
-    Ok(all)
 }
 
 pub(crate) const KINDS: &str = "x-kubernetes-group-version-kind";

@@ -10,21 +10,25 @@ use super::go::{self, GoField, GoType};
 use super::openapi::{Documents, KINDS, every_group, stable};
 use super::proto::{self, ProtoField};
 
-/// Types on the wire that no OpenAPI document names, and the kind each is at the top of a message.
+/// Types on the wire that no OpenAPI document names, and the group version each is a kind of.
 const EXTRA: &[(&str, &str, &str)] = &[
-    (META, "Table", "meta.k8s.io/v1/Table"),
-    (META, "PartialObjectMetadata", "meta.k8s.io/v1/PartialObjectMetadata"),
-    (META, "PartialObjectMetadataList", "meta.k8s.io/v1/PartialObjectMetadataList"),
-    (META, "List", "/v1/List"),
-    ("io.k8s.api.apidiscovery.v2", "APIGroupDiscoveryList", "apidiscovery.k8s.io/v2/APIGroupDiscoveryList"),
-    ("io.k8s.api.apidiscovery.v2", "APIGroupDiscovery", "apidiscovery.k8s.io/v2/APIGroupDiscovery"),
-    ("io.k8s.api.admission.v1", "AdmissionReview", "admission.k8s.io/v1/AdmissionReview"),
-    (
-        "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1",
-        "ConversionReview",
-        "apiextensions.k8s.io/v1/ConversionReview",
-    ),
+    (META, "Table", "meta.k8s.io/v1"),
+    (META, "PartialObjectMetadata", "meta.k8s.io/v1"),
+    (META, "PartialObjectMetadataList", "meta.k8s.io/v1"),
+    (META, "List", "/v1"),
+    (CORE, "NodeProxyOptions", "/v1"),
+    (CORE, "PodAttachOptions", "/v1"),
+    (CORE, "PodExecOptions", "/v1"),
+    (CORE, "PodLogOptions", "/v1"),
+    (CORE, "PodPortForwardOptions", "/v1"),
+    (CORE, "PodProxyOptions", "/v1"),
+    (CORE, "ServiceProxyOptions", "/v1"),
+    ("io.k8s.api.apidiscovery.v2", "APIGroupDiscoveryList", "apidiscovery.k8s.io/v2"),
+    ("io.k8s.api.apidiscovery.v2", "APIGroupDiscovery", "apidiscovery.k8s.io/v2"),
+    ("io.k8s.api.admission.v1", "AdmissionReview", "admission.k8s.io/v1"),
+    ("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1", "ConversionReview", "apiextensions.k8s.io/v1"),
 ];
+const CORE: &str = "io.k8s.api.core.v1";
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
 /// Served outside any group.
 const UNVERSIONED: &[&str] = &["io.k8s.apimachinery.pkg.version.Info"];
@@ -104,8 +108,8 @@ impl Join<'_> {
             Some(schema) => type_flags(schema)?,
             None => EXTRA.iter().filter(|(of, extra, _)| (*of, *extra) == (package, name)).fold(
                 String::new(),
-                |mut flags, (_, _, kind)| {
-                    flags.push_str(&format!(" kind={kind}"));
+                |mut flags, (_, _, group_version)| {
+                    flags.push_str(&format!(" kind={group_version}/{name}"));
                     flags
                 },
             ),
@@ -380,6 +384,10 @@ fn resources(out: &mut String, documents: &Documents) -> Result<()> {
                 None => {
                     let scope = if entry["namespaced"] == true { "namespaced" } else { "cluster" };
                     write!(out, "resource {} {} {} {scope} {verbs}", text("name"), text("kind"), text("singularName"))?;
+                    let root = if group.is_empty() { "/api".to_owned() } else { format!("/apis/{group}") };
+                    if documents.deleted.contains(&format!("{root}/{version}/{}", text("name"))) {
+                        out.push_str(" returns-deleted");
+                    }
                     for (flag, values) in [("short", many("shortNames")), ("categories", many("categories"))] {
                         if !values.is_empty() {
                             write!(out, " {flag}={}", values.join(","))?;

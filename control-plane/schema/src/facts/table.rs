@@ -300,7 +300,15 @@ impl<'a> Reader<'a> {
         let mut by_name: Vec<TypeId> = ids.collect();
         by_name.sort_by_key(|id| &self.types[id.0 as usize].name);
         let schema = Schema { types: self.types };
-        Ok(Facts { schema, resources: self.resources, details: self.details, by_name, kinds, every, deleted: self.deleted })
+        Ok(Facts {
+            schema,
+            resources: self.resources,
+            details: self.details,
+            by_name,
+            kinds,
+            every,
+            deleted: self.deleted,
+        })
     }
 }
 

@@ -3,13 +3,13 @@
 use crate::protobuf::Fault;
 
 /// The fields of a message, one after the other.
-pub(super) struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     rest: &'a [u8],
 }
 
 /// A field's value as it lies on the wire.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Wire<'a> {
+pub(crate) enum Wire<'a> {
     Varint(u64),
     Fixed64(u64),
     Bytes(&'a [u8]),
@@ -19,12 +19,12 @@ pub(super) enum Wire<'a> {
 }
 
 impl<'a> Fields<'a> {
-    pub(super) fn new(message: &'a [u8]) -> Fields<'a> {
+    pub(crate) fn new(message: &'a [u8]) -> Fields<'a> {
         Fields { rest: message }
     }
 
     /// The next field's number and value.
-    pub(super) fn next(&mut self) -> Result<Option<(u32, Wire<'a>)>, Fault> {
+    pub(crate) fn next(&mut self) -> Result<Option<(u32, Wire<'a>)>, Fault> {
         if self.rest.is_empty() {
             return Ok(None);
         }
@@ -37,7 +37,7 @@ impl<'a> Fields<'a> {
     }
 
     /// One bare varint, as in packed lists; none at the end.
-    pub(super) fn packed(&mut self) -> Result<Option<u64>, Fault> {
+    pub(crate) fn packed(&mut self) -> Result<Option<u64>, Fault> {
         if self.rest.is_empty() { Ok(None) } else { self.varint().map(Some) }
     }
 
@@ -116,25 +116,25 @@ impl<'a> Wire<'a> {
         Fault::WireType { expected, found: self.name() }
     }
 
-    pub(super) fn varint(self) -> Result<u64, Fault> {
+    pub(crate) fn varint(self) -> Result<u64, Fault> {
         match self {
             Wire::Varint(value) => Ok(value),
             other => Err(other.mismatch("a varint")),
         }
     }
 
-    pub(super) fn bytes(self) -> Result<&'a [u8], Fault> {
+    pub(crate) fn bytes(self) -> Result<&'a [u8], Fault> {
         match self {
             Wire::Bytes(value) => Ok(value),
             other => Err(other.mismatch("length-delimited")),
         }
     }
 
-    pub(super) fn text(self) -> Result<&'a str, Fault> {
+    pub(crate) fn text(self) -> Result<&'a str, Fault> {
         std::str::from_utf8(self.bytes()?).map_err(|_| Fault::NotUtf8)
     }
 
-    pub(super) fn double(self) -> Result<f64, Fault> {
+    pub(crate) fn double(self) -> Result<f64, Fault> {
         match self {
             Wire::Fixed64(bits) => Ok(f64::from_bits(bits)),
             other => Err(other.mismatch("64 bits")),
@@ -142,7 +142,7 @@ impl<'a> Wire<'a> {
     }
 }
 
-pub(super) fn write_varint(out: &mut Vec<u8>, mut value: u64) {
+pub(crate) fn write_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push((value as u8 & 0x7f) | 0x80);
         value >>= 7;
@@ -150,17 +150,17 @@ pub(super) fn write_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-pub(super) fn write_number(out: &mut Vec<u8>, number: u32, value: u64) {
+pub(crate) fn write_number(out: &mut Vec<u8>, number: u32, value: u64) {
     write_varint(out, u64::from(number) << 3);
     write_varint(out, value);
 }
 
-pub(super) fn write_double(out: &mut Vec<u8>, number: u32, value: f64) {
+pub(crate) fn write_double(out: &mut Vec<u8>, number: u32, value: f64) {
     write_varint(out, u64::from(number) << 3 | 1);
     out.extend_from_slice(&value.to_bits().to_le_bytes());
 }
 
-pub(super) fn write_bytes(out: &mut Vec<u8>, number: u32, value: &[u8]) {
+pub(crate) fn write_bytes(out: &mut Vec<u8>, number: u32, value: &[u8]) {
     write_varint(out, u64::from(number) << 3 | 2);
     write_varint(out, value.len() as u64);
     out.extend_from_slice(value);
