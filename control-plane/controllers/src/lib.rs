@@ -1,1 +1,36 @@
 //! Controllers: each a plan from what is observed to what to do, run by one shared runner.
+//!
+//! A controller is one file: what it watches, a pure `plan`, the few calls that carry it out, and its cases; and one
+//! line in [`start`]. It owns no loop, no queue, no retry. Where behaviour is upstream's, the file names upstream's.
+//!
+//! What is not here: the scheduler (a crate of its own) and everything a node does.
+
+#![forbid(unsafe_code)]
+
+mod adopt;
+mod deployment;
+mod endpoint_slices;
+mod namespaces;
+mod pods;
+mod replica_sets;
+mod service_accounts;
+mod write;
+
+use kedge_client::{Context, run};
+
+/// What controllers must be told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The certificate authority of the API server as PEM, published in every namespace.
+    pub root_ca: String,
+}
+
+/// Starts every controller; they run as long as the runtime.
+pub fn start(context: &Context, settings: &Settings) {
+    let spawn = |context: &Context| context.clone();
+    tokio::spawn(run(deployment::Controller, spawn(context)));
+    tokio::spawn(run(replica_sets::Controller, spawn(context)));
+    tokio::spawn(run(endpoint_slices::Controller, spawn(context)));
+    tokio::spawn(run(namespaces::Controller, spawn(context)));
+    tokio::spawn(run(service_accounts::Controller::new(&settings.root_ca), spawn(context)));
+}

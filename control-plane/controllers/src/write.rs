@@ -1,0 +1,106 @@
+//! Writing through the API so that the writer's next look includes what it did.
+
+use k8s_openapi::api::core::v1::Pod;
+use kedge_client::{Context, Watched};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::NamespaceResourceScope;
+use kube::{Api, Resource, ResourceExt};
+use serde::Serialize;
+use serde_json::Value;
+
+/// A kind that lives in namespaces and is watched by this process.
+pub(crate) trait Namespaced: Watched + Resource<Scope = NamespaceResourceScope> + Serialize {}
+impl<K> Namespaced for K where K: Watched + Resource<Scope = NamespaceResourceScope> + Serialize {}
+
+/// Objects of kind `K` in `namespace`.
+pub(crate) fn api<K: Namespaced>(context: &Context, namespace: &str) -> Api<K> {
+    Api::namespaced(context.informers.client().clone(), namespace)
+}
+
+/// The revision at which an object was last changed.
+pub(crate) fn revision<K: Resource>(object: &K) -> u64 {
+    object.meta().resource_version.as_deref().and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+/// Creates `object` and waits until the shared copy shows it.
+pub(crate) async fn create<K: Namespaced>(context: &Context, namespace: &str, object: &K) -> kube::Result<K> {
+    let made = api::<K>(context, namespace).create(&PostParams::default(), object).await?;
+    context.informers.of::<K>().reached(revision(&made)).await;
+    Ok(made)
+}
+
+/// Replaces `object`, at the revision it carries, and waits until the shared copy shows it.
+pub(crate) async fn replace<K: Namespaced>(context: &Context, object: &K) -> kube::Result<K> {
+    let namespace = object.namespace().unwrap_or_default();
+    let made = api::<K>(context, &namespace).replace(&object.name_any(), &PostParams::default(), object).await?;
+    context.informers.of::<K>().reached(revision(&made)).await;
+    Ok(made)
+}
+
+/// Replaces the status of `object`, at the revision it carries, and waits until the shared copy shows it.
+pub(crate) async fn replace_status<K: Namespaced>(context: &Context, object: &K) -> kube::Result<()> {
+    let namespace = object.namespace().unwrap_or_default();
+    let made = api::<K>(context, &namespace).replace_status(&object.name_any(), &PostParams::default(), object).await?;
+    context.informers.of::<K>().reached(revision(&made)).await;
+    Ok(())
+}
+
+/// Merges `patch` into an object and waits until the shared copy shows it.
+pub(crate) async fn merge<K: Namespaced>(context: &Context, object: &K, patch: &Value) -> kube::Result<K> {
+    let namespace = object.namespace().unwrap_or_default();
+    let api = api::<K>(context, &namespace);
+    let made = api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await?;
+    context.informers.of::<K>().reached(revision(&made)).await;
+    Ok(made)
+}
+
+/// Deletes exactly this object. That it is gone already, or is another one by now, is as good.
+pub(crate) async fn delete<K: Namespaced>(context: &Context, object: &K) -> kube::Result<()> {
+    let namespace = object.namespace().unwrap_or_default();
+    let preconditions = Some(Preconditions { uid: object.uid(), resource_version: None });
+    let parameters = DeleteParams { preconditions, ..DeleteParams::background() };
+    match api::<K>(context, &namespace).delete(&object.name_any(), &parameters).await {
+        Ok(either) => {
+            let newest = either.left().map_or(0, |object| revision(&object));
+            context.informers.of::<K>().reached(newest).await;
+            Ok(())
+        }
+        Err(error) if is(&error, 404) || is(&error, 409) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the API answered with this HTTP status.
+pub(crate) fn is(error: &kube::Error, code: u16) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == code)
+}
+
+/// Creates `count` pods made by `make`: first one, then two, then four, so that a refusal that holds for all of them
+/// costs one request and not all. (`slowStartBatch`.) Returns how many were made and the first refusal.
+pub(crate) async fn create_pods(context: &Context, namespace: &str, count: usize, make: impl Fn() -> Pod) -> (usize, Option<kube::Error>) {
+    let api = api::<Pod>(context, namespace);
+    let (mut made, mut batch, mut newest) = (0, 1, 0);
+    while made < count {
+        let size = batch.min(count - made);
+        let parameters = PostParams::default();
+        let pods: Vec<Pod> = (0..size).map(|_| make()).collect();
+        let results = futures::future::join_all(pods.iter().map(|pod| api.create(&parameters, pod))).await;
+        let mut refused = None;
+        for result in results {
+            match result {
+                Ok(pod) => {
+                    made += 1;
+                    newest = newest.max(revision(&pod));
+                }
+                Err(error) => refused = refused.or(Some(error)),
+            }
+        }
+        if refused.is_some() {
+            context.informers.of::<Pod>().reached(newest).await;
+            return (made, refused);
+        }
+        batch *= 2;
+    }
+    context.informers.of::<Pod>().reached(newest).await;
+    (made, None)
+}
