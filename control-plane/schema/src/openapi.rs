@@ -10,6 +10,7 @@
 mod custom;
 mod definitions;
 mod gnostic;
+mod operation;
 mod paths;
 #[cfg(test)]
 mod tests;
@@ -18,7 +19,8 @@ use serde_json::{Map as Object, Value, json};
 
 use crate::facts::Facts;
 use definitions::Definitions;
-use paths::{PathItem, Served};
+use operation::PathItem;
+use paths::Served;
 
 pub use custom::CrdDocument;
 pub use gnostic::{GnosticError, gnostic_v2};
