@@ -1,5 +1,6 @@
 //! What Kubernetes objects look like: the facts table, and everything that follows from it without I/O.
 
+pub mod apply;
 pub mod crd;
 pub mod decode;
 pub mod facts;

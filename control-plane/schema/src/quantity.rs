@@ -279,7 +279,7 @@ fn fits_fast_path(pieces: &Pieces<'_>, format: Format, exponent: i32) -> bool {
     let whole = pieces.whole.len().max(1) as i32;
     let fraction = pieces.fraction.len() as i32;
     match format {
-        Format::BinarySi => fraction == 0 && 15 - whole - exponent * 3 / 10 - 1 >= 0,
+        Format::BinarySi => fraction == 0 && 15 - whole - exponent * 3 / 10 > 0,
         _ => whole + fraction <= 18 && exponent - fraction >= -9,
     }
 }

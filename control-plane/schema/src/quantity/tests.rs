@@ -82,7 +82,7 @@ proptest! {
     #[test]
     fn canonical_text_means_the_same(text in "[+-]?[0-9]{0,22}(\\.[0-9]{0,12})?(n|u|m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|e[+-]?[0-9]{1,2})?") {
         if let Ok(quantity) = Quantity::parse(&text) {
-            let printed = Quantity { written: None, ..quantity.clone() }.to_string();
+            let printed = Quantity { written: None, ..quantity }.to_string();
             let again = Quantity::parse(&printed).unwrap();
             prop_assert_eq!(&again, &quantity, "{} printed as {}", text, printed);
             prop_assert_eq!(Quantity { written: None, ..again }.to_string(), printed);
