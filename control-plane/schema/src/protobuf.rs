@@ -147,6 +147,32 @@ pub fn encode_message(facts: &Facts, id: TypeId, object: &Value) -> Result<Vec<u
     encode::Encoder::new(facts).message(id, object).map_err(Located::into_error)
 }
 
+/// A list with its envelope, of items whose bare messages are at hand, so that nothing is encoded twice.
+/// Every built-in list has its metadata at 1 and its items at 2.
+pub fn encode_list<'a>(
+    facts: &Facts,
+    api_version: &str,
+    kind: &str,
+    metadata: &Value,
+    items: impl IntoIterator<Item = &'a [u8]>,
+) -> Result<Vec<u8>, ProtobufError> {
+    kind_of(facts, api_version, kind)?;
+    let list_meta = facts
+        .type_named("io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta")
+        .expect("the table has the type of every list's metadata");
+    let mut message = Vec::new();
+    wire::write_bytes(&mut message, 1, &encode_message(facts, list_meta, metadata)?);
+    for item in items {
+        wire::write_bytes(&mut message, 2, item);
+    }
+    Ok(envelope(api_version, kind, &message))
+}
+
+/// The bare message within a body, as [`encode_list`] takes it.
+pub fn message_of(body: &[u8]) -> Result<&[u8], ProtobufError> {
+    Envelope::read(body).map(|envelope| envelope.message)
+}
+
 /// A frame of a watch: the message of a `WatchEvent` around an object that is already encoded with its envelope.
 pub fn watch_event(event_type: &str, object: &[u8]) -> Vec<u8> {
     let mut raw = Vec::with_capacity(object.len() + 8);

@@ -199,3 +199,50 @@ fn qualify(kind: &str, package: &str, imports: &HashMap<String, String>) -> Stri
         None => format!("{package}:{kind}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{GoType, Package, read_file};
+
+    #[test]
+    fn structs_are_read_with_their_tags() {
+        let text = r#"package v1
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+)
+type Extra []string
+type Thing struct {
+	metav1.TypeMeta `json:",inline"`
+	// a comment
+	Source `json:",inline" protobuf:"bytes,2,opt,name=source"`
+	Count *int32 `json:"count,omitempty" protobuf:"varint,3,opt,name=count"`
+	Limits map[Name]resource.Quantity `json:"limits" protobuf:"bytes,4,rep,name=limits"`
+	Time metav1.Time `json:"time,omitempty,omitzero" protobuf:"bytes,5,opt,name=time"`
+	hidden string
+	Secret string `json:"-"`
+}
+"#;
+        let mut types = Package::new();
+        read_file(text, "io.k8s.api.x.v1", &mut types).unwrap();
+        let GoType::Struct(fields) = &types["Thing"] else { panic!("not a struct") };
+        let told: Vec<String> = fields
+            .iter()
+            .map(|field| {
+                let flags = (field.pointer(), field.omit_empty, field.omit_zero);
+                format!("{:?} {} {:?} {flags:?}", field.json, field.kind, field.number)
+            })
+            .collect();
+        assert_eq!(
+            told,
+            [
+                "None io.k8s.apimachinery.pkg.apis.meta.v1:TypeMeta None (false, false, false)",
+                "None io.k8s.api.x.v1:Source Some(2) (false, false, false)",
+                "Some(\"count\") *int32 Some(3) (true, true, false)",
+                "Some(\"limits\") map[string]io.k8s.apimachinery.pkg.api.resource:Quantity Some(4) (false, false, false)",
+                "Some(\"time\") io.k8s.apimachinery.pkg.apis.meta.v1:Time Some(5) (false, true, true)",
+            ]
+        );
+        assert!(matches!(&types["Extra"], GoType::Other(kind) if kind == "[]string"));
+    }
+}

@@ -87,3 +87,21 @@ fn field(package: &str, line: &str) -> Result<(u32, ProtoField)> {
     };
     Ok((number.parse()?, ProtoField { many, kind }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::parse;
+
+    #[test]
+    fn fields_are_read_with_their_numbers() {
+        let text = "package k8s.io.api.x.v1;\n\n// A comment; with = 1\nmessage Thing {\n  // of the field\n  \
+                    optional string name = 1;\n\n  repeated .k8s.io.apimachinery_x.pkg.Other others = 7;\n  \
+                    map<string, Local> locals = 12;\n}\n\nmessage Empty {\n}\n";
+        let messages = parse("io.k8s.api.x.v1", text).unwrap();
+        let told: Vec<String> =
+            messages["Thing"].iter().map(|(number, field)| format!("{number} {} {}", field.kind, field.many)).collect();
+        assert_eq!(told, ["1 string false", "7 io.k8s.apimachinery-x.pkg:Other true", "12 io.k8s.api.x.v1:Local true"]);
+        assert!(messages["Empty"].is_empty());
+        assert!(parse("p", "message M {\n  oneof x {\n").is_err());
+    }
+}

@@ -3,7 +3,10 @@ use serde_json::{Value, json};
 
 use crate::facts::builtin;
 use crate::protobuf::wire::{write_bytes, write_number};
-use crate::protobuf::{DEPTH_MAX, Fault, MAGIC, ProtobufError, decode, decode_message, encode, envelope, watch_event};
+use crate::protobuf::{
+    DEPTH_MAX, Fault, MAGIC, ProtobufError, decode, decode_message, encode, encode_list, envelope, message_of,
+    watch_event,
+};
 
 /// What goes in comes out, apart from the fields in `filled`, which upstream's JSON always has.
 fn check(object: &Value, filled: &Value) {
@@ -154,6 +157,31 @@ fn a_watch_event_holds_the_encoded_object() {
     let frame = watch_event("ADDED", &encode(builtin(), &pod).unwrap());
     let event = builtin().kind("", "v1", "WatchEvent").unwrap();
     assert_eq!(decode_message(builtin(), event, &frame), Ok(json!({"type": "ADDED", "object": pod})));
+}
+
+/// A list put together from encoded items is the list encoded as a whole, for every list kind.
+#[test]
+fn lists_are_put_together_from_encoded_items() {
+    let facts = builtin();
+    for resource in facts.resources.iter().filter(|resource| resource.verbs.iter().any(|verb| &**verb == "list")) {
+        let api_version = if resource.group.is_empty() {
+            "v1".to_owned()
+        } else {
+            format!("{}/{}", resource.group, resource.version)
+        };
+        let object =
+            |name: &str| json!({"apiVersion": api_version, "kind": &*resource.kind, "metadata": {"name": name}});
+        let bodies = [encode(facts, &object("a")).unwrap(), encode(facts, &object("b")).unwrap()];
+        let kind = format!("{}List", resource.kind);
+        let metadata = json!({"resourceVersion": "7"});
+        let items = bodies.iter().map(|body| message_of(body).unwrap());
+        let list = decode(facts, &encode_list(facts, &api_version, &kind, &metadata, items).unwrap()).unwrap();
+        let whole = json!({"apiVersion": api_version, "kind": kind, "metadata": metadata, "items": [
+            {"metadata": {"name": "a"}}, {"metadata": {"name": "b"}}]});
+        assert_eq!(list, decode(facts, &encode(facts, &whole).unwrap()).unwrap(), "{kind}");
+        assert_eq!(list["items"][1]["metadata"]["name"], "b", "{kind}");
+        assert_eq!(list["metadata"]["resourceVersion"], "7", "{kind}");
+    }
 }
 
 #[test]
