@@ -71,9 +71,10 @@ impl Authority {
         let files = Files { disk: &*world.disk, folder, now };
         let server_ca = files.open("server-ca", "kedge-server-ca", &Purpose::Authority, None, AUTHORITY_DAYS)?;
         let client_ca = files.open("client-ca", "kedge-client-ca", &Purpose::Authority, None, AUTHORITY_DAYS)?;
-        let mut all: Vec<String> = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "127.0.0.1", "::1"]
-            .map(String::from)
-            .to_vec();
+        let mut all: Vec<String> =
+            ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "127.0.0.1", "::1"]
+                .map(String::from)
+                .to_vec();
         all.extend(names.0.iter().filter(|name| !all.contains(name)).cloned().collect::<Vec<_>>());
         let server = files.open("server", "kedge-server", &Purpose::Server(all), Some(&server_ca), LEAF_DAYS)?;
         let masters = Purpose::Client(vec!["system:masters".into()]);
@@ -147,7 +148,8 @@ impl Files<'_> {
         let path = self.folder.join(format!("{file}.pem"));
         match self.disk.read(&path) {
             Ok(bytes) => {
-                let found = Identity::from_pem(&bytes).map_err(|source| AuthorityError::File { path: path.clone(), source })?;
+                let found =
+                    Identity::from_pem(&bytes).map_err(|source| AuthorityError::File { path: path.clone(), source })?;
                 // An authority is never replaced behind its clients' backs.
                 if *purpose == Purpose::Authority || self.serves(&found, purpose) {
                     return Ok(found);
@@ -177,8 +179,8 @@ impl Files<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kedge_world::sim::{SimClock, SimDisk, SimRandom};
     use kedge_world::RealNet;
+    use kedge_world::sim::{SimClock, SimDisk, SimRandom};
 
     fn world(clock: Arc<SimClock>, disk: SimDisk) -> World {
         World { clock, random: Arc::new(SimRandom::seeded(1)), disk: Arc::new(disk), net: Arc::new(RealNet) }

@@ -37,7 +37,9 @@ fn head(line: &str) -> Value {
 
 fn add(object: &mut Value, detail: &str) {
     let parts: Vec<&str> = detail.split(' ').collect();
-    let list = |text: &str| -> Vec<String> { text.split(',').map(|item| if item == "-" { String::new() } else { item.into() }).collect() };
+    let list = |text: &str| -> Vec<String> {
+        text.split(',').map(|item| if item == "-" { String::new() } else { item.into() }).collect()
+    };
     let push = |object: &mut Value, key: &str, value: Value| match object[key].as_array_mut() {
         Some(array) => array.push(value),
         None => object[key] = json!([value]),
@@ -57,7 +59,9 @@ fn add(object: &mut Value, detail: &str) {
             push(&mut rule, "clusterRoleSelectors", json!({ "matchLabels": labels }));
             object["aggregationRule"] = rule;
         }
-        ["path", verbs, paths] => push(object, "rules", json!({ "verbs": list(verbs), "nonResourceURLs": list(paths) })),
+        ["path", verbs, paths] => {
+            push(object, "rules", json!({ "verbs": list(verbs), "nonResourceURLs": list(paths) }))
+        }
         ["rule", verbs, groups, resources, ref names @ ..] => {
             let mut rule = json!({ "verbs": list(verbs), "apiGroups": list(groups), "resources": list(resources) });
             if let [names] = names {

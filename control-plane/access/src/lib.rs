@@ -17,4 +17,4 @@ pub use authority::{Authority, AuthorityError, Names};
 pub use bootstrap::bootstrap_objects;
 pub use identity::{Identity, IdentityError, certificate_user};
 pub use rbac::{Policy, Rule};
-pub use token::{Bound, Claims, TokenError, TokenSigner};
+pub use token::{Bound, Claims, Reference, TokenError, TokenSigner};

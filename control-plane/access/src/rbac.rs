@@ -137,7 +137,10 @@ impl Policy {
         }
         for (bound, rules) in self.held(user, wanted.namespace) {
             if rules.iter().any(|rule| rule.allows(wanted)) {
-                return Decision::Allow(format!("RBAC: allowed by {} of {} {:?}", bound.binding, bound.role_kind, bound.role));
+                return Decision::Allow(format!(
+                    "RBAC: allowed by {} of {} {:?}",
+                    bound.binding, bound.role_kind, bound.role
+                ));
             }
         }
         Decision::NoOpinion(String::new())
@@ -199,8 +202,11 @@ impl Policy {
 
 /// A rule as rules of one verb, group, resource and name each.
 fn simple_rules(rule: &Rule) -> Vec<Rule> {
-    let names: Vec<Vec<String>> =
-        if rule.names.is_empty() { vec![Vec::new()] } else { rule.names.iter().map(|name| vec![name.clone()]).collect() };
+    let names: Vec<Vec<String>> = if rule.names.is_empty() {
+        vec![Vec::new()]
+    } else {
+        rule.names.iter().map(|name| vec![name.clone()]).collect()
+    };
     let mut out = Vec::new();
     for verb in &rule.verbs {
         for path in &rule.paths {
@@ -252,8 +258,10 @@ mod tests {
         ]}));
         policy.add_binding(&json!({"metadata": {"name": "all"}, "roleRef": {"kind": "ClusterRole", "name": "reader"},
             "subjects": [{"kind": "Group", "name": "readers"}]}));
-        policy.add_binding(&json!({"metadata": {"name": "mine", "namespace": "a"}, "roleRef": {"kind": "Role", "name": "one"},
-            "subjects": [{"kind": "ServiceAccount", "name": "bot"}]}));
+        policy.add_binding(
+            &json!({"metadata": {"name": "mine", "namespace": "a"}, "roleRef": {"kind": "Role", "name": "one"},
+            "subjects": [{"kind": "ServiceAccount", "name": "bot"}]}),
+        );
         policy
     }
 
@@ -264,7 +272,15 @@ mod tests {
             [verb, group, resource, namespace, name] => {
                 let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
                 let dash = |s| if s == "-" { "" } else { s };
-                Attributes { verb, group: dash(group), resource, subresource, namespace: dash(namespace), name: dash(name), ..Attributes::default() }
+                Attributes {
+                    verb,
+                    group: dash(group),
+                    resource,
+                    subresource,
+                    namespace: dash(namespace),
+                    name: dash(name),
+                    ..Attributes::default()
+                }
             }
             _ => panic!("{text}"),
         };

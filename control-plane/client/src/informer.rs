@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use kube::runtime::watcher;
 use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use parking_lot::{Mutex, RwLock};
 use serde::de::DeserializeOwned;
@@ -22,7 +22,10 @@ const SEEN_MAX: Duration = Duration::from_secs(5);
 
 /// A built-in kind that can be watched over the whole cluster.
 pub trait Watched: kube::Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static {}
-impl<K> Watched for K where K: kube::Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static {}
+impl<K> Watched for K where
+    K: kube::Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
+{
+}
 
 /// What became of an object. An object that was replaced while nobody was connected shows as one change.
 #[derive(Debug)]
@@ -108,7 +111,11 @@ impl<K> Clone for Informer<K> {
 
 impl<K: Watched> Informer<K> {
     fn start(client: Client) -> Self {
-        let shared = Arc::new(Shared { objects: RwLock::default(), listeners: Mutex::default(), seen: watch::Sender::new(None) });
+        let shared = Arc::new(Shared {
+            objects: RwLock::default(),
+            listeners: Mutex::default(),
+            seen: watch::Sender::new(None),
+        });
         let feeding = shared.clone();
         tokio::spawn(async move { feed(Api::all(client), feeding).await });
         Self(shared)

@@ -8,9 +8,9 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use kedge_world::World;
 use tokio::sync::mpsc;
 
+use crate::Key;
 use crate::informer::{Change, Informers, Watched};
 use crate::queue::Queue;
-use crate::Key;
 
 /// Names worked on at once, per controller (upstream's `--concurrent-*-syncs` are 5 for most).
 const WORKERS: usize = 5;

@@ -33,7 +33,12 @@ fn judge<O: Resource, K: Resource>(owner: &O, selector: &LabelSelector, object: 
 }
 
 /// The objects of `all` that belong to `owner` from now on; orphans are adopted and strangers released on the way.
-pub(crate) async fn claim<O, K>(context: &Context, owner: &O, selector: &LabelSelector, all: Vec<Arc<K>>) -> kube::Result<Vec<Arc<K>>>
+pub(crate) async fn claim<O, K>(
+    context: &Context,
+    owner: &O,
+    selector: &LabelSelector,
+    all: Vec<Arc<K>>,
+) -> kube::Result<Vec<Arc<K>>>
 where
     O: Namespaced,
     K: Namespaced,
@@ -79,7 +84,11 @@ async fn release<O: Namespaced, K: Namespaced>(context: &Context, owner: &O, obj
 }
 
 /// Sets the owners of exactly this object at this revision; one that changed or went meanwhile is left alone.
-async fn change_owners<K: Namespaced>(context: &Context, object: &K, owners: &impl serde::Serialize) -> kube::Result<Option<K>> {
+async fn change_owners<K: Namespaced>(
+    context: &Context,
+    object: &K,
+    owners: &impl serde::Serialize,
+) -> kube::Result<Option<K>> {
     let patch = json!({ "metadata": {
         "uid": object.uid(), "resourceVersion": object.resource_version(), "ownerReferences": owners,
     }});

@@ -60,7 +60,9 @@ impl Reconcile for Controller {
         if !leaving {
             match act(context, &deployment, &sets).await {
                 Ok(()) => {}
-                Err(Failure::Clash) => clash = Some(deployment.status.as_ref().and_then(|s| s.collision_count).unwrap_or(0) + 1),
+                Err(Failure::Clash) => {
+                    clash = Some(deployment.status.as_ref().and_then(|s| s.collision_count).unwrap_or(0) + 1)
+                }
                 Err(Failure::Kube(error)) => return Err(error),
             }
         }
@@ -179,7 +181,8 @@ async fn create_set(context: &Context, deployment: &Deployment, sets: &Sets, rep
     let number = sets.old.iter().map(|set| revision(set)).max().unwrap_or(0) + 1;
     let namespace = deployment.namespace().unwrap_or_default();
     let mut annotations = carried(deployment);
-    annotations.extend([(REVISION.to_owned(), number.to_string()), (DESIRED.to_owned(), wanted(deployment).to_string())]);
+    annotations
+        .extend([(REVISION.to_owned(), number.to_string()), (DESIRED.to_owned(), wanted(deployment).to_string())]);
     annotations.insert(MAX.into(), (wanted(deployment) + rollout::surge(deployment)).to_string());
     let set = ReplicaSet {
         metadata: ObjectMeta {
@@ -215,7 +218,13 @@ fn wanted(deployment: &Deployment) -> i32 {
 
 /// The deployment's annotations that its sets carry too.
 fn carried(deployment: &Deployment) -> BTreeMap<String, String> {
-    const OWN: &[&str] = &[REVISION, DESIRED, MAX, "kubectl.kubernetes.io/last-applied-configuration", "deprecated.deployment.rollback.to"];
+    const OWN: &[&str] = &[
+        REVISION,
+        DESIRED,
+        MAX,
+        "kubectl.kubernetes.io/last-applied-configuration",
+        "deprecated.deployment.rollback.to",
+    ];
     let own = |key: &String| OWN.contains(&key.as_str()) || key == "deployment.kubernetes.io/revision-history";
     deployment.annotations().iter().filter(|(key, _)| !own(key)).map(|(k, v)| (k.clone(), v.clone())).collect()
 }
@@ -232,7 +241,8 @@ async fn number(context: &Context, deployment: &Deployment, sets: &Sets, new: &R
     let mut shown = new.clone();
     let differs = new.spec.as_ref().and_then(|spec| spec.min_ready_seconds).unwrap_or(0) != seconds.unwrap_or(0);
     if !annotations.is_empty() || differs {
-        let patch = json!({ "metadata": { "annotations": annotations }, "spec": { "minReadySeconds": seconds.unwrap_or(0) } });
+        let patch =
+            json!({ "metadata": { "annotations": annotations }, "spec": { "minReadySeconds": seconds.unwrap_or(0) } });
         shown = write::merge(context, new, &patch).await?;
     }
     show_revision(context, deployment, &shown).await

@@ -7,7 +7,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort as OldPort, EndpointSubset, Endpoints, ObjectReference, Pod, Service, ServicePort};
+use k8s_openapi::api::core::v1::{
+    EndpointAddress, EndpointPort as OldPort, EndpointSubset, Endpoints, ObjectReference, Pod, Service, ServicePort,
+};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -39,7 +41,10 @@ impl Reconcile for Controller {
         context.watch_self::<Service>(trigger);
         context.watch::<EndpointSlice>(trigger, |change| {
             let slice = change.latest();
-            let service = slice.labels().get(SERVICE_NAME).filter(|_| slice.labels().get(MANAGED_BY).is_some_and(|m| m == MANAGER));
+            let service = slice
+                .labels()
+                .get(SERVICE_NAME)
+                .filter(|_| slice.labels().get(MANAGED_BY).is_some_and(|m| m == MANAGER));
             service.map(|name| Key::new(&slice.namespace().unwrap_or_default(), name)).into_iter().collect()
         });
         context.watch::<Endpoints>(trigger, |change| match (&change.old, &change.new) {
@@ -98,8 +103,15 @@ fn same_for_services(old: &Pod, new: &Pod) -> bool {
     let shown = |pod: &Pod| {
         let status = pod.status.clone().unwrap_or_default();
         let spec = pod.spec.as_ref();
-        (status.pod_ip, status.phase, pods::is_ready(pod), pod.metadata.deletion_timestamp.is_some(), pod.metadata.labels.clone(),
-         spec.and_then(|spec| spec.node_name.clone()), spec.and_then(|spec| spec.hostname.clone()))
+        (
+            status.pod_ip,
+            status.phase,
+            pods::is_ready(pod),
+            pod.metadata.deletion_timestamp.is_some(),
+            pod.metadata.labels.clone(),
+            spec.and_then(|spec| spec.node_name.clone()),
+            spec.and_then(|spec| spec.hostname.clone()),
+        )
     };
     shown(old) == shown(new)
 }
@@ -134,7 +146,10 @@ fn backends(service: &Service, behind: &[Arc<Pod>]) -> Vec<Backend> {
                 target_ref: Some(reference(pod)),
                 ..Endpoint::default()
             };
-            Some(Backend { endpoint, ports: spec.ports.iter().flatten().filter_map(|port| port_on(pod, port)).collect() })
+            Some(Backend {
+                endpoint,
+                ports: spec.ports.iter().flatten().filter_map(|port| port_on(pod, port)).collect(),
+            })
         })
         .collect();
     out.sort_by(|a, b| name_of(a).cmp(name_of(b)));
@@ -168,7 +183,8 @@ fn port_on(pod: &Pod, port: &ServicePort) -> Option<EndpointPort> {
     let number = match &port.target_port {
         Some(IntOrString::String(name)) => {
             let spec = pod.spec.as_ref()?;
-            let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+            let sidecars =
+                spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
             let ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
             let named = |p: &&k8s_openapi::api::core::v1::ContainerPort| {
                 p.name.as_ref() == Some(name) && p.protocol.as_deref().unwrap_or("TCP") == protocol
@@ -178,7 +194,12 @@ fn port_on(pod: &Pod, port: &ServicePort) -> Option<EndpointPort> {
         Some(IntOrString::Int(number)) if *number != 0 => *number,
         _ => port.port,
     };
-    Some(EndpointPort { name: Some(port.name.clone().unwrap_or_default()), port: Some(number), protocol: Some(protocol), app_protocol: port.app_protocol.clone() })
+    Some(EndpointPort {
+        name: Some(port.name.clone().unwrap_or_default()),
+        port: Some(number),
+        protocol: Some(protocol),
+        app_protocol: port.app_protocol.clone(),
+    })
 }
 
 /// Ports and endpoints of the slices that a service should have. A service without endpoints has one empty slice.
@@ -193,7 +214,10 @@ fn plan(service: &Service, behind: &[Arc<Pod>]) -> Vec<(Vec<EndpointPort>, Vec<E
     if groups.is_empty() {
         return vec![(Vec::new(), Vec::new())];
     }
-    groups.into_iter().flat_map(|(ports, all)| all.chunks(SLICE_MAX).map(|part| (ports.clone(), part.to_vec())).collect::<Vec<_>>()).collect()
+    groups
+        .into_iter()
+        .flat_map(|(ports, all)| all.chunks(SLICE_MAX).map(|part| (ports.clone(), part.to_vec())).collect::<Vec<_>>())
+        .collect()
 }
 
 fn slice_labels(service: &Service) -> BTreeMap<String, String> {
@@ -211,12 +235,19 @@ fn is_headless(service: &Service) -> bool {
     service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()) == Some("None")
 }
 
-async fn write_slices(context: &Context, service: &Service, behind: &[Arc<Pod>], have: &[Arc<EndpointSlice>]) -> kube::Result<()> {
+async fn write_slices(
+    context: &Context,
+    service: &Service,
+    behind: &[Arc<Pod>],
+    have: &[Arc<EndpointSlice>],
+) -> kube::Result<()> {
     let mut wanted = plan(service, behind);
     let labels = slice_labels(service);
     let namespace = service.namespace().unwrap_or_default();
     let same = |slice: &EndpointSlice, ports: &[EndpointPort], endpoints: &[Endpoint]| {
-        slice.ports.as_deref().unwrap_or_default() == ports && slice.endpoints.as_deref().unwrap_or_default() == endpoints && slice.labels() == &labels
+        slice.ports.as_deref().unwrap_or_default() == ports
+            && slice.endpoints.as_deref().unwrap_or_default() == endpoints
+            && slice.labels() == &labels
     };
     // What is already right stays; what is left of both sides is paired, made or deleted.
     let mut free = Vec::new();
@@ -242,7 +273,12 @@ async fn write_slices(context: &Context, service: &Service, behind: &[Arc<Pod>],
                     owner_references: Some(vec![pods::owned_by(service)]),
                     ..ObjectMeta::default()
                 };
-                let slice = EndpointSlice { metadata, address_type: "IPv4".into(), endpoints: Some(endpoints), ports: Some(ports) };
+                let slice = EndpointSlice {
+                    metadata,
+                    address_type: "IPv4".into(),
+                    endpoints: Some(endpoints),
+                    ports: Some(ports),
+                };
                 write::create(context, &namespace, &slice).await?;
             }
         }
@@ -302,7 +338,12 @@ async fn write_endpoints(context: &Context, service: &Service, behind: &[Arc<Pod
     let subsets = (!subsets.is_empty()).then_some(subsets);
     match found {
         None => {
-            let metadata = ObjectMeta { name: Some(service.name_any()), labels: Some(labels), annotations, ..ObjectMeta::default() };
+            let metadata = ObjectMeta {
+                name: Some(service.name_any()),
+                labels: Some(labels),
+                annotations,
+                ..ObjectMeta::default()
+            };
             match write::create(context, &namespace, &Endpoints { metadata, subsets }).await {
                 Err(error) if !write::is(&error, 409) => Err(error),
                 _ => Ok(()),
@@ -323,21 +364,42 @@ mod tests {
     use serde_json::json;
 
     fn service() -> Service {
-        serde_json::from_value(json!({"metadata": {"name": "s"}, "spec": {"selector": {"app": "a"}, "clusterIP": "10.43.0.9",
-            "ports": [{"name": "http", "port": 80, "targetPort": "web"}]}})).unwrap()
+        serde_json::from_value(
+            json!({"metadata": {"name": "s"}, "spec": {"selector": {"app": "a"}, "clusterIP": "10.43.0.9",
+            "ports": [{"name": "http", "port": 80, "targetPort": "web"}]}}),
+        )
+        .unwrap()
     }
 
     fn pod(name: &str, ip: &str, port: i32, ready: &str) -> Arc<Pod> {
-        Arc::new(serde_json::from_value(json!({"metadata": {"name": name, "labels": {"app": "a"}},
+        Arc::new(
+            serde_json::from_value(json!({"metadata": {"name": name, "labels": {"app": "a"}},
             "spec": {"containers": [{"name": "c", "ports": [{"name": "web", "containerPort": port}]}]},
-            "status": {"podIP": ip, "phase": "Running", "conditions": [{"type": "Ready", "status": ready}]}})).unwrap())
+            "status": {"podIP": ip, "phase": "Running", "conditions": [{"type": "Ready", "status": ready}]}}))
+            .unwrap(),
+        )
     }
 
     #[test]
     fn pods_are_grouped_by_where_their_named_port_leads() {
-        let pods = [pod("b", "10.42.0.2", 8080, "True"), pod("a", "10.42.0.1", 8080, "False"), pod("c", "10.42.0.3", 9090, "True"), pod("d", "", 1, "True")];
+        let pods = [
+            pod("b", "10.42.0.2", 8080, "True"),
+            pod("a", "10.42.0.1", 8080, "False"),
+            pod("c", "10.42.0.3", 9090, "True"),
+            pod("d", "", 1, "True"),
+        ];
         let plan = plan(&service(), &pods);
-        let shown: Vec<_> = plan.iter().map(|(ports, all)| (ports[0].port.unwrap(), all.iter().map(|e| (&*e.addresses[0], e.conditions.as_ref().unwrap().ready.unwrap())).collect::<Vec<_>>())).collect();
+        let shown: Vec<_> = plan
+            .iter()
+            .map(|(ports, all)| {
+                (
+                    ports[0].port.unwrap(),
+                    all.iter()
+                        .map(|e| (&*e.addresses[0], e.conditions.as_ref().unwrap().ready.unwrap()))
+                        .collect::<Vec<_>>(),
+                )
+            })
+            .collect();
         assert_eq!(shown, [(8080, vec![("10.42.0.1", false), ("10.42.0.2", true)]), (9090, vec![("10.42.0.3", true)])]);
         let (subsets, over) = subsets(&service(), &pods);
         assert_eq!((subsets.len(), over), (2, false));

@@ -96,7 +96,11 @@ async fn empty_kind(context: &Context, namespace: &str, resource: &kube::discove
             Err(error) => Err(error),
         }
     };
-    let name = if resource.group.is_empty() { resource.plural.clone() } else { format!("{}.{}", resource.plural, resource.group) };
+    let name = if resource.group.is_empty() {
+        resource.plural.clone()
+    } else {
+        format!("{}.{}", resource.plural, resource.group)
+    };
     let objects = list().await?;
     if objects.is_empty() {
         return Ok(Rest { resource: name, objects });
@@ -122,7 +126,8 @@ async fn finalize(context: &Context, namespace: &Namespace) -> kube::Result<()> 
 
 /// Says in the namespace's conditions what is still there and which finalizers it waits for.
 async fn tell(context: &Context, namespace: &Namespace, rest: &[Rest]) -> kube::Result<()> {
-    let remaining: Vec<String> = rest.iter().map(|rest| format!("{} has {} resource instances", rest.resource, rest.objects.len())).collect();
+    let remaining: Vec<String> =
+        rest.iter().map(|rest| format!("{} has {} resource instances", rest.resource, rest.objects.len())).collect();
     let mut finalizers: Vec<(String, usize)> = Vec::new();
     for finalizer in rest.iter().flat_map(|rest| &rest.objects).flat_map(|object| object.finalizers()) {
         match finalizers.iter_mut().find(|(name, _)| name == finalizer) {
@@ -130,7 +135,8 @@ async fn tell(context: &Context, namespace: &Namespace, rest: &[Rest]) -> kube::
             None => finalizers.push((finalizer.clone(), 1)),
         }
     }
-    let finalizers: Vec<String> = finalizers.iter().map(|(name, count)| format!("{name} in {count} resource instances")).collect();
+    let finalizers: Vec<String> =
+        finalizers.iter().map(|(name, count)| format!("{name} in {count} resource instances")).collect();
     let now = context.world.clock.wall();
     let mut new = namespace.clone();
     let conditions = new.status.get_or_insert_default().conditions.get_or_insert_default();

@@ -55,16 +55,17 @@ pub(crate) fn available_in(pod: &Pod, seconds: i32, now: Timestamp) -> Option<Si
 pub(crate) fn selects(selector: &LabelSelector, labels: Option<&BTreeMap<String, String>>) -> bool {
     let value = |key: &str| labels.and_then(|labels| labels.get(key)).map(String::as_str);
     let equal = selector.match_labels.iter().flatten().all(|(key, wanted)| value(key) == Some(wanted));
-    equal && selector.match_expressions.iter().flatten().all(|rule| {
-        let listed = |found: &str| rule.values.iter().flatten().any(|wanted| wanted == found);
-        match &*rule.operator {
-            "In" => value(&rule.key).is_some_and(listed),
-            "NotIn" => !value(&rule.key).is_some_and(listed),
-            "Exists" => value(&rule.key).is_some(),
-            "DoesNotExist" => value(&rule.key).is_none(),
-            _ => false,
-        }
-    })
+    equal
+        && selector.match_expressions.iter().flatten().all(|rule| {
+            let listed = |found: &str| rule.values.iter().flatten().any(|wanted| wanted == found);
+            match &*rule.operator {
+                "In" => value(&rule.key).is_some_and(listed),
+                "NotIn" => !value(&rule.key).is_some_and(listed),
+                "Exists" => value(&rule.key).is_some(),
+                "DoesNotExist" => value(&rule.key).is_none(),
+                _ => false,
+            }
+        })
 }
 
 /// Whether a selector says nothing at all; such a one is never taken to mean everything.
@@ -127,7 +128,8 @@ pub(crate) fn content_hash(value: &impl serde::Serialize, salt: Option<i32>) -> 
 /// (`ActivePods`: unassigned, then pending, then not ready, then costing less to lose, ready for less long, restarted
 /// more, younger.)
 pub(crate) fn by_dispensability(a: &Pod, b: &Pod) -> Ordering {
-    let assigned = |pod: &Pod| pod.spec.as_ref().is_some_and(|spec| spec.node_name.as_deref().is_some_and(|n| !n.is_empty()));
+    let assigned =
+        |pod: &Pod| pod.spec.as_ref().is_some_and(|spec| spec.node_name.as_deref().is_some_and(|n| !n.is_empty()));
     let rank = |pod: &Pod| match phase(pod) {
         "Running" => 2,
         "Unknown" => 1,
@@ -137,7 +139,11 @@ pub(crate) fn by_dispensability(a: &Pod, b: &Pod) -> Ordering {
         let text = pod.annotations().get("controller.kubernetes.io/pod-deletion-cost");
         text.and_then(|text| text.parse().ok()).unwrap_or(0)
     };
-    let ready_since = |pod: &Pod| condition(pod, "Ready").filter(|c| c.status == "True").and_then(|c| c.last_transition_time.as_ref().map(|t| t.0));
+    let ready_since = |pod: &Pod| {
+        condition(pod, "Ready")
+            .filter(|c| c.status == "True")
+            .and_then(|c| c.last_transition_time.as_ref().map(|t| t.0))
+    };
     let restarts = |pod: &Pod| {
         let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
         statuses.into_iter().flatten().map(|status| status.restart_count).max().unwrap_or(0)
@@ -174,7 +180,8 @@ mod tests {
                 "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": ready}]},
             }))
         };
-        let mut pods = vec![running("f", "True", "5"), running("e", "True", "0"), running("d", "False", "9"), pending, unassigned];
+        let mut pods =
+            vec![running("f", "True", "5"), running("e", "True", "0"), running("d", "False", "9"), pending, unassigned];
         pods.sort_by(by_dispensability);
         assert_eq!(pods.iter().map(ResourceExt::name_any).collect::<Vec<_>>(), ["a", "b", "d", "e", "f"]);
     }

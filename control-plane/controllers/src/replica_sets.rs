@@ -37,7 +37,9 @@ impl Reconcile for Controller {
             let here = sets.list_in(&pod.namespace().unwrap_or_default());
             let wanting = here.iter().filter(|set| {
                 let spec = set.spec.as_ref();
-                spec.is_some_and(|spec| !pods::is_empty(&spec.selector) && pods::selects(&spec.selector, pod.metadata.labels.as_ref()))
+                spec.is_some_and(|spec| {
+                    !pods::is_empty(&spec.selector) && pods::selects(&spec.selector, pod.metadata.labels.as_ref())
+                })
             });
             wanting.map(|set| Key::of(&**set)).collect()
         });
@@ -108,7 +110,8 @@ fn status(set: &ReplicaSet, owned: &[Arc<Pod>], failure: Option<&kube::Error>, n
     let active: Vec<&Pod> = owned.iter().map(|pod| &**pod).filter(|pod| pods::is_active(pod)).collect();
     let count = |fits: &dyn Fn(&Pod) -> bool| active.iter().filter(|pod| fits(pod)).count() as i32;
     let fully_labelled = |pod: &Pod| labels.iter().all(|(key, value)| pod.labels().get(key) == Some(value));
-    let terminating = owned.iter().filter(|pod| pod.metadata.deletion_timestamp.is_some() && !pods::is_finished(pod)).count();
+    let terminating =
+        owned.iter().filter(|pod| pod.metadata.deletion_timestamp.is_some() && !pods::is_finished(pod)).count();
     let old = set.status.clone().unwrap_or_default();
     ReplicaSetStatus {
         replicas: active.len() as i32,
@@ -169,13 +172,17 @@ mod tests {
     fn set(replicas: i32) -> ReplicaSet {
         serde_json::from_value(json!({"metadata": {"name": "s", "namespace": "n", "generation": 3}, "spec": {
             "replicas": replicas, "selector": {"matchLabels": {"app": "a"}},
-            "template": {"metadata": {"labels": {"app": "a"}}, "spec": {"containers": []}}}})).unwrap()
+            "template": {"metadata": {"labels": {"app": "a"}}, "spec": {"containers": []}}}}))
+        .unwrap()
     }
 
     fn pod(name: &str, phase: &str, ready: &str) -> Arc<Pod> {
-        Arc::new(serde_json::from_value(json!({"metadata": {"name": name, "labels": {"app": "a"}},
+        Arc::new(
+            serde_json::from_value(json!({"metadata": {"name": name, "labels": {"app": "a"}},
             "spec": {"nodeName": "n", "containers": []},
-            "status": {"phase": phase, "conditions": [{"type": "Ready", "status": ready}]}})).unwrap())
+            "status": {"phase": phase, "conditions": [{"type": "Ready", "status": ready}]}}))
+            .unwrap(),
+        )
     }
 
     #[test]

@@ -77,7 +77,12 @@ pub(crate) fn is(error: &kube::Error, code: u16) -> bool {
 
 /// Creates `count` pods made by `make`: first one, then two, then four, so that a refusal that holds for all of them
 /// costs one request and not all. (`slowStartBatch`.) Returns how many were made and the first refusal.
-pub(crate) async fn create_pods(context: &Context, namespace: &str, count: usize, make: impl Fn() -> Pod) -> (usize, Option<kube::Error>) {
+pub(crate) async fn create_pods(
+    context: &Context,
+    namespace: &str,
+    count: usize,
+    make: impl Fn() -> Pod,
+) -> (usize, Option<kube::Error>) {
     let api = api::<Pod>(context, namespace);
     let (mut made, mut batch, mut newest) = (0, 1, 0);
     while made < count {

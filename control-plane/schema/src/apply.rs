@@ -238,11 +238,12 @@ fn set_managed_fields(object: &mut Value, list: Option<Value>) {
     }
 }
 
-/// `namespace/name; apiVersion, Kind=kind`, as upstream's errors name objects.
+/// `namespace/name; group/version, Kind=kind`, as upstream's errors name objects; the core group is empty.
 fn object_name(object: &Value) -> String {
     let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
     let (namespace, name) = (text("/metadata/namespace"), text("/metadata/name"));
-    format!("{namespace}/{name}; {}, Kind={}", text("/apiVersion"), text("/kind"))
+    let slash = if text("/apiVersion").contains('/') { "" } else { "/" };
+    format!("{namespace}/{name}; {slash}{}, Kind={}", text("/apiVersion"), text("/kind"))
 }
 
 /// The entries to go on from: those of the request where it brings good ones, else the live ones.

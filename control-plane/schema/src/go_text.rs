@@ -98,6 +98,34 @@ pub fn float_text(float: f64) -> String {
     format!("{float}")
 }
 
+/// `%v` of a decoded value: `map[a:1 b:[x y]]`.
+pub fn plain(value: &Value) -> String {
+    match value {
+        Value::Null => "<nil>".to_owned(),
+        Value::Bool(value) => value.to_string(),
+        Value::Number(value) => number(value),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => format!("[{}]", items.iter().map(plain).collect::<Vec<_>>().join(" ")),
+        Value::Object(map) => {
+            let members: Vec<String> = map.iter().map(|(key, value)| format!("{key}:{}", plain(value))).collect();
+            format!("map[{}]", members.join(" "))
+        }
+    }
+}
+
+/// `%T` of a decoded value.
+pub fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "<nil>",
+        Value::Bool(_) => "bool",
+        Value::Number(number) if number.is_f64() => "float64",
+        Value::Number(_) => "int64",
+        Value::String(_) => "string",
+        Value::Array(_) => "[]interface {}",
+        Value::Object(_) => "map[string]interface {}",
+    }
+}
+
 /// What JSON calls the value's type, in the words of `encoding/json` errors.
 pub fn json_kind(value: &Value) -> &'static str {
     match value {
@@ -137,6 +165,7 @@ mod tests {
         {
             assert_eq!(float_text(input), expected);
         }
+        assert_eq!(plain(&json!({"a": [1, "x", null], "b": {"c": true}})), "map[a:[1 x <nil>] b:map[c:true]]");
         assert_eq!(json(&json!({"a": "<b>"})), "{\"a\":\"\\u003cb\\u003e\"}");
     }
 }

@@ -222,20 +222,7 @@ fn directive_target<'a>(key: &'a str, prefix: &str) -> Option<&'a str> {
 fn list_of(value: Value) -> Result<Vec<Value>, StrategicError> {
     match value {
         Value::Array(items) => Ok(items),
-        other => Err(StrategicError::Mismatch("[]interface {}", go_type(&other))),
-    }
-}
-
-/// What Go calls the type of a decoded value.
-fn go_type(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "%!s(<nil>)",
-        Value::Bool(_) => "bool",
-        Value::Number(number) if number.is_f64() => "float64",
-        Value::Number(_) => "int64",
-        Value::String(_) => "string",
-        Value::Array(_) => "[]interface {}",
-        Value::Object(_) => "map[string]interface {}",
+        other => Err(StrategicError::Mismatch("[]interface {}", go_text::type_name(&other))),
     }
 }
 

@@ -70,7 +70,8 @@ fn share(value: Option<&IntOrString>, whole: i32, up: bool) -> i32 {
 }
 
 fn recreate(deployment: &Deployment, sets: &Sets, has_pods: &dyn Fn(&ReplicaSet) -> bool) -> Plan {
-    let running: Vec<(String, i32)> = sets.old.iter().filter(|set| size(set) > 0).map(|set| (set.name_any(), 0)).collect();
+    let running: Vec<(String, i32)> =
+        sets.old.iter().filter(|set| size(set) > 0).map(|set| (set.name_any(), 0)).collect();
     if !running.is_empty() {
         return Plan { new: None, old: running };
     }
@@ -161,9 +162,10 @@ fn scale(deployment: &Deployment, sets: &Sets) -> Plan {
         ([], None) => return Plan::default(),
         _ => {}
     }
-    let saturated = sets.new.as_ref().is_some_and(|set| {
-        size(set) == wanted && note(set, DESIRED) == Some(wanted) && available(set) == wanted
-    });
+    let saturated = sets
+        .new
+        .as_ref()
+        .is_some_and(|set| size(set) == wanted && note(set, DESIRED) == Some(wanted) && available(set) == wanted);
     if saturated {
         let stale = sets.old.iter().filter(|set| size(set) > 0).map(|set| (set.name_any(), 0));
         return Plan { new: None, old: stale.collect() };
@@ -218,7 +220,10 @@ pub(super) fn forgotten(deployment: &Deployment, sets: &Sets) -> Vec<String> {
     let idle = |set: &&Arc<ReplicaSet>| {
         let status = set.status.as_ref();
         let seen = status.and_then(|status| status.observed_generation) >= set.metadata.generation;
-        size(set) == 0 && status.is_none_or(|status| status.replicas == 0) && seen && set.metadata.deletion_timestamp.is_none()
+        size(set) == 0
+            && status.is_none_or(|status| status.replicas == 0)
+            && seen
+            && set.metadata.deletion_timestamp.is_none()
     };
     let mut old: Vec<&Arc<ReplicaSet>> = sets.old.iter().filter(idle).collect();
     old.sort_by_key(|set| super::revision(set));
@@ -233,16 +238,26 @@ mod tests {
 
     fn deployment(replicas: i32, surge: i32, unavailable: i32) -> Deployment {
         serde_json::from_value(json!({"metadata": {"name": "d"}, "spec": {"replicas": replicas, "selector": {},
-            "template": {}, "strategy": {"rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable}}}})).unwrap()
+            "template": {}, "strategy": {"rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable}}}}))
+        .unwrap()
     }
 
     fn set(name: &str, size: i32, available: i32, desired: i32, max: i32) -> Arc<ReplicaSet> {
-        Arc::new(serde_json::from_value(json!({
+        Arc::new(
+            serde_json::from_value(json!({
             "metadata": {"name": name, "annotations": {DESIRED: desired.to_string(), MAX: max.to_string()}},
-            "spec": {"replicas": size, "selector": {}}, "status": {"replicas": size, "availableReplicas": available}})).unwrap())
+            "spec": {"replicas": size, "selector": {}}, "status": {"replicas": size, "availableReplicas": available}}))
+            .unwrap(),
+        )
     }
 
-    fn check(deployment: &Deployment, new: Option<Arc<ReplicaSet>>, old: &[Arc<ReplicaSet>], new_size: Option<i32>, old_sizes: &[(&str, i32)]) {
+    fn check(
+        deployment: &Deployment,
+        new: Option<Arc<ReplicaSet>>,
+        old: &[Arc<ReplicaSet>],
+        new_size: Option<i32>,
+        old_sizes: &[(&str, i32)],
+    ) {
         let plan = plan(deployment, &Sets { new, old: old.to_vec() }, &|_| false);
         let expected = Plan { new: new_size, old: old_sizes.iter().map(|(n, s)| ((*n).to_owned(), *s)).collect() };
         assert_eq!(plan, expected);
@@ -263,7 +278,13 @@ mod tests {
     #[test]
     fn pods_that_do_not_serve_go_first_and_are_no_loss() {
         let d = deployment(4, 0, 1);
-        check(&d, Some(set("n", 0, 0, 4, 4)), &[set("sick", 2, 0, 4, 4), set("well", 2, 2, 4, 4)], None, &[("sick", 1)]);
+        check(
+            &d,
+            Some(set("n", 0, 0, 4, 4)),
+            &[set("sick", 2, 0, 4, 4), set("well", 2, 2, 4, 4)],
+            None,
+            &[("sick", 1)],
+        );
     }
 
     #[test]

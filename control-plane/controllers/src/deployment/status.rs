@@ -15,7 +15,12 @@ use super::{Sets, rollout, size, wanted};
 const DEADLINE_SECONDS: i32 = 600;
 
 /// The status now, and when the deadline must be looked at again.
-pub(super) fn status(deployment: &Deployment, sets: &Sets, clash: Option<i32>, now: Timestamp) -> (DeploymentStatus, Next) {
+pub(super) fn status(
+    deployment: &Deployment,
+    sets: &Sets,
+    clash: Option<i32>,
+    now: Timestamp,
+) -> (DeploymentStatus, Next) {
     let old = deployment.status.clone().unwrap_or_default();
     let sum = |of: &dyn Fn(&ReplicaSet) -> Option<i32>| sets.all().filter_map(|set| of(set)).sum::<i32>();
     let count = |of: fn(&k8s_openapi::api::apps::v1::ReplicaSetStatus) -> Option<i32>| {
@@ -83,7 +88,9 @@ fn progress(
         set_condition(conditions, "Progressing", "Unknown", "DeploymentResumed", "Deployment is resumed", now);
     }
     let count = |value: Option<i32>| value.unwrap_or(0);
-    let complete = [status.updated_replicas, status.replicas, status.available_replicas].iter().all(|c| count(*c) == wanted(deployment))
+    let complete = [status.updated_replicas, status.replicas, status.available_replicas]
+        .iter()
+        .all(|c| count(*c) == wanted(deployment))
         && sets.new.is_some();
     if complete {
         let message = format!("ReplicaSet \"{name}\" has successfully progressed.");
@@ -94,7 +101,8 @@ fn progress(
         || count(status.replicas) - count(status.updated_replicas) < count(old.replicas) - count(old.updated_replicas)
         || count(status.ready_replicas) > count(old.ready_replicas)
         || count(status.available_replicas) > count(old.available_replicas);
-    let new_rollout = known.is_none() || old.observed_generation != deployment.metadata.generation && was("NewReplicaSetAvailable");
+    let new_rollout =
+        known.is_none() || old.observed_generation != deployment.metadata.generation && was("NewReplicaSetAvailable");
     if moved || new_rollout {
         let message = format!("ReplicaSet \"{name}\" is progressing.");
         // A step forward restarts the clock even when nothing else about the condition changes.
@@ -104,7 +112,11 @@ fn progress(
         }
     }
     let seconds = deployment.spec.as_ref().and_then(|spec| spec.progress_deadline_seconds).unwrap_or(DEADLINE_SECONDS);
-    let since = conditions.iter().find(|c| c.type_ == "Progressing").and_then(|c| c.last_update_time.as_ref()).map_or(now, |time| time.0);
+    let since = conditions
+        .iter()
+        .find(|c| c.type_ == "Progressing")
+        .and_then(|c| c.last_update_time.as_ref())
+        .map_or(now, |time| time.0);
     let left = SignedDuration::from_secs(i64::from(seconds)) - now.duration_since(since);
     if was("ProgressDeadlineExceeded") && !moved {
         return Next::Change;
@@ -117,7 +129,14 @@ fn progress(
     Next::Change
 }
 
-fn set_condition(conditions: &mut Vec<DeploymentCondition>, kind: &str, status: &str, reason: &str, message: &str, now: Timestamp) {
+fn set_condition(
+    conditions: &mut Vec<DeploymentCondition>,
+    kind: &str,
+    status: &str,
+    reason: &str,
+    message: &str,
+    now: Timestamp,
+) {
     let old = conditions.iter().position(|condition| condition.type_ == kind).map(|at| conditions.remove(at));
     if let Some(old) = old.clone()
         && old.status == status
@@ -145,7 +164,8 @@ mod tests {
 
     fn deployment(status: serde_json::Value) -> Deployment {
         serde_json::from_value(json!({"metadata": {"name": "d", "generation": 2},
-            "spec": {"replicas": 2, "selector": {}, "template": {}, "progressDeadlineSeconds": 60}, "status": status})).unwrap()
+            "spec": {"replicas": 2, "selector": {}, "template": {}, "progressDeadlineSeconds": 60}, "status": status}))
+        .unwrap()
     }
 
     fn sets(available: i32) -> Sets {

@@ -6,7 +6,8 @@
 use serde_json::Value;
 
 use super::set::{FieldSet, Scalar, Step, path_text};
-use crate::shape::{ListKind, Schema, Shape};
+use crate::go_text;
+use crate::shape::{Field, ListKind, Schema, Shape};
 
 /// How apply treats a value.
 #[derive(Clone, Copy)]
@@ -92,7 +93,7 @@ pub(super) fn item_step(
         _ => return wrong("associative list with keys may not have non-map elements"),
     };
     let default = |key: &str| match item_shape {
-        Shape::Object(id) => schema.object(*id).field(key).and_then(|field| field.default.clone()),
+        Shape::Object(id) => schema.object(*id).field(key).and_then(key_default),
         _ => None,
     };
     let mut fields: Vec<(Box<str>, Scalar)> = Vec::with_capacity(keys.len());
@@ -102,7 +103,7 @@ pub(super) fn item_step(
         }
     }
     if fields.is_empty() && !keys.is_empty() {
-        let keys: Vec<String> = keys.iter().map(|key| crate::go_text::quote(key)).collect();
+        let keys: Vec<String> = keys.iter().map(|key| go_text::quote(key)).collect();
         return Err(TypedError(format!(
             "associative list with keys has an element that omits all key fields [{}] (and doesn't have default values for any key fields)",
             keys.join(" ")
@@ -110,6 +111,17 @@ pub(super) fn item_step(
     }
     fields.sort();
     Ok(Step::Key(fields))
+}
+
+/// What stands for an absent key. Required fields of built-in types, which have protobuf numbers, have their zero
+/// value as default in upstream's published schema.
+fn key_default(field: &Field) -> Option<Value> {
+    let zero = || match field.shape {
+        Shape::String => Some(Value::from("")),
+        Shape::Int32 | Shape::Int64 => Some(Value::from(0)),
+        _ => None,
+    };
+    field.default.clone().or_else(|| (field.required && field.number != 0).then(zero).flatten())
 }
 
 /// All that does not fit the type; items may stand twice only where `duplicates` says so.
@@ -142,7 +154,7 @@ impl Validator<'_> {
         }
         match atom(self.schema, shape, Some(value)) {
             Atom::Map { shape, .. } => {
-                let Value::Object(map) = value else { return self.wrong(&format!("expected map, got &{{{value}}}")) };
+                let Value::Object(map) = value else { return self.wrong(&format!("expected map, got &{{{}}}", go_text::plain(value))) };
                 for (key, value) in map {
                     self.path.push(Step::Field(key.as_str().into()));
                     let declared = match shape {
@@ -162,24 +174,28 @@ impl Validator<'_> {
             }
             Atom::List { item, kind } => self.list(item, kind, value),
             Atom::Scalar => {
-                let wanted = match shape {
-                    Shape::Bool if !value.is_boolean() => "boolean",
-                    Shape::Int32 | Shape::Int64 | Shape::Double if !value.is_number() => "numeric (int or float)",
+                let shown = go_text::plain(value);
+                self.wrong(&match shape {
+                    Shape::Bool if !value.is_boolean() => format!("expected boolean, got &{{{shown}}}"),
+                    Shape::Int32 | Shape::Int64 | Shape::Double if !value.is_number() => {
+                        format!("expected numeric (int or float), got {}", go_text::type_name(value))
+                    }
                     Shape::String | Shape::Bytes | Shape::Time | Shape::MicroTime | Shape::Duration
                         if !value.is_string() =>
                     {
-                        "string"
+                        format!("expected string, got &value.valueUnstructured{{Value:{shown}}}")
                     }
-                    Shape::Quantity | Shape::IntOrString if value.is_object() || value.is_array() => "any scalar",
+                    Shape::Quantity | Shape::IntOrString if value.is_object() || value.is_array() => {
+                        format!("expected any scalar, got &{{{shown}}}")
+                    }
                     _ => return,
-                };
-                self.wrong(&format!("expected {wanted}, got {value}"));
+                });
             }
         }
     }
 
     fn list(&mut self, item_shape: &Shape, kind: &ListKind, value: &Value) {
-        let Value::Array(items) = value else { return self.wrong(&format!("expected list, got &{{{value}}}")) };
+        let Value::Array(items) = value else { return self.wrong(&format!("expected list, got &{{{}}}", go_text::plain(value))) };
         let mut seen = std::collections::BTreeSet::new();
         for (index, item) in items.iter().enumerate() {
             let step = match kind {

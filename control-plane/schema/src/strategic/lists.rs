@@ -7,7 +7,8 @@ use std::mem::discriminant;
 
 use serde_json::Value;
 
-use super::{DIRECTIVE, Meta, Object, StrategicError, go_type, merge_map, unknown_directive};
+use super::{DIRECTIVE, Meta, Object, StrategicError, merge_map, unknown_directive};
+use crate::go_text;
 use crate::shape::PatchRule;
 
 /// Both lists as one.
@@ -194,5 +195,5 @@ fn key_of<'a>(item: &'a Value, merge_key: &str) -> Result<&'a Value, StrategicEr
 }
 
 fn not_an_object(value: &Value) -> StrategicError {
-    StrategicError::Mismatch("map[string]interface {}", go_type(value))
+    StrategicError::Mismatch("map[string]interface {}", go_text::type_name(value))
 }

@@ -1,0 +1,84 @@
+//! What the cluster as a whole has to say about a change: one file per plugin, one line in the list.
+//!
+//! Plugins see the object as it will be, its old state, and the store; they change it (first round), refuse it
+//! (second round), or charge it to a quota. The order is upstream's (`pkg/kubeapiserver/options/plugins.go`).
+
+use serde_json::Value;
+
+use crate::api::Api;
+use crate::error::ApiError;
+use crate::rest::Call;
+use crate::rest::save::Part;
+
+mod namespace;
+
+/// A change on its way.
+pub(crate) struct Attempt<'a, 'c> {
+    pub(crate) call: &'a Call<'c>,
+    pub(crate) new: &'a mut Value,
+    /// None for a creation.
+    pub(crate) old: Option<&'a Value>,
+    pub(crate) part: Part,
+    /// Nothing outside the object may change either.
+    pub(crate) dry_run: bool,
+}
+
+impl Attempt<'_, '_> {
+    /// Whether this creates an object of `kind` of `group`.
+    pub(crate) fn creates(&self, group: &str, kind: &str) -> bool {
+        self.old.is_none() && self.is(group, kind)
+    }
+
+    /// Whether the object is of `kind` of `group`.
+    pub(crate) fn is(&self, group: &str, kind: &str) -> bool {
+        &*self.call.kind.resource.group == group && &*self.call.kind.resource.kind == kind
+    }
+}
+
+/// A plugin: implements only the rounds it has something to say in.
+pub(crate) trait Plugin: Sync {
+    /// Changes the object.
+    fn mutate(&self, _attempt: &mut Attempt<'_, '_>) -> Result<(), ApiError> {
+        Ok(())
+    }
+
+    /// Refuses the object.
+    fn validate(&self, _attempt: &Attempt<'_, '_>) -> Result<(), ApiError> {
+        Ok(())
+    }
+
+    /// Refuses a deletion.
+    fn delete(&self, _call: &Call<'_>, _object: &Value) -> Result<(), ApiError> {
+        Ok(())
+    }
+}
+
+const PLUGINS: &[&dyn Plugin] = &[&namespace::Lifecycle];
+
+/// Lets every plugin change the object.
+pub(crate) fn mutate(attempt: &mut Attempt<'_, '_>) -> Result<(), ApiError> {
+    PLUGINS.iter().try_for_each(|plugin| plugin.mutate(attempt))
+}
+
+/// Lets every plugin refuse the object.
+pub(crate) fn validate(attempt: &Attempt<'_, '_>) -> Result<(), ApiError> {
+    PLUGINS.iter().try_for_each(|plugin| plugin.validate(attempt))
+}
+
+/// Lets every plugin refuse a deletion.
+pub(crate) fn delete(call: &Call<'_>, object: &Value) -> Result<(), ApiError> {
+    PLUGINS.iter().try_for_each(|plugin| plugin.delete(call, object))
+}
+
+/// What a change took from quotas; given back when the change does not happen after all.
+#[derive(Debug, Default)]
+pub(crate) struct Charged {}
+
+impl Charged {
+    pub(crate) async fn give_back(self, _api: &Api) {}
+}
+
+/// Charges a change to the namespace's quotas, or refuses it.
+pub(crate) async fn charge(_call: &Call<'_>, _new: &Value, _old: Option<&Value>) -> Result<Charged, ApiError> {
+    Ok(Charged {})
+}

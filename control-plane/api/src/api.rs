@@ -1,0 +1,201 @@
+//! The API server as a value: what it knows, and the way of a request through it.
+//!
+//! A request is *authenticated* by whoever took it in (TLS listener, or a part of this process that is trusted to
+//! say who it is), then routed here: *authorised*, *read*, *carried out* by `rest`, *rendered*. Refusals become
+//! `Status` objects in one place, at the end.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Response};
+use kedge_access::{Attributes, User};
+use kedge_store::{ResourceId, Store};
+use kedge_world::World;
+use serde_json::Value;
+
+use crate::body::Body;
+use crate::customs;
+use crate::derived::Derived;
+use crate::discovery;
+use crate::error::ApiError;
+use crate::guard::Guard;
+use crate::negotiate;
+use crate::openapi::Documents;
+use crate::registry::Registry;
+use crate::request::{self, Query, ResourcePath, Target, Verb};
+use crate::rest::{self, Call};
+
+/// Bodies larger than this are refused (upstream's `MaxRequestBodyBytes`).
+pub const BODY_BYTES_MAX: usize = 3 << 20;
+
+/// What the API server was set up with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The range ClusterIPs are taken from.
+    pub service_cidr: String,
+    /// The ports that `NodePort` services may take.
+    pub node_ports: (u16, u16),
+    /// The version that `/version` reports.
+    pub git_version: String,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { service_cidr: "10.43.0.0/16".into(), node_ports: (30_000, 32_767), git_version: "v1.36.3+kedge".into() }
+    }
+}
+
+/// The API server. Cheap to clone.
+#[derive(Clone)]
+pub struct Api(Arc<Inner>);
+
+struct Inner {
+    world: World,
+    store: Store,
+    settings: Settings,
+    guard: Box<dyn Guard>,
+    registry: Derived<Registry>,
+    documents: Derived<Documents>,
+}
+
+/// A request whose body has been read.
+#[derive(Debug)]
+pub struct Incoming {
+    /// The method.
+    pub method: Method,
+    /// The path, still encoded.
+    pub path: String,
+    /// The query, still encoded.
+    pub query: Option<String>,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The whole body.
+    pub body: Bytes,
+    /// Who asks.
+    pub user: Arc<User>,
+}
+
+impl Api {
+    /// An API server over `store`; `guard` says who may do what.
+    pub fn new(world: World, store: Store, settings: Settings, guard: Box<dyn Guard>) -> Self {
+        let builtin = Registry::builtin();
+        let definitions = ResourceId::new("apiextensions.k8s.io", "customresourcedefinitions");
+        let source = definitions.clone();
+        let registry = Derived::new(vec![definitions.clone()], move |store| {
+            customs::with_custom_kinds(builtin.clone(), store, &source)
+        });
+        let documents = Derived::new(vec![definitions], |_| Documents::default());
+        Self(Arc::new(Inner { world, store, settings, guard, registry, documents }))
+    }
+
+    /// The clock and the random numbers.
+    pub fn world(&self) -> &World {
+        &self.0.world
+    }
+
+    /// The store. Only the API server writes to it.
+    pub fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    /// What the server was set up with.
+    pub fn settings(&self) -> &Settings {
+        &self.0.settings
+    }
+
+    /// The table of kinds as of now.
+    pub fn registry(&self) -> Arc<Registry> {
+        self.0.registry.get(&self.0.store)
+    }
+
+    /// The OpenAPI documents of what is served now.
+    pub(crate) fn documents(&self) -> Arc<Documents> {
+        self.0.documents.get(&self.0.store)
+    }
+
+    /// Who may do what.
+    pub fn guard(&self) -> &dyn Guard {
+        &*self.0.guard
+    }
+
+    /// Answers a request.
+    pub async fn handle(&self, incoming: Incoming) -> Response<Body> {
+        let answer = match request::parse_path(&incoming.path) {
+            Target::Resource(path) => self.resource(&incoming, path).await,
+            Target::Other => self.other(&incoming),
+        };
+        answer.unwrap_or_else(|error| refusal(&error))
+    }
+
+    async fn resource(&self, incoming: &Incoming, path: ResourcePath) -> Result<Response<Body>, ApiError> {
+        let query = Query::parse(incoming.query.as_deref());
+        let verb = request::verb(&incoming.method, &path, &query)
+            .ok_or_else(|| ApiError::method_not_supported(&path.group, &path.resource, incoming.method.as_str()))?;
+        self.authorize(&incoming.user, verb, &path)?;
+        let registry = self.registry();
+        if let Some(computed) = rest::computed::find(&path) {
+            let body = rest::decode_any(incoming, &registry, &query)?;
+            return computed(self, incoming, &path, body).map(|value| json_response(201, &value));
+        }
+        let kind = registry.find(&path.group, &path.version, &path.resource).ok_or_else(ApiError::no_such_path)?;
+        if kind.resource.namespaced && path.namespace.is_empty() && !path.name.is_empty() {
+            return Err(ApiError::no_such_path());
+        }
+        if !kind.resource.namespaced && !path.namespace.is_empty() {
+            return Err(ApiError::no_such_path());
+        }
+        let answer = negotiate::answer(
+            &incoming.headers,
+            matches!(verb, Verb::Get | Verb::List | Verb::Watch | Verb::Create | Verb::Update | Verb::Patch),
+        )?;
+        let now = self.world().clock.wall();
+        let call =
+            Call { api: self, registry: &registry, kind, path: &path, query: &query, incoming, answer, now, verb };
+        rest::dispatch(call).await
+    }
+
+    fn authorize(&self, user: &User, verb: Verb, path: &ResourcePath) -> Result<(), ApiError> {
+        let attributes = Attributes {
+            verb: verb.as_str(),
+            group: &path.group,
+            version: &path.version,
+            resource: &path.resource,
+            subresource: &path.subresource,
+            namespace: &path.namespace,
+            name: &path.name,
+            path: "",
+        };
+        self.guard().authorize(self, user, &attributes)
+    }
+
+    fn other(&self, incoming: &Incoming) -> Result<Response<Body>, ApiError> {
+        let verb = incoming.method.as_str().to_ascii_lowercase();
+        let attributes = Attributes { verb: &verb, path: &incoming.path, ..Attributes::default() };
+        self.guard().authorize(self, &incoming.user, &attributes)?;
+        discovery::serve(self, incoming)
+    }
+}
+
+/// An answer of JSON.
+pub(crate) fn json_response(code: u16, value: &Value) -> Response<Body> {
+    bytes_response(code, "application/json", serde_json::to_vec(value).expect("JSON values always encode"))
+}
+
+/// An answer of bytes.
+pub(crate) fn bytes_response(code: u16, media_type: &'static str, body: impl Into<Body>) -> Response<Body> {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = http::StatusCode::from_u16(code).expect("a status of ours");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(media_type));
+    let cache = http::HeaderValue::from_static("no-cache, private");
+    response.headers_mut().insert(http::header::CACHE_CONTROL, cache);
+    response
+}
+
+/// A refusal as its `Status`.
+pub(crate) fn refusal(error: &ApiError) -> Response<Body> {
+    let mut response = json_response(error.code, &error.status());
+    if let Some(seconds) = error.retry_after_seconds() {
+        response.headers_mut().insert(http::header::RETRY_AFTER, seconds.into());
+    }
+    response
+}

@@ -1,0 +1,117 @@
+//! `pods/eviction`: a deletion that asks the pod's disruption budget first.
+//! (`pkg/registry/core/pod/storage/eviction.go`.)
+
+use http::Response;
+use kedge_schema::selector::LabelSelector;
+use kedge_store::{Entry, Expect, ResourceId};
+use serde_json::{Value, json};
+
+use crate::body::Body;
+use crate::error::ApiError;
+use crate::object;
+use crate::rest::{Call, decode, delete_addressed, encode, save, with_kind};
+
+/// A budget changed under us this often is busy; the client comes back later.
+const ATTEMPTS_MAX: usize = 8;
+/// Pods evicted but still seen by the budget's controller; more would make the object grow without bound.
+const DISRUPTED_PODS_MAX: usize = 2000;
+
+pub(crate) async fn evict(call: Call<'_>) -> Result<Response<Body>, ApiError> {
+    let eviction = decode::object_of(&call, "policy", "v1", "Eviction")?;
+    let pod = call.decode(&*call.stored()?);
+    let phase = pod["status"]["phase"].as_str().unwrap_or_default();
+    // A pod that does not serve, or is on its way out, is not what budgets protect.
+    let free = matches!(phase, "Succeeded" | "Failed" | "Pending") || object::is_deleting(&pod);
+    if !free {
+        spend(&call, &pod).await?;
+    }
+    let options = &eviction["deleteOptions"];
+    delete_addressed(&call, options).await?;
+    encode(
+        201,
+        call.answer.format,
+        &json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201 }),
+    )
+}
+
+/// Takes one disruption from the budget that covers the pod.
+async fn spend(call: &Call<'_>, pod: &Value) -> Result<(), ApiError> {
+    let Some(kind) = call.registry.find("policy", "v1", "poddisruptionbudgets") else { return Ok(()) };
+    for _ in 0..ATTEMPTS_MAX {
+        let covering = budgets(call, pod, &kind.collection);
+        let [budget] = &covering[..] else {
+            return match covering.len() {
+                0 => Ok(()),
+                _ => Err(ApiError::internal(
+                    "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
+                )),
+            };
+        };
+        let mut new = object::decode(&budget.bytes);
+        if spares_unhealthy(&new, pod) {
+            return Ok(());
+        }
+        take_one(&mut new, pod, &save::timestamp(call.now))?;
+        if call.dry_run()? {
+            return Ok(());
+        }
+        let on_budget = with_kind(call, kind);
+        if save::write(&on_budget, &new, Expect::Revision(budget.revision)).await.is_ok() {
+            return Ok(());
+        }
+    }
+    Err(ApiError::too_many_requests("Cannot evict pod as its disruption budget is changing; try again later.", 1))
+}
+
+fn budgets(call: &Call<'_>, pod: &Value, collection: &ResourceId) -> Vec<std::sync::Arc<Entry>> {
+    let labels = &pod["metadata"]["labels"];
+    let covers = |entry: &Entry| {
+        let budget = object::decode(&entry.bytes);
+        let selector = LabelSelector::from_object(budget["spec"].get("selector"));
+        !budget["spec"]["selector"].is_null() && selector.is_ok_and(|s| s.matches(|key| labels[key].as_str()))
+    };
+    let page = call.api.store().list(collection, Some(object::namespace(pod)), None, None, usize::MAX, covers);
+    page.map(|page| page.entries).unwrap_or_default()
+}
+
+/// An unhealthy pod may go when the policy always allows it, or when the healthy ones suffice (KEP-3017).
+fn spares_unhealthy(budget: &Value, pod: &Value) -> bool {
+    let ready = object::items(&pod["status"], "conditions").any(|c| c["type"] == "Ready" && c["status"] == "True");
+    if ready {
+        return false;
+    }
+    let enough = budget["status"]["currentHealthy"].as_i64() >= budget["status"]["desiredHealthy"].as_i64()
+        && budget["status"]["desiredHealthy"].as_i64().unwrap_or(0) > 0;
+    budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow" || enough
+}
+
+fn take_one(budget: &mut Value, pod: &Value, now: &str) -> Result<(), ApiError> {
+    let refused = |message: &str, budget: &Value| {
+        let why = format!(
+            "The disruption budget {} needs {} healthy pods and has {} currently",
+            object::name(budget),
+            budget["status"]["desiredHealthy"],
+            budget["status"]["currentHealthy"]
+        );
+        Err(ApiError::too_many_requests(message, 0).with_cause("DisruptionBudget", &why))
+    };
+    let observed = budget["status"]["observedGeneration"].as_i64().unwrap_or(0);
+    if observed < budget["metadata"]["generation"].as_i64().unwrap_or(0) {
+        return Err(ApiError::too_many_requests(
+            "Cannot evict pod as it would violate the pod's disruption budget: the budget is still being processed by the server.",
+            10,
+        ));
+    }
+    let allowed = budget["status"]["disruptionsAllowed"].as_i64().unwrap_or(0);
+    if allowed <= 0 {
+        return refused("Cannot evict pod as it would violate the pod's disruption budget.", budget);
+    }
+    let status = object::child(budget, "status");
+    let disrupted = object::as_map(status.entry("disruptedPods").or_insert_with(|| json!({})));
+    if disrupted.len() >= DISRUPTED_PODS_MAX {
+        return Err(ApiError::too_many_requests("Cannot evict pod: too many evictions are not confirmed yet.", 10));
+    }
+    disrupted.insert(object::name(pod).to_owned(), now.into());
+    status.insert("disruptionsAllowed".into(), (allowed - 1).into());
+    Ok(())
+}

@@ -1,0 +1,156 @@
+//! PATCH in its four dialects: JSON (RFC 6902), merge (RFC 7386), strategic merge, and server-side apply.
+
+use http::Response;
+use kedge_schema::apply::{self, ApplyError, Target, Writer};
+use kedge_schema::strategic;
+use serde_json::Value;
+
+use super::save::{self, Failure, Ownership, Part};
+use super::update::{ATTEMPTS_MAX, STALE, asked_revision, check_identity};
+use super::{Call, create, decode};
+use crate::body::Body;
+use crate::error::ApiError;
+use crate::negotiate;
+use crate::object;
+
+const DIALECTS: [&str; 4] = [
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+    "application/apply-patch+yaml",
+];
+/// More operations than this in one JSON patch are refused (upstream's `maxJSONPatchOperations`).
+const OPERATIONS_MAX: usize = 10_000;
+
+enum Patch {
+    Json(json_patch::Patch),
+    Merge(Value),
+    Strategic(Value),
+    Apply(Value),
+}
+
+pub(super) async fn patch(call: Call<'_>, part: Part) -> Result<Response<Body>, ApiError> {
+    let patch = parse(&call)?;
+    let ownership = if matches!(patch, Patch::Apply(_)) { Ownership::Applied } else { Ownership::Updated };
+    for _ in 0..ATTEMPTS_MAX {
+        let Some(entry) = call.api.store().get(&call.kind.collection, &call.key()) else {
+            return apply_to_nothing(&call, part, patch).await;
+        };
+        let old = call.decode(&entry);
+        let (new, warnings) = changed(&call, &patch, &old, part)?;
+        if object::name(&new) != call.path.name {
+            let error = ApiError::bad_request(format!(
+                "the name of the object ({}) does not match the name on the URL ({})",
+                object::name(&new),
+                call.path.name
+            ));
+            return Err(error);
+        }
+        check_identity(&call, &new, &old, entry.revision)?;
+        let names_revision = match &patch {
+            Patch::Merge(p) | Patch::Strategic(p) | Patch::Apply(p) => asked_revision(p).is_some(),
+            Patch::Json(_) => false,
+        };
+        match save::replace(&call, &entry, &old, new, part, ownership).await {
+            Ok(saved) => return decode::with_warnings(create::render(&call, 200, &saved)?, &warnings),
+            Err(Failure::Changed) if names_revision => break,
+            Err(Failure::Changed) => {}
+            Err(Failure::Refused(error)) => return Err(error),
+        }
+    }
+    Err(call.conflict(STALE))
+}
+
+fn parse(call: &Call<'_>) -> Result<Patch, ApiError> {
+    let body = &call.incoming.body;
+    let force = call.query.get("force").is_some();
+    match negotiate::content_type(&call.incoming.headers) {
+        dialect if force && dialect != DIALECTS[3] => {
+            Err(ApiError::bad_request(format!("force is forbidden for non-apply patch ({dialect})")))
+        }
+        "application/json-patch+json" => {
+            let patch: json_patch::Patch = serde_json::from_slice(body)
+                .map_err(|e| ApiError::bad_request(format!("error decoding patch: {e}")))?;
+            if patch.0.len() > OPERATIONS_MAX {
+                return Err(ApiError::too_large(OPERATIONS_MAX));
+            }
+            Ok(Patch::Json(patch))
+        }
+        "application/merge-patch+json" => decode::raw_json(body).map(Patch::Merge),
+        "application/strategic-merge-patch+json" if call.kind.custom.is_some() => {
+            Err(ApiError::unsupported_media_type(&[DIALECTS[0], DIALECTS[1], DIALECTS[3]]))
+        }
+        "application/strategic-merge-patch+json" => decode::raw_json(body).map(Patch::Strategic),
+        "application/apply-patch+yaml" => {
+            if call.query.get("fieldManager").is_none() {
+                return Err(ApiError::bad_request("fieldManager is required for apply patch"));
+            }
+            decode::raw_yaml(body).map(Patch::Apply)
+        }
+        _ => Err(ApiError::unsupported_media_type(&DIALECTS)),
+    }
+}
+
+/// The object after the patch, and what to warn of.
+fn changed(call: &Call<'_>, patch: &Patch, old: &Value, part: Part) -> Result<(Value, Vec<String>), ApiError> {
+    let (schema, id) = call.kind.schema.get();
+    let new = match patch {
+        Patch::Json(patch) => {
+            let mut new = old.clone();
+            json_patch::patch(&mut new, patch).map_err(|e| {
+                let error = ApiError::bad_request(format!(
+                    "the server rejected our request due to an error in our request: {e}"
+                ));
+                ApiError { code: 422, reason: "Invalid", ..error }
+            })?;
+            new
+        }
+        Patch::Merge(patch) => {
+            let mut new = old.clone();
+            json_patch::merge(&mut new, patch);
+            new
+        }
+        Patch::Strategic(patch) => {
+            let new = strategic::merge(schema, id, old, patch);
+            new.map_err(|e| ApiError::bad_request(e.to_string()))?
+        }
+        Patch::Apply(applied) => return applied_to(call, Some(old), applied, part),
+    };
+    let decoded = decode::check(call, call.kind, new, Vec::new())?;
+    Ok((decoded.value, decoded.warnings))
+}
+
+/// Server-side apply may create.
+async fn apply_to_nothing(call: &Call<'_>, part: Part, patch: Patch) -> Result<Response<Body>, ApiError> {
+    let Patch::Apply(applied) = patch else { return Err(call.not_found()) };
+    if part != Part::Main {
+        return Err(call.not_found());
+    }
+    let (new, warnings) = applied_to(call, None, &applied, part)?;
+    if asked_revision(&new).is_some() {
+        return Err(call.conflict(STALE));
+    }
+    let saved = save::create(call, new, Ownership::Applied).await?;
+    decode::with_warnings(create::render(call, 201, &saved)?, &warnings)
+}
+
+fn applied_to(
+    call: &Call<'_>,
+    old: Option<&Value>,
+    applied: &Value,
+    part: Part,
+) -> Result<(Value, Vec<String>), ApiError> {
+    let decoded = decode::check(call, call.kind, applied.clone(), Vec::new())?;
+    let (manager, api_version) = (save::manager(call), call.kind.api_version());
+    let reset = save::reset_fields(call, part);
+    let (schema, id) = call.kind.schema.get();
+    let target = Target { schema, id, reset: &reset };
+    let writer =
+        Writer { manager: &manager, api_version: &api_version, subresource: part.subresource(), now: call.now };
+    let force = call.query.flag("force");
+    let new = apply::apply(&target, &writer, old, &decoded.value, force).map_err(|error| match error {
+        ApplyError::Conflicts(conflicts) => ApiError::apply_conflict(conflicts.to_string(), conflicts.to_causes()),
+        other => ApiError::bad_request(other.to_string()),
+    })?;
+    Ok((new, decoded.warnings))
+}

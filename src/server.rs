@@ -1,0 +1,77 @@
+//! `kedge server`: builds the parts of a cluster, runs them, drains them.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use kedge_access::{Authority, Names, User};
+use kedge_api::{Api, InProcess, Rbac, Settings, bootstrap, serve};
+use kedge_client::{Context as ClientContext, Informers};
+use kedge_store::engine::{Engine, RedbEngine, SledEngine};
+use kedge_store::{Store, Writer};
+use kedge_world::World;
+use tracing_subscriber::EnvFilter;
+
+use crate::settings::{Datastore, ServerFlags};
+
+/// Runs until a signal says to stop.
+pub(crate) fn run(flags: ServerFlags) -> Result<()> {
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_from_env("KEDGE_LOG").unwrap_or_else(|_| EnvFilter::new("info")))
+        .with_writer(std::io::stderr)
+        .init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.context("cannot start the runtime")?.block_on(serve_cluster(flags))
+}
+
+async fn serve_cluster(flags: ServerFlags) -> Result<()> {
+    let world = World::real();
+    let state = flags.data_dir.join("server");
+    world.disk.create_dir_all(&state)?;
+    let address = format!("127.0.0.1:{}", flags.https_listen_port);
+    let listener = world.net.listen(&address).await?;
+    let writer = Writer::open(engine(&world, &state, flags.datastore)?)?;
+    let store = Store::start(writer);
+    let authority = Authority::open(&world, &state.join("tls"), &Names(flags.tls_san.clone()))?;
+    let issuer = format!("https://kubernetes.default.svc.{}", flags.cluster_domain);
+    let guard = Rbac::new(authority.token_signer()?, &issuer);
+    let settings = Settings { service_cidr: flags.service_cidr.clone(), ..Settings::default() };
+    let api = Api::new(world.clone(), store, settings, Box::new(guard));
+    bootstrap(&api).await?;
+    let informers = Informers::new(in_process(&api, "system:kube-controller-manager"));
+    let context = ClientContext { informers, world: world.clone() };
+    kedge_controllers::start(&context, &kedge_controllers::Settings { root_ca: authority.server_ca_pem() });
+    write_kubeconfig(&world, &flags.write_kubeconfig, &authority.kubeconfig(&format!("https://{address}")))?;
+    tracing::info!(%address, kubeconfig = %flags.write_kubeconfig.display(), "the API server is ready");
+    serve(api, listener, authority.server_config()?, stopped()).await;
+    Ok(())
+}
+
+/// A client of the API without a network, acting as `user`.
+fn in_process(api: &Api, user: &str) -> kube::Client {
+    // Controllers act for everybody's objects; the roles of upstream's single controllers come with their own users.
+    kube::Client::new(InProcess::new(api.clone(), User::new(user, &["system:masters"])), "default")
+}
+
+fn engine(world: &World, folder: &Path, datastore: Datastore) -> Result<Box<dyn Engine>> {
+    Ok(match datastore {
+        Datastore::Redb => Box::new(RedbEngine::open(&*world.disk, &folder.join("state.redb"))?),
+        Datastore::Sled => Box::new(SledEngine::open(&folder.join("state.sled"))?),
+    })
+}
+
+fn write_kubeconfig(world: &World, path: &Path, text: &str) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        world.disk.create_dir_all(folder)?;
+    }
+    world.disk.replace(path, text.as_bytes()).context("cannot write the kubeconfig (--write-kubeconfig)")
+}
+
+/// Resolves when the process is asked to end.
+async fn stopped() {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+        .expect("the runtime handles signals");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}
