@@ -1,0 +1,256 @@
+//! Images as values: what a manifest and its config say, and the plan for installing one.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Read;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+/// A SHA-256, written `sha256:<64 hexadecimal digits>`; no other algorithm is accepted.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Digest(String);
+
+impl Digest {
+    /// Of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self::from_hash(Sha256::digest(bytes).as_slice())
+    }
+
+    /// From a finished hash.
+    pub fn from_hash(hash: &[u8]) -> Self {
+        Self(format!("sha256:{}", hex::encode(hash)))
+    }
+
+    /// `sha256:…`
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The digits alone.
+    pub fn hex(&self) -> &str {
+        &self.0["sha256:".len()..]
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for Digest {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.strip_prefix("sha256:").ok_or_else(|| format!("{text:?} is not a sha256 digest"))?;
+        if digits.len() == 64 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(format!("{text:?} is not a sha256 digest"))
+        }
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        digest.0
+    }
+}
+
+/// A local image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// The digest of its config: what the CRI calls the image's id.
+    pub id: String,
+    /// Its tags, in full (`docker.io/library/busybox:1.36`).
+    pub names: Vec<String>,
+    /// Its names by digest (`docker.io/library/busybox@sha256:…`).
+    pub digests: Vec<String>,
+    /// Bytes of its blobs.
+    pub size_bytes: u64,
+    /// What it wants run.
+    pub config: ImageConfig,
+}
+
+/// The part of an image's config that running it needs. Field names are the OCI image spec's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ImageConfig {
+    /// `user[:group]`.
+    #[serde(deserialize_with = "null_as_default")]
+    pub user: String,
+    /// `NAME=value`.
+    #[serde(deserialize_with = "null_as_default")]
+    pub env: Vec<String>,
+    /// The program.
+    #[serde(deserialize_with = "null_as_default")]
+    pub entrypoint: Vec<String>,
+    /// Its arguments, or the program when there is no entrypoint.
+    #[serde(deserialize_with = "null_as_default")]
+    pub cmd: Vec<String>,
+    /// Where it starts.
+    #[serde(deserialize_with = "null_as_default")]
+    pub working_dir: String,
+    /// What asks it to stop; `SIGTERM` when empty.
+    #[serde(deserialize_with = "null_as_default")]
+    pub stop_signal: String,
+}
+
+fn null_as_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(d: D) -> Result<T, D::Error> {
+    Ok(Option::<T>::deserialize(d)?.unwrap_or_default())
+}
+
+/// An image config blob.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct ConfigFile {
+    /// The processor it was built for, as Go names it.
+    #[serde(default)]
+    pub architecture: String,
+    /// The operating system.
+    #[serde(default)]
+    pub os: String,
+    /// What to run.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub config: ImageConfig,
+    /// Its layers, as they are unpacked.
+    #[serde(default)]
+    pub rootfs: RootFs,
+}
+
+/// The unpacked layers' digests, lowest first.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct RootFs {
+    /// One for each layer.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub diff_ids: Vec<Digest>,
+}
+
+/// A blob as a manifest names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    /// What it is.
+    #[serde(default)]
+    pub media_type: String,
+    /// Its name.
+    pub digest: Digest,
+    /// Its length in bytes.
+    pub size: u64,
+    /// Which machine it is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<Platform>,
+    /// Notes, such as its name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// The machine that an image is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Platform {
+    /// The processor, as Go names it.
+    pub architecture: String,
+    /// The operating system.
+    pub os: String,
+}
+
+/// An image manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    /// Always 2.
+    pub schema_version: u32,
+    /// What it is.
+    #[serde(default)]
+    pub media_type: String,
+    /// The config blob.
+    pub config: Descriptor,
+    /// The layers, lowest first.
+    pub layers: Vec<Descriptor>,
+}
+
+/// Everything needed to install one image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImagePlan {
+    /// The names to give it, in full; may be empty.
+    pub names: Vec<String>,
+    /// The manifest's digest.
+    pub manifest_digest: Digest,
+    /// The manifest's bytes, which have that digest.
+    pub manifest_bytes: Vec<u8>,
+    /// The manifest, read.
+    pub manifest: Manifest,
+    /// The config's bytes, which have the digest in the manifest.
+    pub config_bytes: Vec<u8>,
+    /// The unpacked layers' digests, as many as the manifest has layers.
+    pub diff_ids: Vec<Digest>,
+}
+
+/// Opens the blobs of an [`ImagePlan`]; an archive, or a pull.
+pub trait BlobSource: Send + Sync + 'static {
+    /// All bytes of blob `digest`, from the start. Called on a thread that may block.
+    fn open(&self, digest: &Digest) -> std::io::Result<Box<dyn Read + Send + '_>>;
+}
+
+/// The names of an image's layers as they stack up: what a snapshot of the first n layers is called.
+/// (`opencontainers/image-spec`, config.md, "Layer ChainID".)
+pub fn chain_ids(diff_ids: &[Digest]) -> Vec<Digest> {
+    let mut chain: Vec<Digest> = Vec::with_capacity(diff_ids.len());
+    for diff in diff_ids {
+        let next = match chain.last() {
+            None => diff.clone(),
+            Some(parent) => Digest::of(format!("{parent} {diff}").as_bytes()),
+        };
+        chain.push(next);
+    }
+    chain
+}
+
+/// This machine's processor, as Go names it in image platforms.
+pub fn host_architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        "powerpc64" => "ppc64le",
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chain_ids_follow_the_spec() {
+        let a = Digest::of(b"a");
+        let b = Digest::of(b"b");
+        let chain = chain_ids(&[a.clone(), b.clone()]);
+        assert_eq!(chain, [a.clone(), Digest::of(format!("{a} {b}").as_bytes())]);
+    }
+
+    #[test]
+    fn docker_writes_null_for_what_is_empty() {
+        let file: ConfigFile =
+            serde_json::from_str(r#"{"config":{"User":"","Env":null,"Cmd":["sh"],"Entrypoint":null}}"#).unwrap();
+        assert_eq!(file.config.cmd, ["sh"]);
+        assert!(file.config.env.is_empty());
+        let file: ConfigFile = serde_json::from_str(r#"{"config":null}"#).unwrap();
+        assert_eq!(file.config, ImageConfig::default());
+    }
+
+    #[test]
+    fn only_sha256_digests_are_digests() {
+        for bad in ["", "sha256:", "sha512:00", "sha256:ABC", "sha256:../../x"] {
+            assert!(bad.parse::<Digest>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Ends a node's pods and its containerd, and removes what they leave, by what is keyed to its directories alone:
+//! the containerd that its mark names, shims that were started for its socket, processes in its cgroups, mounts
+//! below its folders.
+#![allow(clippy::disallowed_methods, reason = "a shell: /proc, mounts and the run directory")]
+
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::process::ProcessMark;
+use super::{Paths, PrivateError};
+use crate::cgroup::Cgroups;
+use crate::runtime::RuntimeError;
+
+/// How long killed processes may take to be gone; a process in a disk's queue takes as long as the disk.
+const END_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// What [`killall`] ended.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Killed {
+    /// Processes: pods', shims and containerd.
+    pub processes: usize,
+    /// Mounts.
+    pub mounts: usize,
+}
+
+/// Ends everything of the node with these directories. Images and data stay. Running it twice is fine.
+pub async fn killall(paths: &Paths) -> Result<Killed, PrivateError> {
+    let mut killed = Killed::default();
+    // containerd first: it would see its shims end and tidy up beside us.
+    if let Some(process) = ProcessMark::read(&paths.mark).filter(ProcessMark::is_alive) {
+        process.kill_and_wait().await.map_err(|e| PrivateError::host("end containerd", e))?;
+        killed.processes += 1;
+    }
+    let cgroups = Cgroups::of(&paths.data_dir);
+    let ours = || -> Result<Vec<ProcessMark>, PrivateError> {
+        let mut pids = shims(&paths.socket);
+        pids.extend(cgroups.processes(cgroups.parent()).map_err(of_runtime)?);
+        Ok(pids.into_iter().filter_map(|pid| ProcessMark::of(pid).ok()).collect())
+    };
+    let end = async {
+        loop {
+            let found: Vec<_> = ours()?.into_iter().filter(ProcessMark::is_alive).collect();
+            if found.is_empty() {
+                return Ok(());
+            }
+            killed.processes += found.len();
+            for process in &found {
+                match kill(Pid::from_raw(process.pid), Signal::SIGKILL) {
+                    Ok(()) | Err(nix::Error::ESRCH) => {}
+                    Err(e) => return Err(PrivateError::host(format!("end process {}", process.pid), e)),
+                }
+            }
+            for process in &found {
+                process.ended().await.map_err(|e| PrivateError::host("wait for a process", e))?;
+            }
+        }
+    };
+    let late = |_| PrivateError::host("end the pods' processes", io::Error::from(io::ErrorKind::TimedOut));
+    tokio::time::timeout(END_TIME_MAX, end).await.map_err(late)??;
+    for address in shim_addresses(&paths.state) {
+        let _ = fs::remove_file(address); // A socket nobody listens on; another look finds nothing more to do.
+    }
+    for mount in mounts_below(&[&paths.state, &paths.run_dir.join("pods")])? {
+        umount2(&mount, MntFlags::MNT_DETACH)
+            .map_err(|e| PrivateError::host(format!("unmount {}", mount.display()), e))?;
+        killed.mounts += 1;
+    }
+    cgroups.remove(cgroups.parent()).map_err(of_runtime)?;
+    for folder in [&paths.state, &paths.run_dir.join("pods")] {
+        match fs::remove_dir_all(folder) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(PrivateError::host(format!("remove {}", folder.display()), e));
+            }
+            _ => {}
+        }
+    }
+    Ok(killed)
+}
+
+fn of_runtime(error: RuntimeError) -> PrivateError {
+    match error {
+        RuntimeError::Host { attempt, source } => PrivateError::Host { attempt, source },
+        other => PrivateError::host("sweep cgroups", io::Error::other(other)),
+    }
+}
+
+/// Shims say on their command line which socket they report to.
+fn shims(socket: &Path) -> Vec<i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        is_shim_of(&line, socket)
+    })
+    .collect()
+}
+
+fn is_shim_of(command_line: &[u8], socket: &Path) -> bool {
+    let mut arguments = command_line.split(|byte| *byte == 0);
+    let program = arguments.next().unwrap_or_default();
+    let rest: Vec<_> = arguments.collect();
+    let name = program.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    let reports_to = rest.windows(2).any(|pair| pair[0] == b"-address" && pair[1] == socket.as_os_str().as_bytes());
+    name.starts_with(b"containerd-shim") && reports_to
+}
+
+/// The shims' own sockets lie in a folder that all containerds share, by names that only their bundles know.
+fn shim_addresses(state: &Path) -> Vec<PathBuf> {
+    let list = |folder: PathBuf| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let bundles = list(state.join("io.containerd.runtime.v2.task")).flat_map(list);
+    let addresses = bundles.filter_map(|bundle| fs::read_to_string(bundle.join("address")).ok());
+    let paths = addresses.filter_map(|address| Some(PathBuf::from(address.trim().strip_prefix("unix://")?)));
+    paths.filter(|path| path.starts_with("/run/containerd/s")).collect()
+}
+
+fn mounts_below(folders: &[&Path]) -> Result<Vec<PathBuf>, PrivateError> {
+    let text = fs::read_to_string("/proc/self/mountinfo").map_err(|e| PrivateError::host("list mounts", e))?;
+    Ok(select_mounts(&text, folders))
+}
+
+/// The mount points below some folders, the last mounted first.
+fn select_mounts(mountinfo: &str, folders: &[&Path]) -> Vec<PathBuf> {
+    let points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(|text| PathBuf::from(unescape(text)));
+    let mut points: Vec<_> = points.filter(|point| folders.iter().any(|folder| point.starts_with(folder))).collect();
+    points.reverse();
+    points
+}
+
+/// Blanks and backslashes come as three octal digits (proc(5)).
+fn unescape(text: &str) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('\\') {
+        out.push_str(&rest[..at]);
+        match rest.get(at + 1..at + 4).and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                out.push(char::from(byte));
+                rest = &rest[at + 4..];
+            }
+            None => {
+                out.push('\\');
+                rest = &rest[at + 1..];
+            }
+        }
+    }
+    out + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_shims_of_this_socket_are_ours() {
+        let socket = Path::new("/run/k/containerd/containerd.sock");
+        for (line, expected) in [
+            (&b"/usr/bin/containerd-shim-runc-v2\0-namespace\0n\0-id\0x\0-address\0/run/k/containerd/containerd.sock\0"[..], true),
+            (b"/usr/bin/containerd-shim-runc-v2\0-namespace\0n\0-id\0x\0-address\0/run/k2/containerd/containerd.sock\0", false),
+            (b"/usr/bin/containerd-shim-runc-v2\0-id\0/run/k/containerd/containerd.sock\0", false),
+            (b"vi\0-address\0/run/k/containerd/containerd.sock\0", false),
+            (b"", false),
+        ] {
+            assert_eq!(is_shim_of(line, socket), expected, "{}", String::from_utf8_lossy(line));
+        }
+    }
+
+    #[test]
+    fn mounts_of_other_nodes_are_left() {
+        let info = "1 0 0:1 / / rw - ext4 a rw\n2 1 0:1 / /run/k/pods/a\\040b/shm rw - tmpfs x rw\n3 1 0:1 / /run/k2/pods/x rw - t x rw\n4 1 0:1 / /run/k/pods rw - t x rw\n";
+        assert_eq!(
+            select_mounts(info, &[Path::new("/run/k/pods")]),
+            [Path::new("/run/k/pods"), Path::new("/run/k/pods/a b/shm")]
+        );
+    }
+}

@@ -1,0 +1,470 @@
+//! The containerd backend against the real thing: Debian's containerd and runc, real kernels' answers.
+//!
+//! Needs root, `containerd`, `runc` and a static `/bin/busybox` (Debian's `busybox-static`). Without them it says so
+//! and passes, unless `KEDGE_TEST_REQUIRE_CONTAINERD` is set, as in CI. This program is also the containers' logger.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test of real files and processes")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use kedge_runtimes::containerd::{Containerd, Settings};
+use kedge_runtimes::private::{Paths, PrivateContainerd, killall::killall};
+use kedge_runtimes::suite::{self, busybox_archive, container, exec, exit_of, observed, pod, sandbox};
+use kedge_runtimes::{ContainerSpec, ContainerState, Mount, MountPropagation, Runtime, Seccomp, User};
+use kedge_world::World;
+
+fn main() {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    if arguments.first().is_some_and(|verb| verb == kedge_runtimes::logger::LOGGER_VERB) {
+        if let Err(error) = kedge_runtimes::logger_main(&arguments[1..]) {
+            eprintln!("{error}");
+            std::process::exit(1);
+        }
+        return;
+    }
+    if let Some(missing) = missing() {
+        assert!(std::env::var_os("KEDGE_TEST_REQUIRE_CONTAINERD").is_none(), "{missing}");
+        println!("skipped: {missing}");
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(all());
+}
+
+fn missing() -> Option<&'static str> {
+    let on_path =
+        |name| std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|dir| dir.join(name).exists());
+    if !nix::unistd::Uid::effective().is_root() {
+        Some("this test needs root")
+    } else if !on_path("containerd") || !on_path("runc") {
+        Some("containerd and runc are not installed")
+    } else if std::fs::read("/bin/busybox").is_ok_and(|bytes| is_static(&bytes)) {
+        None
+    } else {
+        Some("no static /bin/busybox (package busybox-static)")
+    }
+}
+
+/// Whether an ELF file (64-bit, little-endian) asks for no interpreter.
+fn is_static(elf: &[u8]) -> bool {
+    let number =
+        |at: usize, bytes: usize| elf[at..at + bytes].iter().rev().fold(0, |n, byte| n << 8 | usize::from(*byte));
+    let (table, size, count) = (number(32, 8), number(54, 2), number(56, 2));
+    (0..count).all(|index| number(table + index * size, 4) != 3)
+}
+
+/// One node: directories and a private containerd, ended and swept when the test is over.
+struct Node {
+    folder: tempfile::TempDir,
+    paths: Paths,
+}
+
+impl Node {
+    fn new() -> Self {
+        let folder = tempfile::Builder::new().prefix("kedge-rt").tempdir().unwrap();
+        let paths = Paths::below(&folder.path().join("data"), &folder.path().join("run")).unwrap();
+        Self { folder, paths }
+    }
+
+    async fn containerd(&self) -> PrivateContainerd {
+        PrivateContainerd::ensure(self.paths.clone()).await.unwrap()
+    }
+
+    async fn connect(&self) -> Containerd {
+        let settings = Settings {
+            socket: self.paths.socket.clone(),
+            namespace: self.paths.namespace(),
+            data_dir: self.paths.data_dir.clone(),
+            run_dir: self.paths.run_dir.clone(),
+            logger: std::env::current_exe().unwrap(),
+        };
+        Containerd::connect(settings, World::real()).await.unwrap()
+    }
+
+    /// With the image of the suite imported; gives its id.
+    async fn ready(&self) -> (Containerd, String) {
+        let runtime = self.connect().await;
+        let archive = self.folder.path().join("busybox.tar");
+        std::fs::write(&archive, busybox_archive(&std::fs::read("/bin/busybox").unwrap())).unwrap();
+        let image = runtime.import_archive(&archive).await.unwrap().remove(0);
+        (runtime, image.id)
+    }
+
+    fn log(&self, pod_name: &str) -> String {
+        std::fs::read_to_string(self.log_path(pod_name)).unwrap_or_default()
+    }
+
+    fn log_path(&self, pod_name: &str) -> PathBuf {
+        self.log_dir_path().join(pod_name).join("main/0.log")
+    }
+
+    fn log_dir_path(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+
+    /// Runs a container to its end; gives its exit code and its log.
+    async fn run(&self, runtime: &Containerd, spec: &ContainerSpec, hostname: &str) -> (i32, String) {
+        let mut events = runtime.events();
+        runtime.create_sandbox(&sandbox(hostname)).await.unwrap();
+        runtime.create_container(spec).await.unwrap();
+        runtime.start_container(&spec.id).await.unwrap();
+        let exit = exit_of(runtime, &mut events, &spec.id).await;
+        let log = std::fs::read_to_string(&spec.log_path).unwrap();
+        runtime.remove_sandbox(&spec.pod.uid).await.unwrap();
+        let lines = log.lines().map(|line| line.splitn(4, ' ').nth(3).unwrap_or_default().to_owned());
+        (exit.code, lines.collect::<Vec<_>>().join("\n"))
+    }
+}
+
+#[async_trait]
+impl suite::Fixture for Node {
+    async fn runtime(&self) -> Arc<dyn Runtime> {
+        Arc::new(self.connect().await)
+    }
+    fn log_dir(&self) -> PathBuf {
+        self.log_dir_path()
+    }
+}
+
+macro_rules! cases {
+    ($($case:ident),* $(,)?) => {
+        async fn all() {
+            $(
+                let started = Instant::now();
+                let node = Node::new();
+                let case = std::panic::AssertUnwindSafe(tokio::time::timeout(Duration::from_secs(60), $case(&node)));
+                let done = futures::FutureExt::catch_unwind(case).await;
+                let swept = killall(&node.paths).await;
+                match done {
+                    Ok(done) => done.expect(concat!(stringify!($case), " ends in time")),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+                swept.unwrap();
+                assert_swept(&node);
+                println!("{:<55} ok {:>6} ms", stringify!($case), started.elapsed().as_millis());
+            )*
+        }
+    };
+}
+
+cases!(
+    the_suite,
+    containers_are_what_their_spec_says,
+    logs_carry_time_stream_and_survive_the_server,
+    memory_limits_kill_and_say_so,
+    broken_archives_leave_nothing,
+    a_killed_containerd_loses_no_exit,
+    killall_leaves_the_other_node_alone,
+    times,
+);
+
+fn assert_swept(node: &Node) {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let folder = node.folder.path().display().to_string();
+    assert!(!mounts.contains(&folder), "mounts are left below {folder}");
+    let group = kedge_runtimes::cgroup::Cgroups::of(&node.paths.data_dir);
+    assert!(!Path::new(&format!("/sys/fs/cgroup/memory{}", group.parent())).exists(), "cgroups are left");
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        assert!(!line.contains(&folder), "a process is left: {line}");
+    }
+}
+
+async fn the_suite(node: &Node) {
+    let _daemon = node.containerd().await;
+    suite::run(node).await;
+}
+
+async fn containers_are_what_their_spec_says(node: &Node) {
+    let _daemon = node.containerd().await;
+    let (runtime, image) = node.ready().await;
+    let shell = |name: &str, script: &str| container(name, &image, &node.log_dir_path(), &["sh", "-c", script]);
+    let spec = shell(
+        "plain",
+        "hostname; id; echo $HELLO; ls /proc/1/root >/dev/null; ls -d /proc/[0-9]* | cat; touch /x && echo wrote",
+    );
+    let spec = ContainerSpec { env: vec![("PATH".into(), "/bin".into()), ("HELLO".into(), "a b".into())], ..spec };
+    let (code, log) = node.run(&runtime, &spec, "plain").await;
+    assert_eq!(code, 0, "{log}");
+    assert!(log.starts_with("host-plain\nuid=0(root) gid=0(root) groups=0(root)\na b\n/proc/1\n"), "{log}");
+    assert!(log.ends_with("wrote"), "{log}");
+
+    let mut spec =
+        shell("user", "id -u; id -g; id -G; touch /x 2>/dev/null || echo read-only; mkdir /tmp/x && echo tmp");
+    spec.security.user = User::Image { text: "web".into(), gid: None };
+    spec.security.supplemental_groups = vec![4000];
+    spec.security.read_only_root = true;
+    let (_, log) = node.run(&runtime, &spec, "user").await;
+    assert_eq!(log.lines().take(4).collect::<Vec<_>>(), ["101", "102", "102 700 4000", "read-only"]);
+
+    let source = node.folder.path().join("given");
+    std::fs::create_dir(&source).unwrap();
+    std::fs::write(source.join("file"), "from outside\n").unwrap();
+    let mount = |destination: &str, read_only| Mount {
+        source: source.clone(),
+        destination: destination.into(),
+        read_only,
+        recursive_read_only: false,
+        propagation: MountPropagation::None,
+    };
+    let mut spec = shell(
+        "mounts",
+        "cat /in/file; touch /in/no 2>/dev/null || echo refused; echo inside > /out/new; stat -c %a /dev/shm",
+    );
+    spec.mounts = vec![mount("/in", true), mount("/out", false)];
+    let (_, log) = node.run(&runtime, &spec, "mounts").await;
+    assert_eq!(log, "from outside\nrefused\n1777");
+    assert_eq!(std::fs::read_to_string(source.join("new")).unwrap(), "inside\n");
+
+    // unshare needs CAP_SYS_ADMIN; with it, only the profile decides.
+    let try_unshare = "unshare -m true 2>/dev/null && echo allowed || echo refused";
+    for (name, seccomp, add, expected) in [
+        ("seccomp-default", Seccomp::RuntimeDefault, vec![], "refused"),
+        ("seccomp-admin", Seccomp::RuntimeDefault, vec!["SYS_ADMIN".to_owned()], "allowed"),
+        (
+            "seccomp-own",
+            Seccomp::Profile(serde_json::json!({
+                "defaultAction": "SCMP_ACT_ALLOW",
+                "syscalls": [{"names": ["unshare"], "action": "SCMP_ACT_ERRNO"}],
+            })),
+            vec!["SYS_ADMIN".to_owned()],
+            "refused",
+        ),
+    ] {
+        let mut spec = shell(name, try_unshare);
+        spec.security.seccomp = seccomp;
+        spec.security.capabilities.add = add;
+        assert_eq!(node.run(&runtime, &spec, name).await.1, expected, "{name}");
+    }
+
+    let mut spec = shell("privileged", "ls /dev/null /dev/kmsg && cat /proc/self/status | sed -n 's/CapEff:.//p'");
+    spec.args[2] = "ls /dev/kmsg; touch /proc/sys/kernel/domainname && echo writable".into();
+    spec.security.privileged = true;
+    let (_, log) = node.run(&runtime, &spec, "privileged").await;
+    assert_eq!(log, "/dev/kmsg\nwritable");
+
+    let spec = ContainerSpec { tty: true, ..shell("tty", "test -t 1 && echo terminal") };
+    let (_, log) = node.run(&runtime, &spec, "tty").await;
+    assert_eq!(log.trim_end(), "terminal");
+
+    let mut spec = shell("bad-user", "true");
+    spec.security.user = User::Image { text: "nobody-knows".into(), gid: None };
+    runtime.create_sandbox(&sandbox("bad-user")).await.unwrap();
+    let error = runtime.create_container(&spec).await.unwrap_err().to_string();
+    assert!(error.contains("unable to find user nobody-knows"), "{error}");
+    runtime.remove_sandbox(&spec.pod.uid).await.unwrap();
+}
+
+async fn logs_carry_time_stream_and_survive_the_server(node: &Node) {
+    let daemon = node.containerd().await;
+    let (runtime, image) = node.ready().await;
+    let script = "echo one; echo two >&2; sleep 3; echo three; sleep 1000";
+    let spec = container("logs", &image, &node.log_dir_path(), &["sh", "-c", script]);
+    runtime.create_sandbox(&sandbox("logs")).await.unwrap();
+    runtime.create_container(&spec).await.unwrap();
+    runtime.start_container(&spec.id).await.unwrap();
+    let pid = daemon.pid();
+    // The server dies: nothing of it is left, and containerd and the container go on.
+    drop((runtime, daemon));
+    wait_until(|| node.log("logs").lines().count() == 3).await;
+    let log = node.log("logs");
+    let parts: Vec<Vec<&str>> = log.lines().map(|line| line.splitn(4, ' ').collect()).collect();
+    let said: Vec<_> = parts.iter().map(|line| (line[1], line[2], line[3])).collect();
+    let mut expected = vec![("stdout", "F", "one"), ("stderr", "F", "two"), ("stdout", "F", "three")];
+    if said[0].2 == "two" {
+        expected.swap(0, 1); // Two pipes have no order between them.
+    }
+    assert_eq!(said, expected);
+    for line in &parts {
+        assert!(line[0].parse::<jiff::Timestamp>().is_ok() && line[0].len() == 30, "{}", line[0]);
+    }
+    let daemon = node.containerd().await;
+    assert!(daemon.was_adopted());
+    assert_eq!(daemon.pid(), pid);
+    let runtime = node.connect().await;
+    assert_eq!(exec(&runtime, &spec.id, &["echo", "still here"], None).await, (0, "still here\n".to_owned()));
+}
+
+async fn memory_limits_kill_and_say_so(node: &Node) {
+    let _daemon = node.containerd().await;
+    let (runtime, image) = node.ready().await;
+    let mut events = runtime.events();
+    // tail keeps what it reads until the end of the line.
+    let mut spec = container("oom", &image, &node.log_dir_path(), &["sh", "-c", "exec tail -c 200000000 /dev/zero"]);
+    spec.resources.memory_limit_bytes = Some(32 << 20);
+    spec.resources.cpu_shares = Some(512);
+    spec.resources.pids_limit = Some(50);
+    runtime.create_sandbox(&sandbox("oom")).await.unwrap();
+    runtime.create_container(&spec).await.unwrap();
+    runtime.start_container(&spec.id).await.unwrap();
+    let exit = exit_of(&runtime, &mut events, &spec.id).await;
+    assert_eq!((exit.code, exit.oom), (137, true));
+    runtime.remove_sandbox(&spec.pod.uid).await.unwrap();
+}
+
+async fn broken_archives_leave_nothing(node: &Node) {
+    let _daemon = node.containerd().await;
+    let runtime = node.connect().await;
+    let path = node.folder.path().join("archive");
+    let whole = busybox_archive(&std::fs::read("/bin/busybox").unwrap());
+    let blobs = node.paths.root.join("io.containerd.content.v1.content/blobs/sha256");
+    let count = || std::fs::read_dir(&blobs).map_or(0, Iterator::count);
+    for length in [0, 100, 5000, whole.len() / 2, whole.len() - 3000] {
+        std::fs::write(&path, &whole[..length]).unwrap();
+        let error = runtime.import_archive(&path).await.unwrap_err().to_string();
+        assert!(error.starts_with(&format!("image archive {}", path.display())), "{error}");
+        assert_eq!((runtime.list_images().await.unwrap().len(), count()), (0, 0), "{length} bytes");
+    }
+    // Whole as a tar, but its layer is none: found only while unpacking.
+    let mut lying = tar::Builder::new(Vec::new());
+    let config = r#"{"architecture":"ARCH","os":"linux","rootfs":{"diff_ids":["sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"]}}"#
+        .replace("ARCH", kedge_runtimes::image::host_architecture());
+    let layer = {
+        let mut l = tar::Builder::new(Vec::new());
+        let mut h = tar::Header::new_gnu();
+        h.set_size(1);
+        h.set_mode(0o644);
+        l.append_data(&mut h, "f", &b"x"[..]).unwrap();
+        l.into_inner().unwrap()
+    };
+    let manifest = br#"[{"Config":"c","RepoTags":["localhost/lying:1"],"Layers":["l"]}]"#;
+    for (name, bytes) in [("c", config.as_bytes()), ("l", &layer), ("manifest.json", manifest)] {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        lying.append_data(&mut header, name, bytes).unwrap();
+    }
+    std::fs::write(&path, lying.into_inner().unwrap()).unwrap();
+    let error = runtime.import_archive(&path).await.unwrap_err().to_string();
+    assert!(error.contains("unpack layer sha256:") && error.contains("the image says sha256:aaaa"), "{error}");
+    assert_eq!((runtime.list_images().await.unwrap().len(), count()), (0, 0));
+    // And gzipped, whole.
+    let gzipped = std::fs::File::create(&path).unwrap();
+    let mut encoder = flate2::write::GzEncoder::new(gzipped, flate2::Compression::fast());
+    std::io::Write::write_all(&mut encoder, &whole).unwrap();
+    encoder.finish().unwrap();
+    assert_eq!(runtime.import_archive(&path).await.unwrap()[0].names, [suite::IMAGE]);
+    assert_eq!(runtime.import_archive(&path).await.unwrap()[0].names, [suite::IMAGE], "again is the same");
+}
+
+async fn a_killed_containerd_loses_no_exit(node: &Node) {
+    let mut daemon = node.containerd().await;
+    let (runtime, image) = node.ready().await;
+    let spec = container("outlives", &image, &node.log_dir_path(), &["sleep", "1000"]);
+    let short = {
+        let mut s = container("short", &image, &node.log_dir_path(), &["sh", "-c", "sleep 2; exit 5"]);
+        s.annotations = BTreeMap::new();
+        s
+    };
+    for spec in [&spec, &short] {
+        runtime.create_sandbox(&sandbox(&spec.pod.name)).await.unwrap();
+        runtime.create_container(spec).await.unwrap();
+        runtime.start_container(&spec.id).await.unwrap();
+    }
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(daemon.pid()), nix::sys::signal::SIGKILL).unwrap();
+    daemon.ended().await.unwrap();
+    let mut events = runtime.events();
+    let error = runtime.observe().await.unwrap_err().to_string();
+    assert!(error.contains("does not answer"), "{error}");
+    tokio::time::sleep(Duration::from_millis(2500)).await; // `short` ends while nobody is there to see it.
+    let daemon = node.containerd().await;
+    assert!(!daemon.was_adopted());
+    // The same connection heals by itself.
+    let state = loop {
+        match observed(&runtime, &short.id).await.unwrap().state {
+            ContainerState::Running { .. } => tokio::time::sleep(Duration::from_millis(50)).await,
+            other => break other,
+        }
+    };
+    assert!(matches!(&state, ContainerState::Exited(exit) if exit.code == 5), "{state:?}");
+    let state = observed(&runtime, &spec.id).await.unwrap().state;
+    assert!(matches!(state, ContainerState::Running { .. }), "{state:?}");
+    // Events flow again after the watch has connected anew.
+    loop {
+        use futures::StreamExt;
+        if events.next().await == Some(kedge_runtimes::RuntimeEvent::Resync) {
+            break;
+        }
+    }
+    runtime.kill_container(&spec.id, 9).await.unwrap();
+    assert_eq!(exit_of(&runtime, &mut events, &spec.id).await.code, 137);
+}
+
+async fn killall_leaves_the_other_node_alone(node: &Node) {
+    let other = Node::new();
+    let mut daemons = Vec::new();
+    let mut running = Vec::new();
+    for node in [node, &other] {
+        daemons.push(node.containerd().await);
+        let (runtime, image) = node.ready().await;
+        let spec = container("same", &image, &node.log_dir_path(), &["sleep", "1000"]);
+        runtime.create_sandbox(&sandbox("same")).await.unwrap();
+        runtime.create_container(&spec).await.unwrap();
+        runtime.start_container(&spec.id).await.unwrap();
+        running.push((runtime, spec));
+    }
+    let killed = killall(&node.paths).await.unwrap();
+    assert!(killed.processes >= 3 && killed.mounts >= 3, "containerd, a shim and a container: {killed:?}");
+    assert_swept(node);
+    let (runtime, spec) = &running[1];
+    let state = observed(runtime, &spec.id).await.unwrap().state;
+    assert!(matches!(state, ContainerState::Running { .. }), "{state:?}");
+    assert_eq!(exec(runtime, &spec.id, &["echo", "alive"], None).await.0, 0);
+    // The first node starts again; what ran is known to be lost.
+    let _daemon = node.containerd().await;
+    let runtime = node.connect().await;
+    let state = observed(&runtime, &spec.id).await.unwrap().state;
+    assert!(matches!(state, ContainerState::Lost { .. }), "{state:?}");
+    assert_eq!(runtime.observe().await.unwrap().sandboxes, []);
+    runtime.remove_sandbox(&pod("same").uid).await.unwrap();
+    drop(running);
+    killall(&other.paths).await.unwrap();
+    assert_swept(&other);
+}
+
+/// Prints what starting costs; fails only when something is badly wrong.
+async fn times(node: &Node) {
+    let started = Instant::now();
+    let daemon = node.containerd().await;
+    let cold = started.elapsed();
+    drop(daemon);
+    let started = Instant::now();
+    let _daemon = node.containerd().await;
+    let adopted = started.elapsed();
+    let started = Instant::now();
+    let (runtime, image) = node.ready().await;
+    let import = started.elapsed();
+    let mut starts = Vec::new();
+    for n in 0..10 {
+        let name = format!("t{n}");
+        let spec = container(&name, &image, &node.log_dir_path(), &["sleep", "1000"]);
+        let started = Instant::now();
+        runtime.create_sandbox(&sandbox(&name)).await.unwrap();
+        runtime.create_container(&spec).await.unwrap();
+        runtime.start_container(&spec.id).await.unwrap();
+        starts.push(started.elapsed().as_millis());
+        runtime.remove_sandbox(&spec.pod.uid).await.unwrap();
+    }
+    starts.sort_unstable();
+    println!(
+        "  containerd ready {} ms, adopted {} ms, image imported {} ms, pod started p50 {} ms, max {} ms",
+        cold.as_millis(),
+        adopted.as_millis(),
+        import.as_millis(),
+        starts[5],
+        starts[9]
+    );
+    assert!(starts[5] < 2000);
+}
+
+async fn wait_until(done: impl Fn() -> bool) {
+    let wait = async {
+        while !done() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), wait).await.expect("it happens in time");
+}
