@@ -58,14 +58,45 @@ fn is_combining(code: u32) -> bool {
     matches!(code, 0x300..=0x36f | 0x483..=0x489 | 0x591..=0x5bd | 0x1ab0..=0x1aff | 0x1dc0..=0x1dff | 0x20d0..=0x20ff | 0xfe00..=0xfe0f | 0xfe20..=0xfe2f)
 }
 
-/// `encoding/json`'s `Marshal`: compact, `<`, `>`, `&` and the two line separators escaped.
+/// `encoding/json`'s `Marshal`: compact, `<`, `>`, `&` and the two line separators escaped, whole floats without a
+/// fraction.
 pub fn json(value: &Value) -> String {
-    let plain = value.to_string();
-    if !plain.contains(['<', '>', '&', '\u{2028}', '\u{2029}']) {
-        return plain;
+    let mut out = String::new();
+    write_json(value, &mut out);
+    out
+}
+
+fn write_json(value: &Value, out: &mut String) {
+    match value {
+        Value::Null | Value::Bool(_) => out.push_str(&value.to_string()),
+        Value::Number(number) => match number.as_f64() {
+            Some(float) if number.is_f64() => out.push_str(&json_float(float)),
+            _ => out.push_str(&number.to_string()),
+        },
+        Value::String(text) => write_text(text, out),
+        Value::Array(items) => {
+            out.push('[');
+            for (at, item) in items.iter().enumerate() {
+                out.push_str(if at > 0 { "," } else { "" });
+                write_json(item, out);
+            }
+            out.push(']');
+        }
+        Value::Object(map) => {
+            out.push('{');
+            for (at, (key, value)) in map.iter().enumerate() {
+                out.push_str(if at > 0 { "," } else { "" });
+                write_text(key, out);
+                out.push(':');
+                write_json(value, out);
+            }
+            out.push('}');
+        }
     }
-    let mut out = String::with_capacity(plain.len() + 16);
-    for c in plain.chars() {
+}
+
+fn write_text(text: &str, out: &mut String) {
+    for c in Value::from(text).to_string().chars() {
         match c {
             '<' => out.push_str("\\u003c"),
             '>' => out.push_str("\\u003e"),
@@ -75,7 +106,16 @@ pub fn json(value: &Value) -> String {
             c => out.push(c),
         }
     }
-    out
+}
+
+/// Plain digits from 1e-6 to 1e21, else an exponent of as few digits as needed.
+fn json_float(float: f64) -> String {
+    let size = float.abs();
+    if size == 0.0 || (1e-6..1e21).contains(&size) {
+        return format!("{float}");
+    }
+    let text = format!("{float:e}");
+    if size >= 1e21 { text.replace('e', "e+") } else { text }
 }
 
 /// `%v` of a number: integers as they are, floats shortest, with an exponent from 1e21 on and below 1e-4.
@@ -165,6 +205,7 @@ mod tests {
         {
             assert_eq!(float_text(input), expected);
         }
+        assert_eq!(json(&json!([1.0, 0.5, 1e-7, 1e21, 3])), "[1,0.5,1e-7,1e+21,3]");
         assert_eq!(plain(&json!({"a": [1, "x", null], "b": {"c": true}})), "map[a:[1 x <nil>] b:map[c:true]]");
         assert_eq!(json(&json!({"a": "<b>"})), "{\"a\":\"\\u003cb\\u003e\"}");
     }

@@ -26,6 +26,7 @@ pub(super) fn without_own(
         return None;
     }
     let shape = Shape::Object(target.id);
+    typed::validate(target.schema, &shape, live, false).ok()?;
     typed::validate(target.schema, &shape, &last, false).ok()?;
     let found = compare::compare(target.schema, &shape, &last, live).ok()?;
     let own = typed::field_set(target.schema, &shape, &last)

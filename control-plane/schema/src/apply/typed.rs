@@ -154,7 +154,9 @@ impl Validator<'_> {
         }
         match atom(self.schema, shape, Some(value)) {
             Atom::Map { shape, .. } => {
-                let Value::Object(map) = value else { return self.wrong(&format!("expected map, got &{{{}}}", go_text::plain(value))) };
+                let Value::Object(map) = value else {
+                    return self.wrong(&format!("expected map, got &{{{}}}", go_text::plain(value)));
+                };
                 for (key, value) in map {
                     self.path.push(Step::Field(key.as_str().into()));
                     let declared = match shape {
@@ -195,7 +197,9 @@ impl Validator<'_> {
     }
 
     fn list(&mut self, item_shape: &Shape, kind: &ListKind, value: &Value) {
-        let Value::Array(items) = value else { return self.wrong(&format!("expected list, got &{{{}}}", go_text::plain(value))) };
+        let Value::Array(items) = value else {
+            return self.wrong(&format!("expected list, got &{{{}}}", go_text::plain(value)));
+        };
         let mut seen = std::collections::BTreeSet::new();
         for (index, item) in items.iter().enumerate() {
             let step = match kind {
