@@ -40,6 +40,8 @@ async fn serve_cluster(flags: ServerFlags) -> Result<()> {
     let informers = Informers::new(in_process(&api, "system:kube-controller-manager"));
     let context = ClientContext { informers, world: world.clone() };
     kedge_controllers::start(&context, &kedge_controllers::Settings { root_ca: authority.server_ca_pem() });
+    let informers = context.informers.clone();
+    tokio::spawn(kedge_scheduler::run(ClientContext { informers, world: world.clone() }));
     write_kubeconfig(&world, &flags.write_kubeconfig, &authority.kubeconfig(&format!("https://{address}")))?;
     tracing::info!(%address, kubeconfig = %flags.write_kubeconfig.display(), "the API server is ready");
     serve(api, listener, authority.server_config()?, stopped()).await;
