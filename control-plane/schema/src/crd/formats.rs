@@ -22,7 +22,7 @@ pub(super) fn is_unenforced(format: &str) -> bool {
 /// Whether a text is of the format. Formats that are not enforced accept everything.
 pub(super) fn accepts(format: &str, text: &str) -> bool {
     match format.replace('-', "").as_str() {
-        "byte" => STANDARD.decode(text).is_ok(),
+        "byte" => !text.is_empty() && STANDARD.decode(text).is_ok(),
         "ipv4" => Ipv4Addr::from_str(text).is_ok(),
         "ipv6" => Ipv6Addr::from_str(text).is_ok(),
         "cidr" => is_cidr(text),

@@ -12,7 +12,7 @@ use crate::field::Path;
 /// Drops what the schema does not know and tells the paths, sorted. The object is a whole resource.
 pub(super) fn prune(schema: &Value, object: &mut Value) -> Vec<FieldProblem> {
     let mut pruner = Pruner { path: Path::root(), problems: Vec::new() };
-    pruner.value(Some(schema), object, true);
+    pruner.value(Some(schema), object, true, false);
     pruner.problems
 }
 
@@ -22,9 +22,9 @@ struct Pruner {
 }
 
 impl Pruner {
-    /// Without a schema nothing of an object is known.
-    fn value(&mut self, schema: Option<&Value>, value: &mut Value, resource: bool) {
-        let preserve = schema.is_some_and(|schema| is_set(schema, "x-kubernetes-preserve-unknown-fields"));
+    /// Without a schema nothing of an object is known. Items of a list that is kept are kept too.
+    fn value(&mut self, schema: Option<&Value>, value: &mut Value, resource: bool, kept: bool) {
+        let preserve = kept || schema.is_some_and(|schema| is_set(schema, "x-kubernetes-preserve-unknown-fields"));
         let embedded = resource || schema.is_some_and(|schema| is_set(schema, "x-kubernetes-embedded-resource"));
         let mark = self.path.mark();
         match value {
@@ -37,7 +37,7 @@ impl Pruner {
                     let known = schema.and_then(|schema| known_member(schema, &key));
                     self.path.push_child(&key);
                     match known {
-                        Some(sub) => self.value(sub, map.get_mut(&key).expect("the key was just listed"), false),
+                        Some(sub) => self.value(sub, map.get_mut(&key).expect("the key was just listed"), false, false),
                         None if preserve => {}
                         None => {
                             note(&mut self.problems, FieldProblem::Unknown(self.path.as_str().to_owned()));
@@ -54,7 +54,7 @@ impl Pruner {
                 }
                 for (index, item) in items.iter_mut().enumerate() {
                     self.path.push_index(index);
-                    self.value(schema, item, false);
+                    self.value(schema, item, false, preserve);
                     self.path.reset(mark);
                 }
             }

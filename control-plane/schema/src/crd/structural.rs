@@ -61,7 +61,9 @@ impl Checker<'_> {
         self.types(raw, path, level);
         self.extensions(raw, path);
         self.values(raw, path, int_or_string_pattern(raw));
-        self.complete(raw, Some(raw), path, path);
+        if level == Level::Root {
+            self.complete(raw, Some(raw), path, path); // Upstream asks this of the root only.
+        }
         let embedded = is_set(raw, "x-kubernetes-embedded-resource");
         if let Some(items) = raw.get("items").filter(|items| items.is_object()) {
             self.node(items, &path.child("items"), Level::Item, defaults);
@@ -432,7 +434,8 @@ fn is_int_or_string_branch(raw: &Value, keyword: &str) -> bool {
     }
 }
 
-/// Defaults must be valid objects of their own schema and know all their fields.
+/// Defaults must be valid objects of their own schema and know all their fields. Those below additional properties
+/// are not looked at, as upstream has it.
 pub(super) fn check_defaults(raw: &Value, path: &Path, patterns: &Patterns) -> Vec<FieldError> {
     let mut errors = Vec::new();
     if let Some(default) = raw.get("default").filter(|default| !default.is_null()) {
@@ -453,9 +456,6 @@ pub(super) fn check_defaults(raw: &Value, path: &Path, patterns: &Patterns) -> V
     }
     for (key, sub) in members(raw, "properties") {
         errors.extend(check_defaults(sub, &path.child("properties").key(key), patterns));
-    }
-    if let Some(sub) = raw.get("additionalProperties").filter(|sub| sub.is_object()) {
-        errors.extend(check_defaults(sub, &path.child("additionalProperties"), patterns));
     }
     errors
 }

@@ -15,7 +15,13 @@ use crate::go_text::{self, quote};
 pub(super) fn validate(schema: &Value, value: &Value, base: &Path, patterns: &Patterns) -> Vec<FieldError> {
     let mut validator = Validator { base, patterns, errors: Vec::new() };
     validator.value(schema, value, "");
-    validator.errors
+    let mut told: Vec<FieldError> = Vec::with_capacity(validator.errors.len());
+    for error in validator.errors {
+        if !told.contains(&error) {
+            told.push(error); // Branches of a schema often say the same.
+        }
+    }
+    told
 }
 
 struct Validator<'a> {
@@ -42,8 +48,9 @@ impl Validator<'_> {
     }
 
     fn value(&mut self, schema: &Value, value: &Value, name: &str) {
-        if !self.json_type(schema, value, name) && value.is_null() {
-            return;
+        self.json_type(schema, value, name);
+        if value.is_null() {
+            return self.one_of_enum(schema, value, name); // `nullable` does not excuse an `enum` without null.
         }
         self.logic(schema, value, name);
         match value {
@@ -58,12 +65,11 @@ impl Validator<'_> {
         }
     }
 
-    /// Whether the type fits.
-    fn json_type(&mut self, schema: &Value, value: &Value, name: &str) -> bool {
+    fn json_type(&mut self, schema: &Value, value: &Value, name: &str) {
         let int_or_string = is_set(schema, "x-kubernetes-int-or-string");
         let wanted = if int_or_string { "integer,string" } else { text(schema, "type") };
         if wanted.is_empty() {
-            return true;
+            return;
         }
         let found = json_type(value);
         let is_whole = |number: &Number| number.as_f64().is_some_and(|float| float.fract() == 0.0);
@@ -74,10 +80,16 @@ impl Validator<'_> {
             }
             _ => wanted == found || int_or_string && found == "string",
         };
-        if !fits {
-            self.wrong_type(name, wanted, found);
+        // Where there is a format upstream names that, and the format of what it found.
+        let format = text(schema, "format");
+        match value {
+            _ if fits => {}
+            Value::Number(number) if !format.is_empty() => {
+                self.wrong_type(name, format, if number.is_f64() { "double" } else { "int64" });
+            }
+            Value::Bool(_) | Value::Object(_) if !format.is_empty() => self.wrong_type(name, format, ""),
+            _ => self.wrong_type(name, wanted, found),
         }
-        fits
     }
 
     /// `anyOf`, `oneOf`, `allOf`, `not`.
@@ -159,14 +171,11 @@ impl Validator<'_> {
     fn number(&mut self, schema: &Value, value: &Number, name: &str) {
         let bound = |keyword: &str| schema.get(keyword).and_then(Value::as_number).cloned();
         let shown = Value::Number(value.clone());
-        let format = text(schema, "format");
-        let whole = value.as_f64().filter(|float| float.fract() == 0.0);
-        if format == "int32" && whole.is_some_and(|float| i32::try_from(float as i64).is_err()) {
-            let words = "Checked value must be of type integer with format int32 in ";
-            self.invalid(name, shown.clone(), format!("{words}{name}"));
-        }
         let value_of = |number: &Number| number.as_f64().unwrap_or(f64::NAN);
         let own = value_of(value);
+        if text(schema, "type") == "integer" {
+            self.whole_numbers(schema, own, name);
+        }
         if let Some(factor) = bound("multipleOf") {
             let quotient = own / value_of(&factor);
             if (quotient - quotient.round()).abs() > 1e-9 * quotient.abs().max(1.0) {
@@ -192,6 +201,27 @@ impl Validator<'_> {
         }
     }
 
+    /// An integer and its bounds must be whole, and fit the format. Upstream looks at a bound only when there is a
+    /// value to compare, and has no path for the complaint.
+    fn whole_numbers(&mut self, schema: &Value, value: f64, name: &str) {
+        let format = text(schema, "format");
+        let shown = if format.is_empty() { "(default format)".to_owned() } else { format!("with format {format}") };
+        let bound = |keyword: &str| schema.get(keyword).and_then(Value::as_f64);
+        for (words, number) in [
+            ("Checked", Some(value)),
+            ("MultipleOf", bound("multipleOf")),
+            ("Maximum boundary", bound("maximum")),
+            ("Minimum boundary", bound("minimum")),
+        ] {
+            let fits = |number: f64| {
+                number.fract() == 0.0 && (format != "int32" || (-2_147_483_648.0..=2_147_483_647.0).contains(&number))
+            };
+            if !number.is_none_or(fits) {
+                self.whole(format!("{words} value must be of type integer {shown} in {name}"));
+            }
+        }
+    }
+
     fn array(&mut self, schema: &Value, items: &[Value], name: &str) {
         if let Some(sub) = schema.get("items") {
             for (index, item) in items.iter().enumerate() {
@@ -213,7 +243,7 @@ impl Validator<'_> {
             return;
         };
         let same = |other: &Value| other == value || other.as_f64().is_some_and(|float| Some(float) == value.as_f64());
-        if value.is_null() && is_set(schema, "nullable") || allowed.iter().any(same) {
+        if allowed.iter().any(same) {
             return;
         }
         let shown: Vec<String> =
@@ -233,7 +263,9 @@ impl Validator<'_> {
         }
         for (key, value) in map {
             if let Some(sub) = member(schema, key) {
-                let within = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
+                // Upstream writes the dot before an additional property even at the root.
+                let named = schema.get("properties").is_some_and(|properties| properties.get(key).is_some());
+                let within = if name.is_empty() && named { key.clone() } else { format!("{name}.{key}") };
                 self.value(sub, value, &within);
             }
         }
