@@ -10,6 +10,7 @@
 mod adopt;
 mod deployment;
 mod endpoint_slices;
+mod garbage;
 mod namespaces;
 mod pods;
 mod replica_sets;
@@ -32,5 +33,6 @@ pub fn start(context: &Context, settings: &Settings) {
     tokio::spawn(run(replica_sets::Controller, spawn(context)));
     tokio::spawn(run(endpoint_slices::Controller, spawn(context)));
     tokio::spawn(run(namespaces::Controller, spawn(context)));
+    tokio::spawn(garbage::run(spawn(context)));
     tokio::spawn(run(service_accounts::Controller::new(&settings.root_ca), spawn(context)));
 }
