@@ -73,6 +73,24 @@ pub fn strict_error(problems: &[FieldProblem]) -> String {
     format!("strict decoding error: {}", texts.join(", "))
 }
 
+/// The problems of a body: its duplicates, and the unknown fields that its type found. What lies below an unknown field is
+/// nobody's business, as upstream has it.
+pub fn all_problems(duplicates: Vec<FieldProblem>, unknown: Vec<FieldProblem>) -> Vec<FieldProblem> {
+    let hidden = |path: &str| {
+        unknown.iter().any(|problem| match problem {
+            FieldProblem::Unknown(above) => {
+                path.strip_prefix(above.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+            }
+            _ => false,
+        })
+    };
+    let seen = |problem: &FieldProblem| !matches!(problem, FieldProblem::Duplicate(path) if hidden(path));
+    let mut problems: Vec<FieldProblem> = duplicates.into_iter().filter(seen).collect();
+    problems.extend(unknown);
+    problems.truncate(PROBLEMS_MAX);
+    problems
+}
+
 /// Adds a problem once, up to the bound.
 pub(crate) fn note(problems: &mut Vec<FieldProblem>, problem: FieldProblem) {
     if problems.len() < PROBLEMS_MAX && !problems.contains(&problem) {

@@ -4,7 +4,9 @@
 //! `sigs.k8s.io/json`; keys are matched by case; `null` means absence; times, quantities and bytes come out in
 //! canonical form. [`settle`] then does what writing the struct does: zero values appear or vanish as the
 //! field's [`Presence`] has it. What is not here: required fields and limits, which upstream checks later.
-//! Error paths lack the names of embedded Go structs, which the schema does not know.
+//! Known differences: error paths lack the names of embedded Go structs, and named string types are `string`, as the
+//! schema knows neither; of several errors the first by field name is told; a quantity given as a number with an
+//! exponent loses that spelling.
 
 #[cfg(test)]
 mod tests;
@@ -158,13 +160,20 @@ impl<'a> Walker<'a> {
             }
             (Shape::IntOrString, Value::String(_)) => Ok(()),
             (Shape::IntOrString, Value::Number(number)) if fits_i32(number) => Ok(()),
-            (Shape::IntOrString, _) => Err(plain_mismatch(value, "int32")),
+            (Shape::IntOrString, _) => Err(self.mismatch_of("int32", value)),
             (Shape::Time | Shape::MicroTime, Value::String(text)) => {
                 *value = canonical_time(text, *shape == Shape::MicroTime)?.into();
                 Ok(())
             }
             (Shape::Duration, Value::String(_)) => Ok(()),
-            (Shape::Time | Shape::MicroTime | Shape::Duration, _) => Err(plain_mismatch(value, "string")),
+            (Shape::Bytes, Value::Array(items))
+                if items.iter().all(|item| item.as_u64().is_some_and(|byte| byte < 256)) =>
+            {
+                // Go reads bytes from a list of numbers too.
+                let bytes: Vec<u8> = items.iter().filter_map(Value::as_u64).map(|byte| byte as u8).collect();
+                *value = STANDARD.encode(bytes).into();
+                Ok(())
+            }
             (Shape::Quantity, Value::String(text)) => self.quantity(&text.clone(), value),
             (Shape::Quantity, Value::Number(number)) => self.quantity(&number.to_string(), value),
             (Shape::Quantity, _) => self.quantity(&value.to_string(), value),
@@ -178,21 +187,21 @@ impl<'a> Walker<'a> {
         Ok(())
     }
 
-    /// `json: cannot unmarshal string into Go struct field PodSpec.spec.x of type int32`
     fn mismatch(&self, shape: &Shape, value: &Value) -> DecodeError {
-        let go_type = go_type(self.schema, shape);
-        let Some((object, _)) = self.fields.last() else { return plain_mismatch(value, &go_type) };
+        self.mismatch_of(&go_type(self.schema, shape), value)
+    }
+
+    /// `json: cannot unmarshal string into Go struct field PodSpec.spec.x of type int32`
+    fn mismatch_of(&self, go_type: &str, value: &Value) -> DecodeError {
+        let found = found(value, go_type.starts_with("int"));
+        let Some((object, _)) = self.fields.last() else {
+            return DecodeError(format!("json: cannot unmarshal {found} into Go value of type {go_type}"));
+        };
         let path: Vec<&str> = self.fields.iter().map(|(_, name)| *name).collect();
-        let found = found(value, matches!(shape, Shape::Int32 | Shape::Int64));
         let owner = short_name(&object.name);
         let path = path.join(".");
         DecodeError(format!("json: cannot unmarshal {found} into Go struct field {owner}.{path} of type {go_type}"))
     }
-}
-
-fn plain_mismatch(value: &Value, go_type: &str) -> DecodeError {
-    let found = found(value, go_type.starts_with("int"));
-    DecodeError(format!("json: cannot unmarshal {found} into Go value of type {go_type}"))
 }
 
 /// A number that does not fit a number is shown, any other value only by its kind.
@@ -258,7 +267,10 @@ fn canonical_bytes(text: &str) -> Result<String, DecodeError> {
         Err(base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _)) => {
             Err(DecodeError(format!("illegal base64 data at input byte {at}")))
         }
-        Err(_) => Err(DecodeError(format!("illegal base64 data at input byte {}", plain.len() / 4 * 4))),
+        Err(_) => {
+            let at = if plain.ends_with('=') { plain.len() } else { plain.len() / 4 * 4 };
+            Err(DecodeError(format!("illegal base64 data at input byte {at}")))
+        }
     }
 }
 
@@ -267,8 +279,13 @@ fn canonical_time(text: &str, micro: bool) -> Result<String, DecodeError> {
     let shaped = text.len() >= 20 && text.as_bytes()[10] == b'T' && (!micro || text.as_bytes()[19] == b'.');
     let time: Option<Timestamp> = shaped.then(|| text.parse().ok()).flatten();
     let time = time.ok_or_else(|| {
-        let text = crate::go_text::quote(text);
-        DecodeError(format!("parsing time {text} as \"{wanted}\": cannot parse {text} as \"2006\""))
+        // Go names the first part that it cannot read; we tell two of them apart.
+        let (rest, part) = match text.get(19..) {
+            Some(rest) if micro && text.parse::<Timestamp>().is_ok() => (rest, ".000000"),
+            _ => (text, "2006"),
+        };
+        let (text, rest) = (crate::go_text::quote(text), crate::go_text::quote(rest));
+        DecodeError(format!("parsing time {text} as \"{wanted}\": cannot parse {rest} as \"{part}\""))
     })?;
     let seconds = time.strftime("%Y-%m-%dT%H:%M:%S");
     let micros = time.subsec_nanosecond() / 1000;

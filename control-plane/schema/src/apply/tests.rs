@@ -131,6 +131,37 @@ fn lists_merge_by_key() {
 }
 
 #[test]
+fn absent_keys_have_defaults() {
+    let id = builtin().kind("", "v1", "Service").unwrap();
+    let reset = FieldSet::default();
+    let target = Target { schema: &builtin().schema, id, reset: &reset };
+    let mut new = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}, "spec": {"ports": [{}, {"port": 81}, {"port": 81}]}});
+    update(&target, &Writer { api_version: "v1", ..writer("a") }, None, &mut new).unwrap();
+    let fields = &new["metadata"]["managedFields"][0]["fieldsV1"]["f:spec"]["f:ports"];
+    assert_eq!(
+        *fields,
+        json!({".": {}, "k:{\"port\":0,\"protocol\":\"TCP\"}": {}, "k:{\"port\":81,\"protocol\":\"TCP\"}": {}})
+    );
+}
+
+#[test]
+fn types_are_checked_in_upstream_words() {
+    let mut cluster = Cluster::new();
+    for (spec, expected) in [
+        (json!({"paused": "yes"}), ".spec.paused: expected boolean, got &{yes}"),
+        (json!({"replicas": "1"}), ".spec.replicas: expected numeric (int or float), got string"),
+        (json!({"template": [1]}), ".spec.template: expected map, got &{[1]}"),
+        (
+            json!({"template": {"spec": {"containers": [null]}}}),
+            ".spec.template.spec.containers: element 0: associative list with keys may not have a null element",
+        ),
+    ] {
+        let error = cluster.apply("a", spec, false).unwrap_err().to_string();
+        assert_eq!(error, format!("failed to create typed patch object (/d; apps/v1, Kind=Deployment): {expected}"));
+    }
+}
+
+#[test]
 fn untracked_objects_stay_so_until_applied() {
     let mut cluster = Cluster::new();
     cluster.live = Some(

@@ -74,6 +74,20 @@ fn duplicates_are_told_with_their_path() {
 }
 
 #[test]
+fn duplicates_below_unknown_fields_are_not_told() {
+    let paths =
+        |list: &[&str], kind: fn(String) -> FieldProblem| list.iter().map(|path| kind((*path).into())).collect();
+    let told = all_problems(
+        paths(&["a.b", "x", "x.y[0].z", "xy"], FieldProblem::Duplicate),
+        paths(&["x"], FieldProblem::Unknown),
+    );
+    assert_eq!(
+        strict_error(&told),
+        "strict decoding error: duplicate field \"a.b\", duplicate field \"xy\", unknown field \"x\""
+    );
+}
+
+#[test]
 fn yaml_means_what_it_means_to_kubectl() {
     for (input, expected) in [
         ("", value!(null)),

@@ -84,7 +84,7 @@ fn wrong_types_are_errors_in_go_words() {
         "",
         "Service",
         spec(json!({"ports": [{"targetPort": true}]})),
-        "json: cannot unmarshal bool into Go value of type int32",
+        "json: cannot unmarshal bool into Go struct field ServicePort.spec.ports.targetPort of type int32",
     );
 }
 
