@@ -1,13 +1,16 @@
 //! The one door for developers: `cargo xtask VERB`. A verb is one file and one line in [`Verb`].
 
 mod facts;
+mod kill9;
+mod licences;
 mod openapi;
+mod test;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Chores of this repository")]
+#[command(name = "cargo xtask", about = "Chores of this repository", arg_required_else_help = true)]
 struct Door {
     #[command(subcommand)]
     verb: Verb,
@@ -15,6 +18,12 @@ struct Door {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Install what the tests need and run them all; CI calls this
+    Test(test::Options),
+    /// Check that every dependency's licence suits Apache-2.0
+    Licences,
+    /// Kill the server many times while it is written to; nothing acknowledged may be lost
+    Kill9(kill9::Options),
     /// Make the facts table of Kubernetes' types and resources from the published sources
     Facts(facts::Options),
     /// Hold our OpenAPI documents against the published ones
@@ -23,6 +32,9 @@ enum Verb {
 
 fn main() -> Result<()> {
     match Door::parse().verb {
+        Verb::Test(options) => test::run(&options),
+        Verb::Licences => licences::check(),
+        Verb::Kill9(options) => kill9::run(&options),
         Verb::Facts(options) => facts::run(&options),
         Verb::Openapi(options) => openapi::run(&options),
     }
