@@ -3,6 +3,7 @@
 //! Grammar, order and error texts are those of `apimachinery/pkg/labels` and `pkg/fields`. A parsed selector
 //! holds only requirements that passed validation. What is not here: which fields a kind lets be selected.
 
+mod check;
 mod fields;
 mod parse;
 #[cfg(test)]
@@ -16,6 +17,7 @@ use crate::field::{FieldError, Path, aggregate};
 use crate::go_text;
 use crate::names;
 
+pub use check::{validate_label_selector, validate_labels};
 pub use fields::{FieldSelector, FieldTerm};
 
 /// Why a selector is refused.

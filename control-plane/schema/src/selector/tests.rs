@@ -91,6 +91,33 @@ fn takes_the_object_form() {
 }
 
 #[test]
+fn all_faults_of_a_selector_are_told() {
+    let selector = json!({
+        "matchLabels": {"ok": "fine", "bad": "-"},
+        "matchExpressions": [
+            {"key": "a", "operator": "In"},
+            {"key": "", "operator": "Exists", "values": ["x"]},
+            {"key": "a", "operator": "Gt", "values": ["-"]},
+        ],
+    });
+    let errors = validate_label_selector(Some(&selector), &Path::new("spec").child("selector"));
+    let told: Vec<(&str, &str)> = errors.iter().map(|error| (error.field.as_str(), error.kind.reason())).collect();
+    assert_eq!(
+        told,
+        [
+            ("spec.selector.matchLabels", "FieldValueInvalid"),
+            ("spec.selector.matchExpressions[0].values", "FieldValueRequired"),
+            ("spec.selector.matchExpressions[1].values", "FieldValueForbidden"),
+            ("spec.selector.matchExpressions[1].key", "FieldValueInvalid"),
+            ("spec.selector.matchExpressions[1].key", "FieldValueInvalid"),
+            ("spec.selector.matchExpressions[2].operator", "FieldValueInvalid"),
+            ("spec.selector.matchExpressions[2].values[0]", "FieldValueInvalid"),
+        ]
+    );
+    assert!(validate_label_selector(None, &Path::root()).is_empty());
+}
+
+#[test]
 fn field_selectors() {
     for (input, expected) in [
         ("", Ok("")),
