@@ -1,1 +1,18 @@
 //! The node agent: from a pod spec to running containers, as explicit state machines.
+//!
+//! Everything decided about a pod is decided by [`plan::plan`], from its spec, what runs, what is remembered and the
+//! time: what to do next, what its status says, and when to look again. Pure beside it: [`probe`], [`backoff`],
+//! [`env`](mod@env), [`resources`], [`security`], [`container`] (the runtime's spec of a container),
+//! [`volumes`] (which files a volume holds). Shells: [`worker`] (one task for each pod), [`agent`] (the Node object,
+//! its Lease, the watch on pods), [`prober`], [`volumes::writer`], [`cache`] (pod specs for a start without the API).
+//!
+//! Not here: networks ([`network::Network`] is the seam), what runs containers ([`kedge_runtimes`]), the streaming
+//! endpoints of the kubelet's API.
+
+pub mod backoff;
+pub mod container;
+pub mod env;
+pub mod plan;
+pub mod probe;
+pub mod resources;
+pub mod security;

@@ -1,0 +1,465 @@
+//! A pod's life as a script: what happens goes in, a transcript of what is planned and said comes out.
+
+use std::collections::BTreeMap;
+
+use kedge_runtimes::{PodId, PodUid};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::probe::ProbeKind;
+
+/// A node without I/O: it carries plans out at once, and time moves by hand.
+struct Sim {
+    pod: Pod,
+    memory: Memory,
+    observed: Vec<ObservedContainer>,
+    sandbox: bool,
+    now: Timestamp,
+    log: Vec<String>,
+    images_missing: bool,
+    plan: Option<Plan>,
+}
+
+impl Sim {
+    fn new(spec: Value) -> Self {
+        let pod = json!({"metadata": {"name": "p", "namespace": "ns", "uid": "u", "generation": 1}, "spec": spec});
+        Self {
+            pod: serde_json::from_value(pod).unwrap(),
+            memory: Memory::default(),
+            observed: Vec::new(),
+            sandbox: false,
+            now: Timestamp::from_second(1_000_000).unwrap(),
+            log: Vec::new(),
+            images_missing: false,
+            plan: None,
+        }
+    }
+
+    /// Plans and carries out until nothing is left to do; gives what was done.
+    fn settle(&mut self) -> Vec<String> {
+        for _ in 0..50 {
+            let node = status::NodeFacts { runtime_name: "fake".into(), host_ips: vec!["192.0.2.1".into()] };
+            let input =
+                Input { pod: &self.pod, observed: &self.observed, sandbox: self.sandbox, now: self.now, node: &node };
+            let plan = plan(&input, &mut self.memory);
+            self.pod.status = Some(plan.status.clone());
+            let actions = plan.actions.clone();
+            self.plan = Some(plan);
+            if actions.is_empty() {
+                return std::mem::take(&mut self.log);
+            }
+            for action in actions {
+                if self.carry_out(action) {
+                    return std::mem::take(&mut self.log);
+                }
+            }
+        }
+        panic!("the plan never comes to rest: {:?}", self.log);
+    }
+
+    fn carry_out(&mut self, action: Action) -> bool {
+        let name_of =
+            |id: &ContainerId, all: &[ObservedContainer]| all.iter().find(|c| c.id == *id).map(|c| c.name.clone());
+        let text = match &action {
+            Action::SetUp => "set-up".to_owned(),
+            Action::EnsureImage { container } => format!("image {container}"),
+            Action::Start { container, attempt } => format!("start {container}#{attempt}"),
+            Action::PostStart { container, .. } => format!("post-start {container}"),
+            Action::PreStop { container, .. } => format!("pre-stop {container}"),
+            Action::Signal { id, signal } => format!("signal {} {signal}", name_of(id, &self.observed).unwrap()),
+            Action::Forget { .. } => "forget".to_owned(),
+            Action::TearDown => "tear-down".to_owned(),
+            Action::Delete => "delete".to_owned(),
+        };
+        if !text.starts_with("image ") {
+            self.log.push(text);
+        }
+        match action {
+            Action::SetUp => {
+                (self.sandbox, self.memory.set_up) = (true, SetUp::Done);
+                self.memory.pod_ips = vec!["10.42.0.2".into()];
+            }
+            Action::EnsureImage { container } => {
+                self.memory.of(&container).image = if self.images_missing {
+                    let problem = Problem { reason: "ErrImagePull".into(), message: "not there".into() };
+                    ImageState::Missing { problem, retry_at: self.now + SignedDuration::from_secs(10) }
+                } else {
+                    ImageState::Present { id: "sha256:1".into() }
+                };
+            }
+            Action::Start { container, attempt } => self.started(&container, attempt),
+            Action::Signal { id, signal: 9 } => {
+                let run = self.observed.iter_mut().find(|run| run.id == id).unwrap();
+                run.state = ContainerState::Exited(exit(self.now, 137));
+            }
+            Action::Forget { id } => self.observed.retain(|run| run.id != id),
+            Action::TearDown => {
+                self.sandbox = false;
+                self.observed.clear();
+                self.memory.set_up = SetUp::NotDone;
+            }
+            Action::Delete => return true,
+            Action::PostStart { .. } | Action::PreStop { .. } | Action::Signal { .. } => {}
+        }
+        false
+    }
+
+    fn started(&mut self, name: &str, attempt: u32) {
+        let uid = PodUid::new("u").unwrap();
+        self.observed.retain(|run| run.name != name || run.attempt != attempt);
+        self.observed.push(ObservedContainer {
+            id: ContainerId::derive(&uid, name, attempt),
+            pod: PodId { namespace: "ns".into(), name: "p".into(), uid },
+            name: name.into(),
+            attempt,
+            image: "busybox".into(),
+            image_id: "sha256:1".into(),
+            annotations: BTreeMap::new(),
+            log_path: "/log".into(),
+            created_at: self.now,
+            state: ContainerState::Running { started_at: self.now, pid: 1 },
+        });
+    }
+
+    fn end(&mut self, name: &str, code: i32) {
+        let now = self.now;
+        let run = self.observed.iter_mut().filter(|run| run.name == name).max_by_key(|run| run.attempt).unwrap();
+        run.state = ContainerState::Exited(exit(now, code));
+    }
+
+    fn wait(&mut self, seconds: i64) {
+        self.now += SignedDuration::from_secs(seconds);
+    }
+
+    /// Seconds until the plan wants to be made again.
+    fn wake_in(&self) -> Option<i64> {
+        Some(self.plan.as_ref()?.wake_at?.duration_since(self.now).as_secs())
+    }
+
+    fn delete(&mut self, grace: i64) {
+        self.pod.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(self.now));
+        self.pod.metadata.deletion_grace_period_seconds = Some(grace);
+    }
+
+    fn status(&self) -> Value {
+        serde_json::to_value(self.pod.status.as_ref().unwrap()).unwrap()
+    }
+
+    fn phase(&self) -> String {
+        self.status()["phase"].as_str().unwrap().to_owned()
+    }
+
+    /// What a container's state is, in a word.
+    fn state(&self, list: &str, index: usize) -> String {
+        let state = &self.status()[list][index]["state"];
+        match (&state["waiting"]["reason"], &state["terminated"]["reason"]) {
+            (Value::String(reason), _) => format!("waiting {reason}"),
+            (_, Value::String(reason)) => format!("terminated {reason}"),
+            _ => "running".to_owned(),
+        }
+    }
+
+    fn condition(&self, kind: &str) -> (String, String) {
+        let status = self.status();
+        let found = status["conditions"].as_array().unwrap().iter().find(|c| c["type"] == kind).unwrap().clone();
+        (found["status"].as_str().unwrap().to_owned(), found["reason"].as_str().unwrap_or_default().to_owned())
+    }
+}
+
+fn exit(now: Timestamp, code: i32) -> Exit {
+    Exit { code, oom: false, started_at: Some(now), finished_at: now, message: None }
+}
+
+fn apps(names: &[&str]) -> Value {
+    names.iter().map(|name| json!({"name": name, "image": "busybox"})).collect()
+}
+
+#[test]
+fn a_plain_pod_comes_up_and_is_ready() {
+    let mut sim = Sim::new(json!({"containers": apps(&["a", "b"])}));
+    assert_eq!(sim.settle(), ["set-up", "start a#0", "start b#0"]);
+    assert_eq!((sim.phase().as_str(), sim.condition("Ready").0.as_str()), ("Running", "True"));
+    let status = sim.status();
+    assert_eq!(status["podIP"], "10.42.0.2");
+    assert_eq!(status["qosClass"], "BestEffort");
+    assert_eq!(status["observedGeneration"], 1);
+    assert!(status["containerStatuses"][0]["containerID"].as_str().unwrap().starts_with("fake://"));
+    assert_eq!(sim.condition("PodReadyToStartContainers").0, "True");
+    assert_eq!(sim.settle(), [] as [&str; 0], "nothing happened, nothing to do");
+}
+
+#[test]
+fn before_it_is_set_up_it_says_what_it_waits_for() {
+    let mut sim = Sim::new(json!({"containers": apps(&["a"]), "initContainers": apps(&["i"])}));
+    sim.memory.set_up = SetUp::Failed {
+        problem: Problem { reason: "x".into(), message: "y".into() },
+        retry_at: sim.now + SignedDuration::from_secs(3),
+    };
+    assert_eq!(sim.settle(), [] as [&str; 0]);
+    assert_eq!((sim.phase().as_str(), sim.wake_in()), ("Pending", Some(3)));
+    assert_eq!(sim.state("containerStatuses", 0), "waiting PodInitializing");
+    assert_eq!(sim.condition("Initialized"), ("False".into(), "ContainersNotInitialized".into()));
+    assert_eq!(sim.condition("Ready"), ("False".into(), "ContainersNotReady".into()));
+    assert_eq!(sim.condition("PodReadyToStartContainers").0, "False");
+}
+
+#[test]
+fn a_missing_image_is_waited_for() {
+    let mut sim = Sim::new(json!({"containers": apps(&["a"])}));
+    sim.images_missing = true;
+    assert_eq!(sim.settle(), ["set-up"]);
+    assert_eq!((sim.state("containerStatuses", 0).as_str(), sim.wake_in()), ("waiting ErrImagePull", Some(10)));
+    sim.images_missing = false;
+    sim.wait(10);
+    assert_eq!(sim.settle(), ["start a#0"]);
+}
+
+#[test]
+fn what_keeps_crashing_waits_longer_each_time() {
+    let mut sim = Sim::new(json!({"containers": apps(&["a"])}));
+    sim.settle();
+    sim.end("a", 1);
+    assert_eq!(sim.settle(), ["start a#1"], "the first time at once");
+    for (attempt, wait) in [(2, 10), (3, 20), (4, 40)] {
+        sim.end("a", 1);
+        let done = sim.settle();
+        assert!(done.iter().all(|action| action == "forget"), "{done:?}");
+        assert_eq!(sim.state("containerStatuses", 0), "waiting CrashLoopBackOff");
+        assert_eq!(sim.status()["containerStatuses"][0]["lastState"]["terminated"]["reason"], "Error");
+        assert_eq!((sim.phase().as_str(), sim.wake_in()), ("Running", Some(wait)));
+        let message = sim.status()["containerStatuses"][0]["state"]["waiting"]["message"].clone();
+        assert_eq!(message, format!("back-off {wait}s restarting failed container=a pod=p_ns(u)"));
+        sim.wait(wait);
+        assert_eq!(sim.settle(), [format!("start a#{attempt}"), "forget".to_owned()][..1 + usize::from(attempt > 1)]);
+        assert_eq!(sim.status()["containerStatuses"][0]["restartCount"], attempt);
+    }
+    assert_eq!(sim.observed.len(), 2, "the last two runs are kept");
+}
+
+#[test]
+fn restart_policies_decide_how_a_pod_ends() {
+    for (policy, code, restarts, phase, ready) in [
+        ("Never", 0, false, "Succeeded", "PodCompleted"),
+        ("Never", 3, false, "Failed", "PodFailed"),
+        ("OnFailure", 0, false, "Succeeded", "PodCompleted"),
+        ("OnFailure", 3, true, "Running", ""),
+        ("Always", 0, true, "Running", ""),
+    ] {
+        let mut sim = Sim::new(json!({"containers": apps(&["a"]), "restartPolicy": policy}));
+        sim.settle();
+        sim.end("a", code);
+        assert_eq!(!sim.settle().is_empty(), restarts, "{policy} {code}");
+        assert_eq!((sim.phase().as_str(), sim.condition("Ready").1.as_str()), (phase, ready), "{policy} {code}");
+    }
+}
+
+#[test]
+fn init_containers_go_one_by_one() {
+    let mut sim = Sim::new(json!({"containers": apps(&["a"]), "initContainers": apps(&["i", "j"])}));
+    assert_eq!(sim.settle(), ["set-up", "start i#0"]);
+    assert_eq!(
+        (sim.phase().as_str(), sim.state("containerStatuses", 0).as_str()),
+        ("Pending", "waiting PodInitializing")
+    );
+    sim.end("i", 1);
+    assert_eq!(sim.settle(), ["start i#1"]);
+    sim.end("i", 0);
+    assert_eq!(sim.settle(), ["start j#0"]);
+    sim.end("j", 0);
+    assert_eq!(sim.settle(), ["start a#0"]);
+    assert_eq!((sim.phase().as_str(), sim.condition("Initialized").0.as_str()), ("Running", "True"));
+    // Records of the beginning may be lost; the beginning is over.
+    sim.observed.retain(|run| run.name == "a");
+    assert_eq!(sim.settle(), [] as [&str; 0]);
+}
+
+#[test]
+fn an_init_container_that_may_not_fail_ends_the_pod() {
+    let mut sim =
+        Sim::new(json!({"containers": apps(&["a"]), "initContainers": apps(&["i"]), "restartPolicy": "Never"}));
+    sim.settle();
+    sim.end("i", 2);
+    assert_eq!(sim.settle(), [] as [&str; 0]);
+    assert_eq!((sim.phase().as_str(), sim.condition("Ready").1.as_str()), ("Failed", "PodFailed"));
+}
+
+#[test]
+fn sidecars_start_first_and_stop_last() {
+    let sidecar = |name| json!({"name": name, "image": "x", "restartPolicy": "Always"});
+    let spec =
+        json!({"containers": apps(&["a"]), "initContainers": [sidecar("s"), sidecar("t")], "restartPolicy": "Never"});
+    let mut sim = Sim::new(spec);
+    assert_eq!(sim.settle(), ["set-up", "start s#0", "start t#0", "start a#0"]);
+    sim.end("s", 0);
+    assert_eq!(sim.settle(), ["start s#1"], "a sidecar always runs again");
+    sim.end("a", 0);
+    assert_eq!(sim.settle(), ["signal t 15"]);
+    sim.end("t", 0);
+    assert_eq!(sim.settle(), ["signal s 15"]);
+    sim.end("s", 0);
+    assert_eq!(sim.settle(), [] as [&str; 0]);
+    assert_eq!(sim.phase(), "Succeeded");
+}
+
+#[test]
+fn a_sidecar_that_has_not_started_holds_the_rest_back() {
+    let sidecar = json!({"name": "s", "image": "x", "restartPolicy": "Always", "startupProbe": {"periodSeconds": 1}});
+    let mut sim = Sim::new(json!({"containers": apps(&["a"]), "initContainers": [sidecar]}));
+    assert_eq!(sim.settle(), ["set-up", "start s#0"]);
+    assert_eq!(sim.phase(), "Pending");
+    answer(&mut sim, "s", ProbeKind::Startup, true);
+    assert_eq!(sim.settle(), ["start a#0"]);
+}
+
+fn answer(sim: &mut Sim, name: &str, kind: ProbeKind, succeeded: bool) {
+    let spec = sim.pod.spec.clone().unwrap();
+    let all = spec.init_containers.iter().flatten().chain(&spec.containers);
+    let container = all.into_iter().find(|container| container.name == name).unwrap();
+    let probes = sim.memory.of(name).probes.as_mut().unwrap();
+    probes.due(sim.now);
+    probes.answer(kind, kind.of(container).unwrap(), succeeded, sim.now);
+}
+
+#[test]
+fn probes_make_ready_and_kill() {
+    let spec = json!({"terminationGracePeriodSeconds": 5, "containers": [{
+        "name": "a", "image": "x",
+        "readinessProbe": {"periodSeconds": 1},
+        "livenessProbe": {"periodSeconds": 1, "failureThreshold": 1, "terminationGracePeriodSeconds": 2},
+    }]});
+    let mut sim = Sim::new(spec);
+    sim.settle();
+    assert_eq!((sim.phase().as_str(), sim.condition("Ready").0.as_str()), ("Running", "False"));
+    answer(&mut sim, "a", ProbeKind::Readiness, true);
+    sim.settle();
+    assert_eq!(sim.condition("Ready").0, "True");
+    answer(&mut sim, "a", ProbeKind::Liveness, false);
+    assert_eq!(sim.settle(), ["signal a 15"]);
+    assert_eq!(sim.wake_in(), Some(2), "the probe's own grace");
+    sim.wait(2);
+    assert_eq!(sim.settle(), ["signal a 9", "start a#1"]);
+    assert_eq!(sim.condition("Ready").0, "False", "a new run has to answer anew");
+}
+
+#[test]
+fn deletion_asks_waits_kills_and_tells_the_api() {
+    let mut sim = Sim::new(json!({"containers": apps(&["a", "b"])}));
+    sim.settle();
+    sim.delete(30);
+    assert_eq!(sim.settle(), ["signal a 15", "signal b 15"]);
+    assert_eq!(sim.wake_in(), Some(30));
+    sim.end("a", 0);
+    assert_eq!(sim.settle(), [] as [&str; 0], "what ends is not started again");
+    sim.wait(30);
+    assert_eq!(sim.settle(), ["signal b 9", "tear-down", "delete"]);
+    assert_eq!(sim.phase(), "Failed");
+}
+
+#[test]
+fn a_hurried_deletion_shortens_the_patience() {
+    let mut sim = Sim::new(json!({"containers": apps(&["a"])}));
+    sim.settle();
+    sim.delete(600);
+    sim.settle();
+    sim.delete(3);
+    sim.settle();
+    assert_eq!(sim.wake_in(), Some(3));
+    sim.delete(0);
+    assert_eq!(sim.settle(), ["signal a 9", "tear-down", "delete"]);
+}
+
+#[test]
+fn the_pre_stop_hook_comes_before_the_signal_and_has_the_same_patience() {
+    let hook = json!({"name": "a", "image": "x", "lifecycle": {"preStop": {"exec": {"command": ["true"]}}}});
+    let mut sim = Sim::new(json!({"containers": [hook]}));
+    sim.settle();
+    sim.delete(10);
+    assert_eq!(sim.settle(), ["pre-stop a"]);
+    let mut late =
+        Sim { memory: sim.memory.clone(), pod: sim.pod.clone(), observed: sim.observed.clone(), ..Sim::new(json!({})) };
+    late.sandbox = true;
+    // The hook ends in time.
+    sim.wait(4);
+    sim.memory.of("a").stopping.as_mut().unwrap().pre_stop = Hook::Done;
+    assert_eq!(sim.settle(), ["signal a 15"]);
+    assert_eq!(sim.wake_in(), Some(6));
+    // Or it does not, and the container still gets its two seconds.
+    late.wait(10);
+    assert_eq!(late.settle(), ["signal a 15"]);
+    assert_eq!(late.wake_in(), Some(2));
+}
+
+#[test]
+fn a_post_start_hook_runs_once_and_its_failure_restarts() {
+    let hook = json!({"name": "a", "image": "x", "lifecycle": {"postStart": {"exec": {"command": ["true"]}}}});
+    let mut sim = Sim::new(json!({"containers": [hook]}));
+    assert_eq!(sim.settle(), ["set-up", "start a#0", "post-start a"]);
+    assert_eq!(sim.condition("Ready").0, "False");
+    sim.memory.of("a").post_start = Hook::Done;
+    assert_eq!(sim.settle(), [] as [&str; 0]);
+    assert_eq!(sim.condition("Ready").0, "True");
+    sim.memory.of("a").post_start = Hook::Failed("exit code 1".into());
+    assert_eq!(sim.settle(), ["signal a 15"]);
+    sim.end("a", 143);
+    assert_eq!(sim.settle(), ["start a#1", "post-start a"]);
+}
+
+#[test]
+fn a_deadline_fails_the_pod() {
+    let mut sim =
+        Sim::new(json!({"containers": apps(&["a"]), "activeDeadlineSeconds": 60, "terminationGracePeriodSeconds": 1}));
+    sim.memory.start_time = Some(sim.now);
+    sim.settle();
+    sim.settle();
+    assert_eq!(sim.wake_in(), Some(60));
+    sim.wait(60);
+    assert_eq!(sim.settle(), ["signal a 15"]);
+    sim.wait(1);
+    assert_eq!(sim.settle(), ["signal a 9"]);
+    assert_eq!((sim.phase().as_str(), sim.status()["reason"].as_str()), ("Failed", Some("DeadlineExceeded")));
+}
+
+#[test]
+fn ends_are_told_in_the_kubelets_words() {
+    for (change, reason, code) in [
+        (Box::new(|e: &mut Exit| e.oom = true) as Box<dyn Fn(&mut Exit)>, "OOMKilled", 137),
+        (Box::new(|e| e.code = 0), "Completed", 0),
+        (Box::new(|_| {}), "Error", 137),
+        (Box::new(|e| e.message = Some("no such file".into())), "StartError", 137),
+    ] {
+        let mut sim = Sim::new(json!({"containers": apps(&["a"]), "restartPolicy": "Never"}));
+        sim.settle();
+        let mut end = exit(sim.now, 137);
+        change(&mut end);
+        sim.observed[0].state = ContainerState::Exited(end);
+        sim.settle();
+        let end = sim.status()["containerStatuses"][0]["state"]["terminated"].clone();
+        assert_eq!((end["reason"].as_str(), end["exitCode"].as_i64()), (Some(reason), Some(code)));
+    }
+}
+
+#[test]
+fn after_a_power_cut_what_was_lost_runs_again() {
+    let mut sim = Sim::new(json!({"containers": apps(&["a"])}));
+    sim.settle();
+    let started_at = Some(sim.now);
+    sim.observed[0].state = ContainerState::Lost { started_at };
+    (sim.sandbox, sim.memory) = (false, Memory::default());
+    sim.wait(3600);
+    assert_eq!(sim.settle(), ["set-up", "start a#1"]);
+    let last = sim.status()["containerStatuses"][0]["lastState"]["terminated"].clone();
+    assert_eq!((last["reason"].as_str(), last["exitCode"].as_i64()), (Some("ContainerStatusUnknown"), Some(137)));
+}
+
+#[test]
+fn readiness_gates_are_others_to_open() {
+    let mut sim = Sim::new(json!({"containers": apps(&["a"]), "readinessGates": [{"conditionType": "example.com/x"}]}));
+    sim.settle();
+    assert_eq!(sim.condition("Ready"), ("False".into(), "ReadinessGatesNotReady".into()));
+    let status = sim.pod.status.as_mut().unwrap();
+    let gate = serde_json::from_value(json!({"type": "example.com/x", "status": "True"})).unwrap();
+    status.conditions.as_mut().unwrap().push(gate);
+    sim.settle();
+    assert_eq!(sim.condition("Ready").0, "True");
+    assert_eq!(sim.condition("example.com/x").0, "True", "kept");
+}
