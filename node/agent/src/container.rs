@@ -17,6 +17,15 @@ pub const SPEC_HASH: &str = "kedge.dev/spec-hash";
 /// The annotation with the path of the termination message on the node.
 pub const TERMINATION_LOG_PATH: &str = "kedge.dev/termination-log";
 
+/// Where a volume lies on the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumePlace {
+    /// The file or folder.
+    pub path: PathBuf,
+    /// Written by the node alone: containers never write there, whatever the pod says.
+    pub read_only: bool,
+}
+
 /// What a container is made from beside the pod itself.
 pub struct Ingredients<'a> {
     /// The pod.
@@ -26,7 +35,7 @@ pub struct Ingredients<'a> {
     /// What the environment may refer to.
     pub sources: &'a Sources,
     /// Where each volume of the pod lies on the node.
-    pub volumes: &'a BTreeMap<String, PathBuf>,
+    pub volumes: &'a BTreeMap<String, VolumePlace>,
     /// The pod's files of the node's making: hosts, resolv.conf, hostname.
     pub etc_files: &'a [(&'static str, PathBuf)],
     /// The file for the termination message.
@@ -158,9 +167,9 @@ fn mounts(
         if sub_path.starts_with('/') || sub_path.split('/').any(|part| part == "..") {
             return Err(ConfigError(format!("subPath {sub_path:?} leaves the volume")));
         }
-        let read_only = mount.read_only == Some(true);
+        let read_only = volume.read_only || mount.read_only == Some(true);
         all.push(Mount {
-            source: if sub_path.is_empty() { volume.clone() } else { (with.sub_path)(volume, &sub_path)? },
+            source: if sub_path.is_empty() { volume.path.clone() } else { (with.sub_path)(&volume.path, &sub_path)? },
             destination: mount.mount_path.clone().into(),
             read_only,
             recursive_read_only: read_only
@@ -210,7 +219,7 @@ mod tests {
             id: &PodId { namespace: "ns".into(), name: "p".into(), uid: PodUid::new("u").unwrap() },
             image: &image,
             sources: &Sources::default(),
-            volumes: &BTreeMap::from([("v".to_owned(), PathBuf::from("/data/v"))]),
+            volumes: &BTreeMap::from([("v".to_owned(), VolumePlace { path: "/data/v".into(), read_only: false })]),
             etc_files: &[("/etc/hosts", "/pod/hosts".into())],
             termination_log: Path::new("/pod/message"),
             log_path: "/log".into(),

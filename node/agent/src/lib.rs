@@ -16,3 +16,4 @@ pub mod plan;
 pub mod probe;
 pub mod resources;
 pub mod security;
+pub mod volumes;

@@ -1,0 +1,363 @@
+//! Volumes on disk.
+//!
+//! Files that change are replaced all at once, as upstream's atomic writer does (`pkg/volume/util/atomic_writer.go`):
+//! they lie in a new folder `..<time>`, `..data` is a link to it that is renamed into place, and what containers see
+//! are links through `..data`. Everything below a volume is reached from its folder's descriptor and never through a
+//! link (openat2), because a container may have written there.
+#![allow(clippy::disallowed_methods, reason = "a shell: folders, links and mounts of pods' volumes")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat, renameat};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{Gid, UnlinkatFlags, fchown, symlinkat, unlinkat};
+
+use super::{FileContent, VolumePlan};
+use crate::env::ConfigError;
+
+const DATA: &str = "..data";
+const DATA_NEW: &str = "..data_tmp";
+
+/// A volume that could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// What the pod asks for is not there.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A step on the disk.
+    #[error("{attempt}: {source}")]
+    Disk {
+        /// The step.
+        attempt: String,
+        /// The operating system's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn disk(attempt: impl Into<String>) -> impl FnOnce(io::Error) -> VolumeError {
+    let attempt = attempt.into();
+    move |source| VolumeError::Disk { attempt, source }
+}
+
+fn kernel(attempt: impl Into<String>) -> impl FnOnce(Errno) -> VolumeError {
+    let attempt = attempt.into();
+    move |error| VolumeError::Disk { attempt, source: error.into() }
+}
+
+/// Makes a volume at `place` (or finds the host's); gives where it lies. `stamp` names a new version of files.
+pub fn make(plan: &VolumePlan, place: &Path, fs_group: Option<u32>, stamp: &str) -> Result<PathBuf, VolumeError> {
+    match plan {
+        VolumePlan::Host { path, kind } => host(path, kind).map(|()| path.clone()),
+        VolumePlan::EmptyDir { memory, size_bytes } => {
+            empty_dir(place, *memory, *size_bytes, fs_group).map(|()| place.to_owned())
+        }
+        VolumePlan::Files(files) => {
+            fs::create_dir_all(place).map_err(disk(format!("create {}", place.display())))?;
+            write_files(place, files, fs_group, stamp).map(|_| place.to_owned())
+        }
+    }
+}
+
+fn host(path: &Path, kind: &str) -> Result<(), VolumeError> {
+    use std::os::unix::fs::FileTypeExt;
+    let refuse = |what: &str| {
+        VolumeError::Config(ConfigError(format!("hostPath type check failed: {} is not a {what}", path.display())))
+    };
+    let found = fs::metadata(path).ok().map(|meta| meta.file_type());
+    let check = |fits: bool, what: &str| if fits { Ok(()) } else { Err(refuse(what)) };
+    match (kind, found) {
+        ("", _) => Ok(()),
+        ("DirectoryOrCreate", None) => fs::create_dir_all(path).map_err(disk(format!("create {}", path.display()))),
+        ("FileOrCreate", None) => File::create(path).map(drop).map_err(disk(format!("create {}", path.display()))),
+        ("Directory" | "DirectoryOrCreate", found) => check(found.is_some_and(|kind| kind.is_dir()), "directory"),
+        ("File" | "FileOrCreate", found) => check(found.is_some_and(|kind| kind.is_file()), "file"),
+        ("Socket", found) => check(found.is_some_and(|kind| kind.is_socket()), "socket"),
+        ("CharDevice", found) => check(found.is_some_and(|kind| kind.is_char_device()), "character device"),
+        ("BlockDevice", found) => check(found.is_some_and(|kind| kind.is_block_device()), "block device"),
+        (other, _) => Err(VolumeError::Config(ConfigError(format!("hostPath type {other:?} is unknown")))),
+    }
+}
+
+fn empty_dir(place: &Path, memory: bool, size: Option<i64>, fs_group: Option<u32>) -> Result<(), VolumeError> {
+    use std::os::unix::fs::PermissionsExt;
+    let attempt = || format!("make emptyDir {}", place.display());
+    let existed = place.exists();
+    fs::create_dir_all(place).map_err(disk(attempt()))?;
+    if memory && !is_mount(place) {
+        let options = size.map_or("mode=0777".to_owned(), |bytes| format!("mode=0777,size={bytes}"));
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        mount(Some("tmpfs"), place, Some("tmpfs"), flags, Some(options.as_str())).map_err(kernel(attempt()))?;
+    } else if existed {
+        return Ok(()); // Of an earlier start; what containers wrote stays.
+    }
+    std::os::unix::fs::chown(place, None, fs_group).map_err(disk(attempt()))?;
+    let mode = if fs_group.is_some() { 0o2777 } else { 0o777 };
+    fs::set_permissions(place, fs::Permissions::from_mode(mode)).map_err(disk(attempt()))
+}
+
+fn is_mount(place: &Path) -> bool {
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let place = place.to_string_lossy().replace(' ', "\\040");
+    text.lines().any(|line| line.split(' ').nth(4) == Some(&place))
+}
+
+/// Opens a path below `folder` without following a link anywhere.
+fn open_below(folder: impl AsFd, path: &Path, flags: OFlag, mode: Mode) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS;
+    openat2(folder, path, OpenHow::new().flags(flags | OFlag::O_CLOEXEC).mode(mode).resolve(resolve))
+}
+
+/// Replaces the files of a volume; tells whether anything changed.
+pub fn write_files(
+    place: &Path,
+    files: &BTreeMap<PathBuf, FileContent>,
+    fs_group: Option<u32>,
+    stamp: &str,
+) -> Result<bool, VolumeError> {
+    let attempt = |what: &str| format!("{what} in volume {}", place.display());
+    let root = File::open(place).map_err(disk(attempt("open the folder")))?;
+    let current = readlinkat(&root, DATA).ok().map(PathBuf::from);
+    if current.as_ref().is_some_and(|version| holds(&place.join(version), files)) {
+        return Ok(false);
+    }
+    let version = format!("..{stamp}");
+    mkdirat(&root, version.as_str(), Mode::from_bits_truncate(0o755)).map_err(kernel(attempt("make a version")))?;
+    let folder = open_below(&root, Path::new(&version), OFlag::O_DIRECTORY, Mode::empty())
+        .map_err(kernel(attempt("open a version")))?;
+    own(&folder, fs_group).map_err(kernel(attempt("own a version")))?;
+    for (path, content) in files {
+        write_one(&folder, path, content, fs_group).map_err(disk(attempt(&format!("write {}", path.display()))))?;
+    }
+    match unlinkat(&root, DATA_NEW, UnlinkatFlags::NoRemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => {}
+        Err(e) => return Err(kernel(attempt("remove an old link"))(e)),
+    }
+    symlinkat(version.as_str(), &root, DATA_NEW).map_err(kernel(attempt("link the version")))?;
+    renameat(&root, DATA_NEW, &root, DATA).map_err(kernel(attempt("show the version")))?;
+    show(&root, place, files).map_err(disk(attempt("link files")))?;
+    if let Some(old) = current {
+        fs::remove_dir_all(place.join(old)).map_err(disk(attempt("remove the old version")))?;
+    }
+    Ok(true)
+}
+
+fn own(what: impl AsFd, fs_group: Option<u32>) -> Result<(), Errno> {
+    match fs_group {
+        Some(gid) => fchown(what, None, Some(Gid::from_raw(gid))),
+        None => Ok(()),
+    }
+}
+
+fn write_one(folder: &OwnedFd, path: &Path, content: &FileContent, fs_group: Option<u32>) -> io::Result<()> {
+    let mut above = PathBuf::new();
+    for part in path.parent().into_iter().flat_map(Path::components) {
+        above.push(part);
+        match mkdirat(folder, &above, Mode::from_bits_truncate(0o755)) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY;
+    let mut file = File::from(open_below(folder, path, flags, Mode::from_bits_truncate(0o600))?);
+    file.write_all(&content.bytes)?;
+    own(&file, fs_group)?;
+    // The group that the volume is shared with must be able to read it.
+    let mode = if fs_group.is_some() { content.mode | 0o040 } else { content.mode };
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))
+}
+
+/// Whether a version has exactly these files.
+fn holds(version: &Path, files: &BTreeMap<PathBuf, FileContent>) -> bool {
+    fn count(folder: &Path) -> usize {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|entry| if entry.path().is_dir() { count(&entry.path()) } else { 1 }).sum()
+    }
+    files.iter().all(|(path, content)| fs::read(version.join(path)).is_ok_and(|bytes| bytes == content.bytes))
+        && count(version) == files.len()
+}
+
+/// Makes the links that containers see, one for each name at the top, and removes those of files that went.
+fn show(root: &File, place: &Path, files: &BTreeMap<PathBuf, FileContent>) -> io::Result<()> {
+    let tops: BTreeSet<&Path> = files
+        .keys()
+        .filter_map(|path| path.components().next())
+        .filter_map(|part| match part {
+            Component::Normal(name) => Some(Path::new(name)),
+            _ => None,
+        })
+        .collect();
+    for top in &tops {
+        match symlinkat(&Path::new(DATA).join(top), root, *top) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    for entry in fs::read_dir(place)? {
+        let name = entry?.file_name();
+        if !name.to_string_lossy().starts_with("..") && !tops.contains(Path::new(&name)) {
+            unlinkat(root, Path::new(&name), UnlinkatFlags::NoRemoveDir)?;
+        }
+    }
+    Ok(())
+}
+
+/// Binds what lies at `path` inside `volume` to `target`, links resolved inside the volume, so that swapping one later
+/// changes nothing. A folder is made when nothing is there.
+pub fn bind_sub_path(volume: &Path, path: &str, target: &Path) -> Result<(), VolumeError> {
+    let attempt = || format!("find subPath {path:?} in {}", volume.display());
+    if is_mount(target) {
+        return Ok(());
+    }
+    let root = File::open(volume).map_err(disk(attempt()))?;
+    let inside = |path: &Path| {
+        let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+        openat2(&root, path, OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(resolve))
+    };
+    let found = match inside(Path::new(path)) {
+        Err(Errno::ENOENT) => {
+            let mut above = PathBuf::new();
+            for part in Path::new(path).components() {
+                let parent = if above.as_os_str().is_empty() { inside(Path::new(".")) } else { inside(&above) };
+                match mkdirat(parent.map_err(kernel(attempt()))?, part.as_os_str(), Mode::from_bits_truncate(0o750)) {
+                    Ok(()) | Err(Errno::EEXIST) => {}
+                    Err(e) => return Err(kernel(attempt())(e)),
+                }
+                above.push(part);
+            }
+            inside(Path::new(path))
+        }
+        other => other,
+    };
+    let found = found.map_err(kernel(attempt()))?;
+    let source = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
+    if fs::metadata(&source).map_err(disk(attempt()))?.is_dir() {
+        fs::create_dir_all(target).map_err(disk(attempt()))?;
+    } else {
+        fs::create_dir_all(target.parent().unwrap_or(Path::new("/"))).map_err(disk(attempt()))?;
+        File::create(target).map_err(disk(attempt()))?;
+    }
+    mount(Some(&source), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
+        .map_err(kernel(attempt()))
+}
+
+/// Unmounts everything below a pod's folder and removes it.
+pub fn remove(folder: &Path) -> Result<(), VolumeError> {
+    let attempt = || format!("remove {}", folder.display());
+    let text = fs::read_to_string("/proc/self/mountinfo").map_err(disk("list mounts"))?;
+    let points =
+        text.lines().filter_map(|line| line.split(' ').nth(4)).map(|point| PathBuf::from(point.replace("\\040", " ")));
+    let mut points: Vec<_> = points.filter(|point| point.starts_with(folder)).collect();
+    points.reverse();
+    for point in points {
+        umount2(&point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).map_err(kernel(attempt()))?;
+    }
+    match fs::remove_dir_all(folder) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(disk(attempt())(e)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn files(list: &[(&str, &str, u32)]) -> BTreeMap<PathBuf, FileContent> {
+        let file = |(path, text, mode): &(&str, &str, u32)| {
+            (PathBuf::from(path), FileContent { bytes: text.as_bytes().to_vec(), mode: *mode })
+        };
+        list.iter().map(file).collect()
+    }
+
+    #[test]
+    fn files_change_all_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path();
+        assert!(write_files(place, &files(&[("a", "1", 0o644), ("d/e", "2", 0o400)]), None, "v1").unwrap());
+        assert_eq!(fs::read_to_string(place.join("d/e")).unwrap(), "2");
+        assert_eq!(fs::metadata(place.join("d/e")).unwrap().permissions().mode() & 0o777, 0o400);
+        assert_eq!(fs::read_link(place.join("a")).unwrap(), Path::new("..data/a"));
+        assert!(!write_files(place, &files(&[("a", "1", 0o644), ("d/e", "2", 0o400)]), None, "v2").unwrap());
+        assert!(write_files(place, &files(&[("a", "3", 0o644)]), None, "v3").unwrap());
+        assert_eq!(fs::read_to_string(place.join("a")).unwrap(), "3");
+        assert_eq!(fs::read_link(place.join("..data")).unwrap(), Path::new("..v3"));
+        let mut names: Vec<_> =
+            fs::read_dir(place).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        assert_eq!(names, ["..data", "..v3", "a"]);
+    }
+
+    #[test]
+    fn a_link_in_the_volume_leads_nowhere() {
+        let folder = tempfile::tempdir().unwrap();
+        let (place, outside) = (folder.path().join("v"), folder.path().join("outside"));
+        fs::create_dir(&place).unwrap();
+        fs::create_dir(&outside).unwrap();
+        std::os::unix::fs::symlink(&outside, place.join("..v1")).unwrap();
+        assert!(write_files(&place, &files(&[("a", "1", 0o644)]), None, "v1").is_err());
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn host_paths_are_checked() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("file"), "").unwrap();
+        for (name, kind, fits) in [
+            ("file", "File", true),
+            ("file", "Directory", false),
+            ("none", "", true),
+            ("none", "Directory", false),
+            ("new", "DirectoryOrCreate", true),
+            ("new2", "FileOrCreate", true),
+            ("file", "Socket", false),
+            ("file", "Nonsense", false),
+        ] {
+            assert_eq!(host(&at(name), kind).is_ok(), fits, "{name} {kind}");
+        }
+        assert!(at("new").is_dir() && at("new2").is_file());
+    }
+
+    #[test]
+    fn an_empty_dir_is_made_once_and_belongs_to_the_group() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("v");
+        let group = Some(nix::unistd::getgid().as_raw());
+        let plan = VolumePlan::EmptyDir { memory: false, size_bytes: None };
+        make(&plan, &place, group, "x").unwrap();
+        assert_eq!(fs::metadata(&place).unwrap().permissions().mode() & 0o7777, 0o2777);
+        fs::write(place.join("kept"), "").unwrap();
+        make(&plan, &place, group, "x").unwrap();
+        assert!(place.join("kept").exists());
+        remove(&place).unwrap();
+        assert!(!place.exists());
+    }
+
+    #[test]
+    fn a_sub_path_stays_inside_whatever_links_say() {
+        if !nix::unistd::Uid::effective().is_root() {
+            return; // Mounting needs root.
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (volume, outside) = (folder.path().join("v"), folder.path().join("outside"));
+        fs::create_dir(&volume).unwrap();
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("secret"), "x").unwrap();
+        std::os::unix::fs::symlink(&outside, volume.join("link")).unwrap();
+        let target = folder.path().join("t/0");
+        assert!(bind_sub_path(&volume, "link", &target).is_err() || !target.join("secret").exists());
+        let target = folder.path().join("t/1");
+        bind_sub_path(&volume, "new/deep", &target).unwrap();
+        fs::write(target.join("f"), "y").unwrap();
+        assert_eq!(fs::read_to_string(volume.join("new/deep/f")).unwrap(), "y");
+        remove(&folder.path().join("t")).unwrap();
+        assert!(volume.join("new/deep/f").exists(), "the volume itself stays");
+    }
+}
