@@ -55,6 +55,19 @@ impl Kind {
         self.custom.as_ref().map_or_else(|| format!("{}List", self.resource.kind), |custom| custom.list_kind.clone())
     }
 
+    /// What the schema alone can say is wrong with an object, or with a change of it. Built-in kinds with rules of
+    /// their own say there what must be present; their types' "required" is only what Go always writes.
+    pub fn check_schema(&self, value: &Value, old: Option<&Value>) -> Vec<FieldError> {
+        match (&self.schema, &self.rules, old) {
+            (SchemaRef::Builtin(_), RulesRef::Static(_), _) => Vec::new(),
+            (SchemaRef::Builtin(id), RulesRef::Shared(_), _) => {
+                validation::required(&facts::builtin().schema, *id, value)
+            }
+            (SchemaRef::Custom(custom), _, None) => custom.validate(value),
+            (SchemaRef::Custom(custom), _, Some(old)) => custom.validate_update(value, old),
+        }
+    }
+
     /// What field selectors may name, with the text for absent.
     pub fn selectable(&self) -> Vec<(String, &'static str)> {
         let own = self.rules.get().selectable();
@@ -97,17 +110,11 @@ impl SchemaRef {
     /// Fills in what the schema says is the default, and writes zero values as clients expect them.
     pub fn complete(&self, value: &mut Value) {
         match self {
-            Self::Builtin(id) => strict::settle(facts::builtin(), *id, value),
+            Self::Builtin(id) => {
+                kinds::types::complete(facts::builtin(), *id, value);
+                strict::settle(facts::builtin(), *id, value);
+            }
             Self::Custom(custom) => custom.default(value),
-        }
-    }
-
-    /// What the schema alone can say is wrong with an object, or with a change of it.
-    pub fn validate(&self, value: &Value, old: Option<&Value>) -> Vec<FieldError> {
-        match (self, old) {
-            (Self::Builtin(id), _) => validation::required(&facts::builtin().schema, *id, value),
-            (Self::Custom(custom), None) => custom.validate(value),
-            (Self::Custom(custom), Some(old)) => custom.validate_update(value, old),
         }
     }
 }

@@ -46,17 +46,25 @@ pub(crate) fn metadata(object: &Value, kind: &Kind) -> Vec<FieldError> {
     errors
 }
 
-/// Fields that a built-in type requires and the object lacks. (Upstream's validation says the same, field by field.)
+/// Fields that a built-in type requires and the object lacks, outside metadata and status. (Upstream's validation says
+/// the same, field by field.)
 pub(crate) fn required(schema: &Schema, id: TypeId, object: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    required_in(schema, &Shape::Object(id), object, &Path::root(), &mut errors);
+    for field in schema.object(id).fields.iter().filter(|field| !matches!(&*field.name, "metadata" | "status")) {
+        let path = Path::new(&field.name);
+        match object.get(&*field.name) {
+            Some(value) if !value.is_null() => required_in(schema, &field.shape, value, &path, &mut errors),
+            _ if field.required => errors.push(FieldError::required(&path, "")),
+            _ => {}
+        }
+    }
     errors
 }
 
 fn required_in(schema: &Schema, shape: &Shape, value: &Value, path: &Path, errors: &mut Vec<FieldError>) {
     match (shape, value) {
         (Shape::Object(id), Value::Object(map)) => {
-            let at = |name: &str| if path.as_str().is_empty() { Path::new(name) } else { path.child(name) };
+            let at = |name: &str| path.child(name);
             for field in &schema.object(*id).fields {
                 match map.get(&*field.name) {
                     Some(Value::String(text)) if field.required && text.is_empty() => {

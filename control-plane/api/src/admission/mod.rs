@@ -7,10 +7,12 @@ use serde_json::Value;
 
 use crate::api::Api;
 use crate::error::ApiError;
+use crate::object;
 use crate::rest::Call;
 use crate::rest::save::Part;
 
 mod namespace;
+mod service_account;
 
 /// A change on its way.
 pub(crate) struct Attempt<'a, 'c> {
@@ -33,6 +35,11 @@ impl Attempt<'_, '_> {
     pub(crate) fn is(&self, group: &str, kind: &str) -> bool {
         &*self.call.kind.resource.group == group && &*self.call.kind.resource.kind == kind
     }
+
+    /// The refusal of this change; `why` completes "… is forbidden: ".
+    pub(crate) fn forbidden(&self, why: &str) -> ApiError {
+        ApiError::forbidden(&self.call.path.group, &self.call.path.resource, object::name(self.new), why)
+    }
 }
 
 /// A plugin: implements only the rounds it has something to say in.
@@ -53,7 +60,7 @@ pub(crate) trait Plugin: Sync {
     }
 }
 
-const PLUGINS: &[&dyn Plugin] = &[&namespace::Lifecycle];
+const PLUGINS: &[&dyn Plugin] = &[&namespace::Lifecycle, &service_account::ServiceAccount];
 
 /// Lets every plugin change the object.
 pub(crate) fn mutate(attempt: &mut Attempt<'_, '_>) -> Result<(), ApiError> {

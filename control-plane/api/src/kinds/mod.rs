@@ -12,9 +12,23 @@ use serde_json::Value;
 
 use crate::object;
 
+mod cron_job;
 mod custom_resource_definition;
+mod daemon_set;
+mod deployment;
+mod fill;
 mod generic;
+mod image;
+mod job;
 mod namespace;
+mod node;
+pub(crate) mod pod;
+mod replica_set;
+mod replication_controller;
+mod service;
+mod stateful_set;
+pub(crate) mod types;
+mod workload;
 
 pub use generic::{Custom, Generic};
 
@@ -31,6 +45,9 @@ pub trait Rules: Send + Sync + 'static {
             map.remove("status");
         }
     }
+
+    /// What the server alone decides about a new object that is otherwise complete: after defaults and admission.
+    fn finish_create(&self, _object: &mut Value) {}
 
     /// Keeps of `old` what an update through the main path may not change.
     fn prepare_update(&self, new: &mut Value, old: &Value) {
@@ -149,6 +166,11 @@ impl Column {
         Self { name: Cow::Borrowed(name), kind: Cow::Borrowed("string"), priority: 1 }
     }
 
+    /// A column of yes and no.
+    pub const fn flag(name: &'static str) -> Self {
+        Self { name: Cow::Borrowed(name), kind: Cow::Borrowed("boolean"), priority: 0 }
+    }
+
     /// A column of whole numbers.
     pub const fn count(name: &'static str) -> Self {
         Self { name: Cow::Borrowed(name), kind: Cow::Borrowed("integer"), priority: 0 }
@@ -171,6 +193,16 @@ pub enum Names {
 /// The kinds with rules of their own. Every other kind has [`Generic`] rules, which its facts decide.
 const TABLE: &[(&str, &str, &dyn Rules)] = &[
     ("", "Namespace", &namespace::Namespace),
+    ("", "Node", &node::Node),
+    ("", "Pod", &pod::Pod),
+    ("", "ReplicationController", &replication_controller::ReplicationController),
+    ("", "Service", &service::Service),
+    ("apps", "DaemonSet", &daemon_set::DaemonSet),
+    ("apps", "Deployment", &deployment::Deployment),
+    ("apps", "ReplicaSet", &replica_set::ReplicaSet),
+    ("apps", "StatefulSet", &stateful_set::StatefulSet),
+    ("batch", "CronJob", &cron_job::CronJob),
+    ("batch", "Job", &job::Job),
     ("apiextensions.k8s.io", "CustomResourceDefinition", &custom_resource_definition::Definition),
 ];
 

@@ -85,11 +85,12 @@ pub(crate) async fn create(call: &Call<'_>, mut new: Value, ownership: Ownership
     let mut attempt = Attempt { call, new: &mut new, old: None, part: Part::Main, dry_run };
     admission::mutate(&mut attempt)?;
     complete(call, &mut new);
+    rules.finish_create(&mut new);
     if ownership == Ownership::Updated {
         note_owners(call, None, &mut new, Part::Main)?;
     }
     let mut errors = validation::metadata(&new, call.kind);
-    errors.extend(call.kind.schema.validate(&new, None));
+    errors.extend(call.kind.check_schema(&new, None));
     errors.extend(rules.validate(&new));
     refuse_invalid(call, &new, &errors)?;
     let attempt = Attempt { call, new: &mut new, old: None, part: Part::Main, dry_run };
@@ -142,7 +143,7 @@ pub(crate) async fn replace(
         return Ok(Saved::Stored(old_entry.clone()));
     }
     let mut errors = validation::metadata_update(&new, old, call.kind);
-    errors.extend(call.kind.schema.validate(&new, Some(old)));
+    errors.extend(call.kind.check_schema(&new, Some(old)));
     if part != Part::Status {
         errors.extend(rules.validate(&new));
     }
