@@ -1,1 +1,30 @@
-//! The network of one node: bridge and veth, nftables for Services, cluster DNS.
+//! The network of one node: pods on a bridge, Services in nftables, cluster DNS in this process.
+//!
+//! Everything happens inside one network namespace, the node's ([`Namespace`]): the process's own, or a named one
+//! that [`node::open`] makes. Every link, table and file is named after the data directory ([`names::NodeKey`]), so
+//! two nodes on one machine never touch each other's.
+//!
+//! Pure, with the tests beside them: [`cidr`], [`addresses`], [`pods::rules`], [`services`] (which endpoints a Service
+//! port uses, the rules this means, the difference between two sets of rules), [`dns`] (zone and answer).
+//! Shells: [`namespace`], [`links`] (netlink), [`nft`], [`pods`] (one pod's network from lease to address),
+//! [`services::proxy`], [`dns::server`].
+//!
+//! Not here: IPv6, other nodes' pods (VXLAN comes with the second node), NetworkPolicy, ingress.
+
+pub mod addresses;
+pub mod cidr;
+mod error;
+pub mod leases;
+pub mod links;
+pub mod names;
+pub mod namespace;
+pub mod nft;
+pub mod node;
+pub mod pods;
+
+pub use cidr::Ipv4Cidr;
+pub use error::NetworkError;
+pub use leases::{HostPort, PodRef, Protocol};
+pub use names::NodeKey;
+pub use namespace::{Namespace, in_namespace};
+pub use pods::{PodNetwork, PodNetworks, PodSettings};
