@@ -9,11 +9,18 @@
 //! Not here: networks ([`network::Network`] is the seam), what runs containers ([`kedge_runtimes`]), the streaming
 //! endpoints of the kubelet's API.
 
+pub mod agent;
 pub mod backoff;
+pub mod cache;
 pub mod container;
 pub mod env;
+pub mod etc;
+pub mod network;
+pub mod node;
 pub mod plan;
 pub mod probe;
+pub mod prober;
 pub mod resources;
 pub mod security;
 pub mod volumes;
+pub mod worker;

@@ -25,7 +25,7 @@ pub struct NodeFacts {
 }
 
 /// The conditions that the node owns.
-const OWN_CONDITIONS: [&str; 5] =
+pub(crate) const OWN_CONDITIONS: [&str; 5] =
     ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
 
 /// The pod's status now.

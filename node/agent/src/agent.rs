@@ -1,0 +1,352 @@
+//! The agent of one node: its Node object, its Lease, the pods that are bound to it.
+//!
+//! At start it takes up the pods it had cached, before any server answers; then it follows the API, and once the first
+//! full list is there, what the API no longer has is ended and what nobody wants is swept. From the runtime it takes
+//! exits, and wakes the pod they belong to.
+//!
+//! Not here: anything about one pod ([`crate::worker`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::core::v1::{Container, Node, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference};
+use kedge_runtimes::{ContainerId, Image, PodId, PodUid, Runtime, RuntimeEvent};
+use kedge_world::World;
+use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::runtime::watcher;
+use parking_lot::Mutex;
+use serde_json::json;
+
+use crate::cache::Cache;
+use crate::env::Sources;
+use crate::etc::Dns;
+use crate::network::Network;
+use crate::node::{self, Facts};
+use crate::plan::status::NodeFacts;
+use crate::prober::Target;
+use crate::volumes::TokenSpec;
+use crate::worker::{self, Command, Handle, pod_id};
+
+/// The kubelet's figures: `nodeLeaseDurationSeconds` 40, renewed after a quarter of it.
+const LEASE_SECONDS: i32 = 40;
+const LEASE_RENEWAL: Duration = Duration::from_secs(10);
+/// `nodeStatusReportFrequency`: the Node object itself, when nothing changed.
+const NODE_REPORT: Duration = Duration::from_secs(300);
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+const LEASE_NAMESPACE: &str = "kube-node-lease";
+
+/// How a node is called and what it has.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Its name.
+    pub node_name: String,
+    /// Its addresses.
+    pub node_ips: Vec<String>,
+    /// Labels beside the usual ones.
+    pub labels: BTreeMap<String, String>,
+    /// Where what lasts is kept.
+    pub data_dir: PathBuf,
+    /// Where what does not is.
+    pub run_dir: PathBuf,
+    /// Where containers' logs are.
+    pub log_dir: PathBuf,
+    /// The network namespace of pods on the host's network; none is the one that the runtime runs in.
+    pub network_namespace: Option<PathBuf>,
+    /// The cluster's DNS.
+    pub dns: Dns,
+    /// The node's processors.
+    pub cpus: u32,
+    /// The node's memory.
+    pub memory_bytes: i64,
+    /// Pods that fit.
+    pub pods_max: u32,
+    /// Processes that one pod may have.
+    pub pod_pids_limit: Option<i64>,
+}
+
+impl Settings {
+    /// What an absent limit means, in thousandths.
+    pub fn allocatable_milli(&self) -> BTreeMap<String, i64> {
+        let memory = self.memory_bytes.saturating_mul(1000);
+        BTreeMap::from([("cpu".to_owned(), i64::from(self.cpus) * 1000), ("memory".to_owned(), memory)])
+    }
+}
+
+/// Gets images that are not here.
+#[async_trait]
+pub trait Puller: Send + Sync + 'static {
+    /// Pulls and installs `reference`.
+    async fn pull(&self, reference: &str) -> Result<Image, String>;
+}
+
+/// Everything that the workers of one agent share.
+pub(crate) struct Shared {
+    pub(crate) client: kube::Client,
+    pub(crate) runtime: Arc<dyn Runtime>,
+    pub(crate) network: Arc<dyn Network>,
+    pub(crate) puller: Option<Arc<dyn Puller>>,
+    pub(crate) world: World,
+    pub(crate) settings: Settings,
+    pub(crate) facts: NodeFacts,
+    pub(crate) cache: Cache,
+    /// Tokens in use, by pod, with the time to fetch another.
+    pub(crate) tokens: Mutex<BTreeMap<(PodUid, TokenSpec), (String, Timestamp)>>,
+}
+
+impl Shared {
+    /// A pod's own files that last.
+    pub(crate) fn pod_folder(&self, id: &PodId) -> PathBuf {
+        self.settings.data_dir.join("pod-files").join(id.uid.as_str())
+    }
+
+    /// A pod's volumes.
+    pub(crate) fn volumes_of(&self, id: &PodId) -> PathBuf {
+        self.settings.data_dir.join("volumes").join(id.uid.as_str())
+    }
+
+    pub(crate) fn target<'a>(&'a self, id: &'a ContainerId, container: &'a Container, pod_ip: &'a str) -> Target<'a> {
+        Target { runtime: &*self.runtime, net: &*self.world.net, id, container, pod_ip }
+    }
+}
+
+/// What an agent works with.
+pub struct Parts {
+    /// The API.
+    pub client: kube::Client,
+    /// What runs containers.
+    pub runtime: Arc<dyn Runtime>,
+    /// What connects pods.
+    pub network: Arc<dyn Network>,
+    /// What gets images; without one only local images run.
+    pub puller: Option<Arc<dyn Puller>>,
+    /// Clock, randomness, disk and network.
+    pub world: World,
+}
+
+/// The agent.
+pub struct Agent {
+    shared: Arc<Shared>,
+    workers: BTreeMap<PodUid, Handle>,
+}
+
+/// Why an agent does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The cached pods cannot be read.
+    #[error("the node's cached pods: {0}")]
+    Cache(#[from] kedge_world::DiskError),
+}
+
+impl Agent {
+    /// An agent that has not begun.
+    pub fn new(parts: Parts, settings: Settings) -> Result<Self, AgentError> {
+        let cache = Cache::below(&settings.data_dir, parts.world.disk.clone())?;
+        let facts = NodeFacts { runtime_name: parts.runtime.name().to_owned(), host_ips: settings.node_ips.clone() };
+        let Parts { client, runtime, network, puller, world } = parts;
+        let shared =
+            Shared { client, runtime, network, puller, world, settings, facts, cache, tokens: Mutex::default() };
+        Ok(Self { shared: Arc::new(shared), workers: BTreeMap::new() })
+    }
+
+    /// Runs until dropped. Containers go on when it stops.
+    pub async fn run(mut self) -> Result<(), AgentError> {
+        let mut runtime_events = self.shared.runtime.events();
+        for cached in self.shared.cache.list()? {
+            let by_name = |name: &Option<String>| name.clone().unwrap_or_default();
+            let known = Sources {
+                config_maps: cached.config_maps.into_iter().map(|map| (by_name(&map.metadata.name), map)).collect(),
+                secrets: cached.secrets.into_iter().map(|secret| (by_name(&secret.metadata.name), secret)).collect(),
+                services: cached.services,
+                ..Sources::default()
+            };
+            self.update(cached.pod, known);
+        }
+        let (node, lease) = (report_node(self.shared.clone()), renew_lease(self.shared.clone()));
+        let pods: Api<Pod> = Api::all(self.shared.client.clone());
+        let mine = watcher::Config::default().fields(&format!("spec.nodeName={}", self.shared.settings.node_name));
+        let mut watch = watcher(pods, mine).boxed();
+        let follow = async {
+            let mut listed: BTreeSet<PodUid> = BTreeSet::new();
+            loop {
+                tokio::select! {
+                    Some(event) = watch.next() => match event {
+                        Ok(event) => self.follow(event, &mut listed).await,
+                        Err(error) => {
+                            tracing::debug!(%error, "the API does not answer; pods go on");
+                            tokio::time::sleep(RETRY_PAUSE).await;
+                        }
+                    },
+                    Some(event) = runtime_events.next() => self.look(&event),
+                }
+            }
+        };
+        tokio::join!(node, lease, follow);
+        Ok(())
+    }
+
+    async fn follow(&mut self, event: watcher::Event<Pod>, listed: &mut BTreeSet<PodUid>) {
+        match event {
+            watcher::Event::Init => listed.clear(),
+            watcher::Event::InitApply(pod) => {
+                listed.extend(pod_id(&pod).map(|id| id.uid));
+                self.update(pod, Sources::default());
+            }
+            watcher::Event::InitDone => {
+                for (uid, worker) in &self.workers {
+                    if !listed.contains(uid) {
+                        worker.tell(Command::Gone);
+                    }
+                }
+                self.sweep(listed).await;
+            }
+            watcher::Event::Apply(pod) => self.update(pod, Sources::default()),
+            watcher::Event::Delete(pod) => {
+                if let Some(worker) = pod_id(&pod).and_then(|id| self.workers.get(&id.uid)) {
+                    worker.tell(Command::Gone);
+                }
+            }
+        }
+    }
+
+    fn update(&mut self, pod: Pod, known: Sources) {
+        let Some(id) = pod_id(&pod) else { return };
+        self.workers.retain(|_, worker| !worker.is_over());
+        match self.workers.get(&id.uid) {
+            Some(worker) => worker.tell(Command::Update(Box::new(pod))),
+            None => {
+                let worker = worker::spawn(self.shared.clone(), id.clone(), pod, known);
+                self.workers.insert(id.uid, worker);
+            }
+        }
+    }
+
+    fn look(&self, event: &RuntimeEvent) {
+        match event {
+            RuntimeEvent::Exited { pod, .. } => {
+                if let Some(worker) = self.workers.get(pod) {
+                    worker.tell(Command::Look);
+                }
+            }
+            RuntimeEvent::Resync => self.workers.values().for_each(|worker| worker.tell(Command::Look)),
+        }
+    }
+
+    /// Ends what runs for pods that neither the API nor a worker knows.
+    async fn sweep(&self, listed: &BTreeSet<PodUid>) {
+        let observed = match self.shared.runtime.observe().await {
+            Ok(observed) => observed,
+            Err(error) => return tracing::warn!(%error, "cannot look for what is left of old pods"),
+        };
+        let sandboxes = observed.sandboxes.iter().map(|sandbox| &sandbox.spec.pod);
+        let pods: BTreeSet<&PodId> =
+            observed.containers.iter().map(|container| &container.pod).chain(sandboxes).collect();
+        for pod in pods {
+            if listed.contains(&pod.uid) || self.workers.contains_key(&pod.uid) {
+                continue;
+            }
+            tracing::info!(pod = %pod.name, namespace = %pod.namespace, "ending what is left of a pod nobody knows");
+            let removed = self.shared.runtime.remove_sandbox(&pod.uid).await.map_err(|e| e.to_string());
+            let removed = match removed {
+                Ok(()) => self.shared.network.teardown(pod).await.map_err(|e| e.to_string()),
+                failed => failed,
+            };
+            if let Err(error) = removed {
+                tracing::warn!(pod = %pod.name, error, "cannot end what is left of a pod");
+            }
+        }
+    }
+}
+
+/// Makes the Node object and keeps its status, for ever.
+async fn report_node(shared: Arc<Shared>) {
+    let nodes: Api<Node> = Api::all(shared.client.clone());
+    loop {
+        let pause = match report_once(&shared, &nodes).await {
+            Ok(()) => NODE_REPORT,
+            Err(error) => {
+                tracing::debug!(%error, "the node cannot be reported yet");
+                RETRY_PAUSE
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+async fn report_once(shared: &Shared, nodes: &Api<Node>) -> Result<(), kube::Error> {
+    let settings = &shared.settings;
+    let version = shared.runtime.version().await;
+    let facts = Facts::read(settings, shared.runtime.name(), version.as_deref().ok());
+    let problem = version.err().map(|error| error.to_string());
+    let found = nodes.get_opt(&settings.node_name).await?;
+    let now = shared.world.clock.wall();
+    let existing = match found {
+        Some(node) => node,
+        None => nodes.create(&PostParams::default(), &node::object(settings, &facts)).await?,
+    };
+    let labels = node::missing_labels(settings, &facts, &existing);
+    if !labels.is_empty() {
+        let patch = json!({"metadata": {"labels": labels}});
+        nodes.patch(&settings.node_name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+    }
+    let status = node::status(settings, &facts, existing.status.as_ref(), problem.as_deref(), now);
+    let patch = json!({"status": status});
+    nodes.patch_status(&settings.node_name, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
+}
+
+/// Renews the node's Lease, for ever.
+async fn renew_lease(shared: Arc<Shared>) {
+    let leases: Api<Lease> = Api::namespaced(shared.client.clone(), LEASE_NAMESPACE);
+    let nodes: Api<Node> = Api::all(shared.client.clone());
+    let name = &shared.settings.node_name;
+    loop {
+        let renewed = async {
+            let renew_time = Some(MicroTime(shared.world.clock.wall()));
+            let patch = json!({"spec": {"holderIdentity": name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": renew_time}});
+            match leases.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await {
+                Err(kube::Error::Api(status)) if status.code == 404 => {
+                    let node = nodes.get(name).await?;
+                    leases.create(&PostParams::default(), &new_lease(name, &node, renew_time)).await.map(drop)
+                }
+                other => other.map(drop),
+            }
+        };
+        let pause = match renewed.await {
+            Ok(()) => LEASE_RENEWAL,
+            Err(error) => {
+                tracing::debug!(%error, "the node's Lease cannot be renewed; trying again");
+                RETRY_PAUSE
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+fn new_lease(name: &str, node: &Node, renew_time: Option<MicroTime>) -> Lease {
+    let owner = OwnerReference {
+        api_version: "v1".to_owned(),
+        kind: "Node".to_owned(),
+        name: name.to_owned(),
+        uid: node.metadata.uid.clone().unwrap_or_default(),
+        ..OwnerReference::default()
+    };
+    let metadata = ObjectMeta {
+        name: Some(name.to_owned()),
+        namespace: Some(LEASE_NAMESPACE.to_owned()),
+        owner_references: Some(vec![owner]),
+        ..ObjectMeta::default()
+    };
+    let spec = LeaseSpec {
+        holder_identity: Some(name.to_owned()),
+        lease_duration_seconds: Some(LEASE_SECONDS),
+        renew_time,
+        ..LeaseSpec::default()
+    };
+    Lease { metadata, spec: Some(spec) }
+}

@@ -1,0 +1,131 @@
+//! The Node object: what this machine is and has, and whether it is ready.
+//! (`pkg/kubelet/nodestatus/setters.go`.)
+#![allow(clippy::disallowed_methods, reason = "a shell: reads what the kernel says of the machine")]
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus, NodeSystemInfo,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::api::ObjectMeta;
+
+use crate::agent::Settings;
+
+/// The version of Kubernetes whose behaviour this node has.
+pub const KUBELET_VERSION: &str = "v1.36.3+kedge";
+/// Where the kubelet's API is by custom.
+const KUBELET_PORT: i32 = 10250;
+
+/// What the machine says of itself.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    info: NodeSystemInfo,
+}
+
+impl Facts {
+    /// Reads them.
+    pub fn read(settings: &Settings, runtime: &str, runtime_version: Option<&str>) -> Self {
+        let file = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+        let os = file("/etc/os-release");
+        let pretty = os.lines().find_map(|line| line.strip_prefix("PRETTY_NAME=")).unwrap_or_default();
+        Self {
+            info: NodeSystemInfo {
+                architecture: kedge_runtimes::image::host_architecture().to_owned(),
+                boot_id: file("/proc/sys/kernel/random/boot_id"),
+                container_runtime_version: format!("{runtime}://{}", runtime_version.unwrap_or("unknown")),
+                kernel_version: file("/proc/sys/kernel/osrelease"),
+                kubelet_version: KUBELET_VERSION.to_owned(),
+                machine_id: Some(file("/etc/machine-id"))
+                    .filter(|id| !id.is_empty())
+                    .unwrap_or(settings.node_name.clone()),
+                operating_system: "linux".to_owned(),
+                os_image: pretty.trim_matches('"').to_owned(),
+                system_uuid: file("/sys/class/dmi/id/product_uuid"),
+                ..NodeSystemInfo::default()
+            },
+        }
+    }
+}
+
+fn labels(settings: &Settings, facts: &Facts) -> BTreeMap<String, String> {
+    let arch = &facts.info.architecture;
+    let usual = [
+        ("kubernetes.io/hostname", settings.node_name.as_str()),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", arch),
+        ("beta.kubernetes.io/os", "linux"),
+        ("beta.kubernetes.io/arch", arch),
+    ];
+    let mut all: BTreeMap<String, String> = usual.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    all.extend(settings.labels.clone());
+    all
+}
+
+/// The labels that an existing Node lacks.
+pub fn missing_labels(settings: &Settings, facts: &Facts, node: &Node) -> BTreeMap<String, String> {
+    let has =
+        |key: &String, value: &String| node.metadata.labels.as_ref().and_then(|labels| labels.get(key)) == Some(value);
+    labels(settings, facts).into_iter().filter(|(key, value)| !has(key, value)).collect()
+}
+
+/// A new Node object.
+pub fn object(settings: &Settings, facts: &Facts) -> Node {
+    let metadata = ObjectMeta {
+        name: Some(settings.node_name.clone()),
+        labels: Some(labels(settings, facts)),
+        ..ObjectMeta::default()
+    };
+    Node { metadata, ..Node::default() }
+}
+
+/// The node's status; `problem` is why it cannot run pods.
+pub fn status(
+    settings: &Settings,
+    facts: &Facts,
+    old: Option<&NodeStatus>,
+    problem: Option<&str>,
+    now: Timestamp,
+) -> NodeStatus {
+    let ips = settings.node_ips.iter().map(|ip| ("InternalIP", ip.clone()));
+    let addresses = ips.chain([("Hostname", settings.node_name.clone())]);
+    let capacity = BTreeMap::from([
+        ("cpu".to_owned(), Quantity(settings.cpus.to_string())),
+        ("memory".to_owned(), Quantity(format!("{}Ki", settings.memory_bytes / 1024))),
+        ("pods".to_owned(), Quantity(settings.pods_max.to_string())),
+    ]);
+    let endpoint = DaemonEndpoint { port: KUBELET_PORT };
+    NodeStatus {
+        addresses: Some(addresses.map(|(kind, address)| NodeAddress { type_: kind.to_owned(), address }).collect()),
+        allocatable: Some(capacity.clone()),
+        capacity: Some(capacity),
+        conditions: Some(conditions(old, problem, now)),
+        daemon_endpoints: Some(NodeDaemonEndpoints { kubelet_endpoint: Some(endpoint) }),
+        node_info: Some(facts.info.clone()),
+        ..NodeStatus::default()
+    }
+}
+
+fn conditions(old: Option<&NodeStatus>, problem: Option<&str>, now: Timestamp) -> Vec<NodeCondition> {
+    let before = old.and_then(|old| old.conditions.as_deref()).unwrap_or_default();
+    let ready = match problem {
+        None => ("Ready", true, "KubeletReady", "kubelet is posting ready status".to_owned()),
+        Some(problem) => ("Ready", false, "KubeletNotReady", problem.to_owned()),
+    };
+    // Pressure is not measured yet, and is not claimed: only Ready is ours.
+    let mut all: Vec<NodeCondition> = before.iter().filter(|condition| condition.type_ != "Ready").cloned().collect();
+    let (kind, value, reason, message) = ready;
+    let status = if value { "True" } else { "False" };
+    let same = before.iter().find(|condition| condition.type_ == kind && condition.status == status);
+    all.push(NodeCondition {
+        type_: kind.to_owned(),
+        status: status.to_owned(),
+        reason: Some(reason.to_owned()),
+        message: Some(message),
+        last_heartbeat_time: Some(Time(now)),
+        last_transition_time: same.and_then(|same| same.last_transition_time.clone()).or(Some(Time(now))),
+    });
+    all
+}

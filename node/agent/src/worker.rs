@@ -1,0 +1,609 @@
+//! One task for each pod: observe, plan, carry out; and another that tells the API.
+//!
+//! The loop wakes for any reason (the pod changed, something in the runtime happened, a step ended, it is time) and is
+//! told nothing: it looks at everything again. Steps that take time run beside it and come back as an [`Outcome`], so a
+//! slow image never holds up a deletion. The API is told by a task of its own, the latest status only, for as long as
+//! it takes; a pod runs the same whether it answers or not.
+
+mod steps;
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
+use kedge_runtimes::{ContainerId, ContainerState, ObservedContainer, PodId, PodUid, RuntimeError};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+
+use crate::agent::Shared;
+use crate::container::VolumePlace;
+use crate::env::{ConfigError, Sources};
+use crate::plan::{self, Action, Hook, ImageState, Input, Memory, Problem, SetUp};
+use crate::probe::ProbeKind;
+
+/// How old what volumes show of objects and tokens may get (`syncFrequency`).
+const REFRESH: SignedDuration = SignedDuration::from_secs(60);
+/// A failed set-up, image or start is tried again after this long, and then by its back-off.
+const RETRY: SignedDuration = SignedDuration::from_secs(5);
+const OBSERVE_PAUSE: Duration = Duration::from_secs(1);
+const API_PAUSE_MIN: Duration = Duration::from_millis(200);
+const API_PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// What a worker is told.
+#[derive(Debug)]
+pub enum Command {
+    /// The pod as the API has it now.
+    Update(Box<Pod>),
+    /// The API does not have it any more.
+    Gone,
+    /// Something of it happened in the runtime.
+    Look,
+}
+
+/// What came of a step.
+#[derive(Debug)]
+enum Outcome {
+    SetUp(Result<SetUpDone, Problem>),
+    Image(String, Result<String, Problem>),
+    Started(String, Result<(), Problem>),
+    PostStart(String, ContainerId, Result<(), String>),
+    PreStop(String, ContainerId, Result<(), String>),
+    Probe(String, ProbeKind, jiff::Timestamp, Result<(), String>),
+    Refreshed(Sources),
+    TornDown(Result<(), String>),
+    Plain(String, Result<(), RuntimeError>),
+    Deleted,
+}
+
+#[derive(Debug)]
+struct SetUpDone {
+    ips: Vec<String>,
+    volumes: BTreeMap<String, VolumePlace>,
+    sources: Sources,
+}
+
+/// A running worker.
+#[derive(Debug)]
+pub struct Handle {
+    /// Whose.
+    pub id: PodId,
+    commands: mpsc::UnboundedSender<Command>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Handle {
+    /// Tells it something.
+    pub fn tell(&self, command: Command) {
+        let _ = self.commands.send(command); // A worker that has ended needs no telling.
+    }
+
+    /// Whether its pod is gone for good.
+    pub fn is_over(&self) -> bool {
+        self.task.is_finished()
+    }
+}
+
+/// The pod's id, if it has all of one.
+pub fn pod_id(pod: &Pod) -> Option<PodId> {
+    let meta = &pod.metadata;
+    let uid = PodUid::new(meta.uid.clone()?).ok()?;
+    Some(PodId { namespace: meta.namespace.clone()?, name: meta.name.clone()?, uid })
+}
+
+/// Starts a worker. `known` are the objects that were cached with the pod.
+pub(crate) fn spawn(shared: Arc<Shared>, id: PodId, pod: Pod, known: Sources) -> Handle {
+    let (commands, receiver) = mpsc::unbounded_channel();
+    let (say, said) = watch::channel((None, false));
+    let (outcome_sender, outcomes) = mpsc::unbounded_channel();
+    tokio::spawn(tell_api(shared.clone(), id.clone(), said, outcome_sender.clone()));
+    let memory = Memory { start_time: Some(shared.world.clock.wall()), ..Memory::default() };
+    let worker = Worker {
+        shared,
+        id: id.clone(),
+        pod,
+        memory,
+        sources: known,
+        volumes: BTreeMap::new(),
+        refresh_at: None,
+        busy: HashSet::new(),
+        commands: receiver,
+        outcomes,
+        outcome_sender,
+        say,
+    };
+    Handle { id, commands, task: tokio::spawn(worker.run()) }
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+    id: PodId,
+    pod: Pod,
+    memory: Memory,
+    sources: Sources,
+    volumes: BTreeMap<String, VolumePlace>,
+    /// When volumes are brought up to date next; none while the pod has none of our making.
+    refresh_at: Option<jiff::Timestamp>,
+    /// Steps under way; the plan asks for them again, and they are not begun twice.
+    busy: HashSet<String>,
+    commands: mpsc::UnboundedReceiver<Command>,
+    outcomes: mpsc::UnboundedReceiver<Outcome>,
+    outcome_sender: mpsc::UnboundedSender<Outcome>,
+    /// The status to tell the API, and whether the pod is to be deleted there after it.
+    say: watch::Sender<(Option<PodStatus>, bool)>,
+}
+
+impl Worker {
+    async fn run(mut self) {
+        loop {
+            let (observed, sandbox) = match self.observe().await {
+                Ok(found) => found,
+                Err(error) => {
+                    tracing::warn!(pod = %self.id.name, %error, "cannot see the pod's containers");
+                    tokio::time::sleep(OBSERVE_PAUSE).await;
+                    continue;
+                }
+            };
+            self.read_termination_messages(&observed);
+            let now = self.shared.world.clock.wall();
+            let input = Input { pod: &self.pod, observed: &observed, sandbox, now, node: &self.shared.facts };
+            let plan = plan::plan(&input, &mut self.memory);
+            self.pod.status = Some(plan.status.clone());
+            self.say.send_if_modified(|said| {
+                let changed = said.0.as_ref() != Some(&plan.status);
+                said.0 = Some(plan.status.clone());
+                changed
+            });
+            for action in plan.actions {
+                self.begin(action, &observed);
+            }
+            self.begin_probes(&observed);
+            if self.refresh_at.is_some_and(|at| at <= now) {
+                self.refresh();
+            }
+            let wake = plan.wake_at.into_iter().chain(self.refresh_at).min().map(|at| at.duration_since(now));
+            if !self.wait(wake).await {
+                return;
+            }
+        }
+    }
+
+    async fn observe(&self) -> Result<(Vec<ObservedContainer>, bool), RuntimeError> {
+        let all = self.shared.runtime.observe().await?;
+        let containers = all.containers.into_iter().filter(|container| container.pod.uid == self.id.uid).collect();
+        Ok((containers, all.sandboxes.iter().any(|sandbox| sandbox.spec.pod.uid == self.id.uid)))
+    }
+
+    /// Waits for anything to happen, and takes all of it in; false when the pod is over.
+    async fn wait(&mut self, wake: Option<SignedDuration>) -> bool {
+        let time = wake.map(|wake| Duration::try_from(wake).unwrap_or_default());
+        let timer = async {
+            match time {
+                Some(time) => tokio::time::sleep(time).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            command = self.commands.recv() => match command {
+                Some(command) => self.obey(command),
+                None => return false, // The agent is gone; containers go on without us.
+            },
+            Some(outcome) = self.outcomes.recv() => if !self.take_in(outcome) { return false },
+            () = timer => {}
+        }
+        while let Ok(command) = self.commands.try_recv() {
+            self.obey(command);
+        }
+        while let Ok(outcome) = self.outcomes.try_recv() {
+            if !self.take_in(outcome) {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Look => {}
+            Command::Update(pod) => {
+                let own = self.pod.status.take();
+                let foreign = pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
+                self.pod = *pod;
+                // What we said last is newer than what the API repeats; what others said there is theirs.
+                if let Some(mut own) = own.filter(|own| own.phase.is_some()) {
+                    let ours = own.conditions.take().unwrap_or_default();
+                    let (mut kept, names) = (Vec::new(), plan::status::OWN_CONDITIONS);
+                    kept.extend(foreign.into_iter().filter(|condition| !names.contains(&condition.type_.as_str())));
+                    kept.extend(ours.into_iter().filter(|condition| names.contains(&condition.type_.as_str())));
+                    own.conditions = Some(kept);
+                    self.pod.status = Some(own);
+                }
+                self.remember();
+                self.refresh();
+            }
+            Command::Gone => {
+                if self.pod.metadata.deletion_timestamp.is_none() {
+                    let now = self.shared.world.clock.wall();
+                    self.pod.metadata.deletion_timestamp =
+                        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now));
+                }
+            }
+        }
+    }
+
+    /// False when the pod is over.
+    fn take_in(&mut self, outcome: Outcome) -> bool {
+        let now = self.shared.world.clock.wall();
+        match outcome {
+            Outcome::SetUp(result) => {
+                self.busy.remove("set-up");
+                match result {
+                    Ok(done) => {
+                        self.memory.set_up = SetUp::Done;
+                        self.memory.pod_ips = done.ips;
+                        (self.volumes, self.sources) = (done.volumes, done.sources);
+                        self.refresh_at = self.volumes.values().any(|place| place.read_only).then(|| now + REFRESH);
+                        self.remember();
+                    }
+                    Err(problem) => {
+                        tracing::warn!(pod = %self.id.name, message = %problem.message, "the pod cannot be set up yet");
+                        self.memory.set_up = SetUp::Failed { problem, retry_at: now + RETRY };
+                    }
+                }
+            }
+            Outcome::Image(name, result) => {
+                let own = self.memory.of(&name);
+                own.busy = false;
+                match result {
+                    Ok(id) => own.image = ImageState::Present { id },
+                    Err(mut problem) => {
+                        let again = matches!(own.image, ImageState::Missing { .. });
+                        own.image_backoff.next(now, now);
+                        let retry_at = now + own.image_backoff.delay();
+                        if again && problem.reason == "ErrImagePull" {
+                            problem.reason = "ImagePullBackOff".to_owned();
+                            problem.message = format!("Back-off pulling image: {}", problem.message);
+                        }
+                        own.image = ImageState::Missing { problem, retry_at };
+                    }
+                }
+            }
+            Outcome::Started(name, result) => {
+                let own = self.memory.of(&name);
+                own.busy = false;
+                own.start_problem = result.err().map(|problem| (problem, now + RETRY));
+            }
+            Outcome::PostStart(name, id, result) => {
+                self.busy.remove(&format!("post-start {id}"));
+                self.memory.of(&name).post_start = result.map_or_else(Hook::Failed, |()| Hook::Done);
+            }
+            Outcome::PreStop(name, id, result) => {
+                self.busy.remove(&format!("pre-stop {id}"));
+                let stopping = self.memory.of(&name).stopping.as_mut().filter(|stopping| stopping.id == id);
+                if let Some(stopping) = stopping {
+                    stopping.pre_stop = result.map_or_else(Hook::Failed, |()| Hook::Done);
+                }
+            }
+            Outcome::Probe(name, kind, started_at, result) => self.take_in_probe(&name, kind, started_at, result),
+            Outcome::Refreshed(sources) => {
+                self.busy.remove("refresh");
+                self.sources = sources;
+                self.remember();
+            }
+            Outcome::TornDown(result) => {
+                self.busy.remove("tear-down");
+                match result {
+                    Ok(()) => self.memory.set_up = SetUp::NotDone,
+                    Err(error) => tracing::warn!(pod = %self.id.name, error, "the pod cannot be taken down yet"),
+                }
+            }
+            Outcome::Plain(step, result) => {
+                // What went well is not done twice; a signal takes its time to show.
+                if let Err(error) = result {
+                    tracing::warn!(pod = %self.id.name, step, %error, "a step failed; it is planned again");
+                    self.busy.remove(&step);
+                }
+            }
+            Outcome::Deleted => {
+                if let Err(error) = self.shared.cache.remove(&self.id.uid) {
+                    tracing::warn!(%error, "a pod that is gone is still cached");
+                }
+                return false;
+            }
+        }
+        true
+    }
+
+    fn take_in_probe(&mut self, name: &str, kind: ProbeKind, started_at: jiff::Timestamp, result: Result<(), String>) {
+        if let Err(reason) = &result {
+            tracing::info!(pod = %self.id.name, container = name, probe = kind.as_str(), reason, "probe failed");
+        }
+        let now = self.shared.world.clock.wall();
+        let Some(container) = self.container(name) else { return };
+        let Some(probe) = kind.of(&container) else { return };
+        let probes = self.memory.of(name).probes.as_mut();
+        if let Some(probes) = probes.filter(|probes| probes.started_at() == started_at) {
+            probes.answer(kind, probe, result.is_ok(), now);
+        }
+    }
+
+    fn container(&self, name: &str) -> Option<Container> {
+        let spec = self.pod.spec.as_ref()?;
+        let mut all = spec.init_containers.iter().flatten().chain(&spec.containers);
+        all.find(|container| container.name == name).cloned()
+    }
+
+    /// Writes down what a start without the API needs.
+    fn remember(&self) {
+        let cached = crate::cache::CachedPod {
+            pod: self.pod.clone(),
+            config_maps: self.sources.config_maps.values().cloned().collect(),
+            secrets: self.sources.secrets.values().cloned().collect(),
+            services: self.sources.services.clone(),
+        };
+        if let Err(error) = self.shared.cache.put(&self.id.uid, &cached) {
+            tracing::warn!(pod = %self.id.name, %error, "the pod cannot be cached; a start without the API will miss it");
+        }
+    }
+
+    fn begin_probes(&mut self, observed: &[ObservedContainer]) {
+        let now = self.shared.world.clock.wall();
+        let names: Vec<String> = self.memory.containers.keys().cloned().collect();
+        for name in names {
+            let (Some(run), Some(container)) = (plan::latest(observed, &name), self.container(&name)) else { continue };
+            if !matches!(run.state, ContainerState::Running { .. }) {
+                continue;
+            }
+            let own = self.memory.of(&name);
+            // A container on its way out is asked nothing any more.
+            let Some(probes) = own.probes.as_mut().filter(|_| own.stopping.is_none()) else { continue };
+            let started_at = probes.started_at();
+            for kind in probes.due(now) {
+                let Some(probe) = kind.of(&container).cloned() else { continue };
+                let (id, name, container) = (run.id.clone(), name.clone(), container.clone());
+                let ip = self.memory.pod_ips.first().cloned().unwrap_or_default();
+                self.step(async move |shared| {
+                    let result = shared.target(&id, &container, &ip).probe(&probe).await;
+                    Outcome::Probe(name, kind, started_at, result)
+                });
+            }
+        }
+    }
+
+    /// Runs a step beside the loop.
+    fn step<F>(&self, work: impl FnOnce(Arc<Shared>) -> F)
+    where
+        F: Future<Output = Outcome> + Send + 'static,
+    {
+        let (sender, work) = (self.outcome_sender.clone(), work(self.shared.clone()));
+        tokio::spawn(async move {
+            let _ = sender.send(work.await); // A worker that has ended wants no news.
+        });
+    }
+
+    fn begin(&mut self, action: Action, observed: &[ObservedContainer]) {
+        match action {
+            Action::SetUp => self.begin_set_up(),
+            Action::EnsureImage { container } => self.begin_image(container),
+            Action::Start { container, attempt } => self.begin_start(&container, attempt, observed),
+            Action::PostStart { container, id } => self.begin_hook(container, id, true),
+            Action::PreStop { container, id } => self.begin_hook(container, id, false),
+            Action::Signal { id, signal } => {
+                self.begin_plain(format!("signal {id} {signal}"), async move |shared: Arc<Shared>| {
+                    shared.runtime.kill_container(&id, signal).await
+                });
+            }
+            Action::Forget { id } => {
+                self.begin_plain(format!("forget {id}"), async move |shared: Arc<Shared>| {
+                    shared.runtime.remove_container(&id).await
+                });
+            }
+            Action::TearDown => {
+                // What is still being made would be made again behind the back of this; its end wakes the loop.
+                let making = self.busy.contains("set-up") || self.busy.contains("refresh");
+                let making = making || self.memory.containers.values().any(|own| own.busy);
+                if !making && self.busy.insert("tear-down".to_owned()) {
+                    let (id, pod) = (self.id.clone(), self.pod.clone());
+                    self.step(async move |shared| {
+                        let result = steps::tear_down(&shared, &id, &pod).await;
+                        pause_if_failed(&result).await;
+                        Outcome::TornDown(result)
+                    });
+                }
+            }
+            Action::Delete => self.say.send_modify(|said| said.1 = true),
+        }
+    }
+
+    fn begin_plain<F>(&mut self, name: String, work: impl FnOnce(Arc<Shared>) -> F + Send + 'static)
+    where
+        F: Future<Output = Result<(), RuntimeError>> + Send + 'static,
+    {
+        if self.busy.insert(name.clone()) {
+            let work = work(self.shared.clone());
+            self.step(async move |_| {
+                let result = work.await;
+                pause_if_failed(&result).await;
+                Outcome::Plain(name, result)
+            });
+        }
+    }
+
+    fn begin_set_up(&mut self) {
+        if self.busy.insert("set-up".to_owned()) {
+            let (id, pod, known) = (self.id.clone(), self.pod.clone(), self.sources.clone());
+            self.step(async move |shared| {
+                let done = steps::set_up(&shared, &id, &pod, known).await;
+                Outcome::SetUp(done.map(|(ips, volumes, sources)| SetUpDone { ips, volumes, sources }))
+            });
+        }
+    }
+
+    fn begin_image(&mut self, name: String) {
+        let Some(container) = self.container(&name) else { return };
+        if !std::mem::replace(&mut self.memory.of(&name).busy, true) {
+            self.step(async move |shared| {
+                let result = steps::ensure_image(&shared, &container).await;
+                Outcome::Image(name, result)
+            });
+        }
+    }
+
+    fn begin_start(&mut self, name: &str, attempt: u32, observed: &[ObservedContainer]) {
+        let Some(container) = self.container(name) else { return };
+        let exists = observed.iter().any(|run| run.name == name && run.attempt == attempt);
+        if std::mem::replace(&mut self.memory.of(name).busy, true) {
+            return;
+        }
+        let (id, pod, volumes, known) = (self.id.clone(), self.pod.clone(), self.volumes.clone(), self.sources.clone());
+        let (name, ips) = (name.to_owned(), self.memory.pod_ips.clone());
+        self.step(async move |shared| {
+            let start =
+                steps::Start { id: &id, pod: &pod, container: &container, attempt, volumes: &volumes, ips: &ips };
+            Outcome::Started(name, steps::start(&shared, &start, known, exists).await)
+        });
+    }
+
+    fn begin_hook(&mut self, name: String, id: ContainerId, post_start: bool) {
+        let Some(container) = self.container(&name) else { return };
+        let lifecycle = container.lifecycle.clone().unwrap_or_default();
+        let (hook, word) =
+            if post_start { (lifecycle.post_start, "post-start") } else { (lifecycle.pre_stop, "pre-stop") };
+        let Some(hook) = hook else { return };
+        if !self.busy.insert(format!("{word} {id}")) {
+            return;
+        }
+        let ip = self.memory.pod_ips.first().cloned().unwrap_or_default();
+        self.step(async move |shared| {
+            let result = shared.target(&id, &container, &ip).hook(&hook).await;
+            if let Err(error) = &result {
+                tracing::warn!(container = %name, hook = word, error, "hook failed");
+            }
+            if post_start { Outcome::PostStart(name, id, result) } else { Outcome::PreStop(name, id, result) }
+        });
+    }
+
+    /// Brings volumes up to date with the objects they show.
+    fn refresh(&mut self) {
+        self.refresh_at = self.refresh_at.map(|_| self.shared.world.clock.wall() + REFRESH);
+        let leaving = self.pod.metadata.deletion_timestamp.is_some() || self.busy.contains("tear-down");
+        if leaving || self.memory.set_up != SetUp::Done || !self.busy.insert("refresh".to_owned()) {
+            return;
+        }
+        let (id, pod, known) = (self.id.clone(), self.pod.clone(), self.sources.clone());
+        let ips = self.memory.pod_ips.clone();
+        self.step(async move |shared| match steps::refresh(&shared, &id, &pod, known.clone(), &ips).await {
+            Ok((_, sources)) => Outcome::Refreshed(sources),
+            Err(problem) => {
+                tracing::warn!(pod = %id.name, message = %problem.message, "volumes stay as they are");
+                Outcome::Refreshed(known)
+            }
+        });
+    }
+
+    fn read_termination_messages(&mut self, observed: &[ObservedContainer]) {
+        for run in observed {
+            if plan::ended(run).is_none() || self.memory.of(&run.name).termination_message.contains_key(&run.id) {
+                continue;
+            }
+            let policy = self.container(&run.name).and_then(|container| container.termination_message_policy);
+            let failed = plan::ended(run).is_some_and(|exit| exit.code != 0);
+            let message = steps::termination_message(run, policy.as_deref() == Some("FallbackToLogsOnError") && failed);
+            self.memory.of(&run.name).termination_message.insert(run.id.clone(), message);
+        }
+    }
+}
+
+/// Tells the API the latest status until it has taken it; ends when the pod is deleted there.
+async fn tell_api(
+    shared: Arc<Shared>,
+    id: PodId,
+    mut said: watch::Receiver<(Option<PodStatus>, bool)>,
+    outcomes: mpsc::UnboundedSender<Outcome>,
+) {
+    let pods: Api<Pod> = Api::namespaced(shared.client.clone(), &id.namespace);
+    let mut told: Option<Value> = None;
+    let mut pause = API_PAUSE_MIN;
+    loop {
+        let (status, delete) = said.borrow_and_update().clone();
+        let done = match tell_once(&pods, &id, status.as_ref(), &mut told).await {
+            Ok(()) if delete => delete_pod(&pods, &id).await.map(|()| true),
+            other => other.map(|()| false),
+        };
+        match done {
+            Ok(true) => {
+                let _ = outcomes.send(Outcome::Deleted); // A worker that has ended knows.
+                return;
+            }
+            Ok(false) => {
+                pause = API_PAUSE_MIN;
+                if said.changed().await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::debug!(pod = %id.name, %error, "the API does not take the pod's status; trying again");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(API_PAUSE_MAX);
+                if said.has_changed().is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+async fn tell_once(
+    pods: &Api<Pod>,
+    id: &PodId,
+    status: Option<&PodStatus>,
+    told: &mut Option<Value>,
+) -> Result<(), kube::Error> {
+    let Some(status) = status else { return Ok(()) };
+    let mut value = serde_json::to_value(status).expect("a status has only JSON's types");
+    if told.as_ref() == Some(&value) {
+        return Ok(());
+    }
+    let full = value.clone();
+    // A merge patch leaves what it does not name: what is gone must be named.
+    let before = told.as_ref().and_then(Value::as_object).into_iter().flatten();
+    for (key, _) in before {
+        if let Some(object) = value.as_object_mut() {
+            object.entry(key.clone()).or_insert(Value::Null);
+        }
+    }
+    let patch = json!({"metadata": {"uid": id.uid.as_str()}, "status": value});
+    match pods.patch_status(&id.name, &PatchParams::default(), &Patch::Merge(patch)).await {
+        Ok(_) => *told = Some(full),
+        Err(error) if is_gone(&error) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+async fn delete_pod(pods: &Api<Pod>, id: &PodId) -> Result<(), kube::Error> {
+    let uid = Preconditions { uid: Some(id.uid.to_string()), resource_version: None };
+    match pods.delete(&id.name, &DeleteParams::default().grace_period(0).preconditions(uid)).await {
+        Err(error) if !is_gone(&error) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Not there, or another pod of the same name is.
+fn is_gone(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404 || status.code == 409)
+}
+
+/// What fails is planned again at once; this keeps it from being a loop.
+async fn pause_if_failed<E>(result: &Result<(), E>) {
+    if result.is_err() {
+        tokio::time::sleep(OBSERVE_PAUSE).await;
+    }
+}
+
+/// A configuration error in the kubelet's word.
+fn config_problem(error: ConfigError) -> Problem {
+    Problem { reason: "CreateContainerConfigError".to_owned(), message: error.0 }
+}

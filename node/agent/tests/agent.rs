@@ -1,0 +1,275 @@
+//! The agent with the fake runtime and an API in memory: a node's life without root, network or containers.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "test code")]
+
+mod api;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::ApiDouble;
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::Pod;
+use kedge_node::agent::{Agent, Parts, Settings};
+use kedge_node::network::{Network, NetworkError, PodNetwork};
+use kedge_runtimes::fake::{Behaviour, Fake};
+use kedge_runtimes::{ImageConfig, PodId, Runtime};
+use kedge_world::World;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+
+/// Gives every pod an address, and remembers who has one.
+#[derive(Default)]
+struct Wires(Mutex<BTreeMap<String, PodId>>);
+
+#[async_trait]
+impl Network for Wires {
+    async fn setup(&self, id: &PodId, _: &Pod) -> Result<PodNetwork, NetworkError> {
+        let mut wires = self.0.lock();
+        let known = wires.iter().find(|(_, other)| *other == id).map(|(ip, _)| ip.clone());
+        let ip = known.unwrap_or_else(|| format!("10.42.0.{}", wires.len() + 2));
+        wires.insert(ip.clone(), id.clone());
+        Ok(PodNetwork { namespace: None, ips: vec![ip] })
+    }
+    async fn teardown(&self, id: &PodId) -> Result<(), NetworkError> {
+        self.0.lock().retain(|_, other| other != id);
+        Ok(())
+    }
+}
+
+struct Box_ {
+    folder: tempfile::TempDir,
+    api: ApiDouble,
+    fake: Fake,
+    wires: Arc<Wires>,
+    agent: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Box_ {
+    fn new() -> Self {
+        let fake = Fake::new(World::real());
+        fake.add_image("busybox", ImageConfig { cmd: vec!["true".into()], ..ImageConfig::default() });
+        let folder = tempfile::tempdir().unwrap();
+        let mut this = Self { folder, api: ApiDouble::default(), fake, wires: Arc::default(), agent: None };
+        this.start();
+        this
+    }
+
+    fn settings(folder: &Path) -> Settings {
+        Settings {
+            node_name: "n1".into(),
+            node_ips: vec!["192.0.2.1".into()],
+            labels: BTreeMap::new(),
+            data_dir: folder.join("data"),
+            run_dir: folder.join("run"),
+            log_dir: folder.join("log"),
+            network_namespace: None,
+            dns: kedge_node::etc::Dns {
+                server: Some("10.43.0.10".into()),
+                domain: "cluster.local".into(),
+                host_file: String::new(),
+            },
+            cpus: 2,
+            memory_bytes: 8 << 30,
+            pods_max: 110,
+            pod_pids_limit: None,
+        }
+    }
+
+    fn start(&mut self) {
+        let parts = Parts {
+            client: self.api.client(),
+            runtime: Arc::new(self.fake.clone()),
+            network: self.wires.clone(),
+            puller: None,
+            world: World::real(),
+        };
+        let agent = Agent::new(parts, Self::settings(self.folder.path())).unwrap();
+        self.agent = Some(tokio::spawn(async move { Box::pin(agent.run()).await.unwrap() }));
+    }
+
+    /// As kill -9 does: nothing is said to anybody.
+    async fn kill_agent(&mut self) {
+        let agent = self.agent.take().unwrap();
+        agent.abort();
+        let _ = agent.await;
+    }
+
+    fn apply(&self, name: &str, spec: Value) {
+        let mut spec = spec;
+        spec["nodeName"] = json!("n1");
+        self.api.put("pods", json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default", "uid": format!("uid-{name}"), "generation": 1}, "spec": spec}));
+    }
+
+    fn running(&self, name: &str, args: Value) {
+        self.fake.behave(name, Behaviour::Run { ignores_term: false });
+        self.apply(name, json!({"containers": [{"name": name, "image": "busybox", "args": args}]}));
+    }
+
+    async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let wait = async {
+            while !holds(self) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        if tokio::time::timeout(Duration::from_secs(20), wait).await.is_err() {
+            panic!("never: {what}\n{}\n{:?}", self.api.dump(), self.fake.calls());
+        }
+    }
+
+    fn status(&self, name: &str) -> Value {
+        self.api.get("pods", &format!("default/{name}")).map(|pod| pod["status"].clone()).unwrap_or_default()
+    }
+
+    async fn until_phase(&self, name: &str, phase: &str) {
+        self.until(&format!("{name} is {phase}"), |this| this.status(name)["phase"] == phase).await;
+    }
+}
+
+#[tokio::test]
+async fn the_node_registers_and_heartbeats() {
+    let this = Box_::new();
+    this.until("the node is ready", |this| {
+        let node = this.api.get("nodes", "n1").unwrap_or_default();
+        node["status"]["conditions"][0]["type"] == "Ready" && node["status"]["conditions"][0]["status"] == "True"
+    })
+    .await;
+    let node = this.api.get("nodes", "n1").unwrap();
+    assert_eq!(node["status"]["capacity"]["cpu"], "2");
+    assert_eq!(node["metadata"]["labels"]["kubernetes.io/hostname"], "n1");
+    this.until("the lease is there", |this| this.api.get("leases", "kube-node-lease/n1").is_some()).await;
+    let lease = this.api.get("leases", "kube-node-lease/n1").unwrap();
+    assert_eq!(
+        (lease["spec"]["holderIdentity"].as_str(), lease["spec"]["leaseDurationSeconds"].as_i64()),
+        (Some("n1"), Some(40))
+    );
+}
+
+#[tokio::test]
+async fn a_pod_runs_is_told_about_and_goes() {
+    let this = Box_::new();
+    this.api.put("configmaps", json!({"metadata": {"name": "cm", "namespace": "default"}, "data": {"k": "v1"}}));
+    this.fake.behave("web", Behaviour::Run { ignores_term: false });
+    this.apply(
+        "web",
+        json!({
+            "containers": [{"name": "web", "image": "busybox", "volumeMounts": [{"name": "c", "mountPath": "/c"}]}],
+            "volumes": [{"name": "c", "configMap": {"name": "cm"}}],
+        }),
+    );
+    this.until_phase("web", "Running").await;
+    let status = this.status("web");
+    assert_eq!((status["podIP"].as_str(), status["hostIP"].as_str()), (Some("10.42.0.2"), Some("192.0.2.1")));
+    assert!(status["containerStatuses"][0]["containerID"].as_str().unwrap().starts_with("fake://"));
+    let file = this.folder.path().join("data/volumes/uid-web/c/k");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "v1");
+    assert!(
+        std::fs::read_to_string(this.folder.path().join("data/pod-files/uid-web/etc/hosts"))
+            .unwrap()
+            .contains("10.42.0.2\tweb")
+    );
+    // News of the pod bring its volumes up to date.
+    this.api.put("configmaps", json!({"metadata": {"name": "cm", "namespace": "default"}, "data": {"k": "v2"}}));
+    let mut pod = this.api.get("pods", "default/web").unwrap();
+    pod["metadata"]["annotations"] = json!({"touched": "yes"});
+    this.api.put("pods", pod);
+    this.until("the volume follows", |_| std::fs::read_to_string(&file).unwrap_or_default() == "v2").await;
+    this.api.delete_gracefully("default/web", 30);
+    this.until("the pod is gone", |this| this.api.get("pods", "default/web").is_none()).await;
+    assert_eq!(this.fake.calls(), ["sandbox web", "create web", "start web", "term web", "remove-sandbox web"]);
+    assert!(this.wires.0.lock().is_empty() && !file.exists());
+    this.until("the cache forgets it", |this| {
+        std::fs::read_dir(this.folder.path().join("data/pods")).unwrap().count() == 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_pod_that_ends_is_told_with_its_code() {
+    let this = Box_::new();
+    this.apply("job", json!({"restartPolicy": "Never", "containers": [{"name": "job", "image": "busybox", "command": ["sh", "-c", "exit 3"]}]}));
+    this.until_phase("job", "Failed").await;
+    let end = this.status("job")["containerStatuses"][0]["state"]["terminated"].clone();
+    assert_eq!((end["exitCode"].as_i64(), end["reason"].as_str()), (Some(3), Some("Error")));
+    this.apply("good", json!({"restartPolicy": "Never", "containers": [{"name": "good", "image": "busybox"}]}));
+    this.until_phase("good", "Succeeded").await;
+}
+
+#[tokio::test]
+async fn what_is_missing_is_said_and_waited_for() {
+    let this = Box_::new();
+    this.apply("lost", json!({"containers": [{"name": "lost", "image": "nowhere:1", "imagePullPolicy": "Never"}]}));
+    this.until("the image is missed", |this| {
+        this.status("lost")["containerStatuses"][0]["state"]["waiting"]["reason"] == "ErrImageNeverPull"
+    })
+    .await;
+    let env = json!([{"name": "X", "valueFrom": {"configMapKeyRef": {"name": "late", "key": "k"}}}]);
+    this.fake.behave("conf", Behaviour::Run { ignores_term: false });
+    this.apply("conf", json!({"containers": [{"name": "conf", "image": "busybox", "env": env}]}));
+    this.until("the config map is missed", |this| {
+        let waiting = this.status("conf")["containerStatuses"][0]["state"]["waiting"].clone();
+        waiting["reason"] == "CreateContainerConfigError" && waiting["message"] == "configmap \"late\" not found"
+    })
+    .await;
+    this.api.put("configmaps", json!({"metadata": {"name": "late", "namespace": "default"}, "data": {"k": "v"}}));
+    this.until_phase("conf", "Running").await;
+}
+
+#[tokio::test]
+async fn a_restarted_agent_adopts_what_runs() {
+    let mut this = Box_::new();
+    this.running("web", json!([]));
+    this.until_phase("web", "Running").await;
+    let before = this.fake.observe().await.unwrap().containers.remove(0);
+    this.kill_agent().await;
+    this.start();
+    this.until("the pod is ready again", |this| this.status("web")["containerStatuses"][0]["ready"] == true).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(this.fake.observe().await.unwrap().containers, [before], "the same run");
+    // What ends while no agent is there is found by the next.
+    this.kill_agent().await;
+    this.fake.end(&this.fake.observe().await.unwrap().containers[0].id, 7, false);
+    this.start();
+    this.until("it ran again", |this| this.status("web")["containerStatuses"][0]["restartCount"] == 1).await;
+    assert_eq!(this.status("web")["containerStatuses"][0]["lastState"]["terminated"]["exitCode"], 7);
+}
+
+#[tokio::test]
+async fn cut_off_the_pods_go_on_and_start_again() {
+    let mut this = Box_::new();
+    this.running("web", json!([]));
+    this.until_phase("web", "Running").await;
+    this.api.cut(true);
+    // A crash while cut off: the container is started again.
+    this.fake.end(&this.fake.observe().await.unwrap().containers[0].id, 1, false);
+    this.until("it runs again", |this| this.fake.calls().iter().filter(|call| *call == "start web").count() == 2).await;
+    // A power cut while cut off: agent, sandbox and container are gone, and come back from the node's own state.
+    this.kill_agent().await;
+    this.fake.lose_everything_running();
+    this.start();
+    this.until("it runs once more", |this| this.fake.calls().iter().filter(|call| *call == "start web").count() == 3)
+        .await;
+    this.api.cut(false);
+    this.until("the API hears of it", |this| this.status("web")["containerStatuses"][0]["restartCount"] == 2).await;
+}
+
+#[tokio::test]
+async fn what_the_api_forgot_while_cut_off_is_ended() {
+    let mut this = Box_::new();
+    this.running("web", json!([]));
+    this.running("other", json!([]));
+    this.until_phase("web", "Running").await;
+    this.until_phase("other", "Running").await;
+    this.kill_agent().await;
+    this.api.remove("pods", "default/web");
+    // And one that not even the cache knows.
+    std::fs::remove_file(this.folder.path().join("data/pods/uid-other.json")).unwrap();
+    this.api.remove("pods", "default/other");
+    this.start();
+    this.until("both are ended", |this| {
+        this.fake.calls().iter().filter(|call| call.starts_with("remove-sandbox")).count() == 2
+    })
+    .await;
+    assert!(this.fake.observe().await.unwrap().containers.is_empty());
+}
