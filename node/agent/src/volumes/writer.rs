@@ -15,7 +15,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat, renameat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::stat::{Mode, fchmod, mkdirat};
 use nix::unistd::{Gid, UnlinkatFlags, fchown, symlinkat, unlinkat};
 
 use super::{FileContent, VolumePlan};
@@ -216,6 +216,8 @@ pub fn bind_sub_path(volume: &Path, path: &str, target: &Path) -> Result<(), Vol
         return Ok(());
     }
     let root = File::open(volume).map_err(disk(attempt()))?;
+    let mode = std::os::unix::fs::MetadataExt::mode(&root.metadata().map_err(disk(attempt()))?);
+    let mode = Mode::from_bits_truncate(mode & 0o7777);
     let inside = |path: &Path| {
         let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
         openat2(&root, path, OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(resolve))
@@ -225,8 +227,14 @@ pub fn bind_sub_path(volume: &Path, path: &str, target: &Path) -> Result<(), Vol
             let mut above = PathBuf::new();
             for part in Path::new(path).components() {
                 let parent = if above.as_os_str().is_empty() { inside(Path::new(".")) } else { inside(&above) };
-                match mkdirat(parent.map_err(kernel(attempt()))?, part.as_os_str(), Mode::from_bits_truncate(0o750)) {
-                    Ok(()) | Err(Errno::EEXIST) => {}
+                let parent = parent.map_err(kernel(attempt()))?;
+                match mkdirat(&parent, part.as_os_str(), mode) {
+                    // As open as the volume, whatever our umask is: the container may be anybody.
+                    // Through its own descriptor: a name may be a link by now.
+                    Ok(()) => open_below(&parent, Path::new(&part), OFlag::O_DIRECTORY, Mode::empty())
+                        .and_then(|made| fchmod(made, mode))
+                        .map_err(kernel(attempt()))?,
+                    Err(Errno::EEXIST) => {}
                     Err(e) => return Err(kernel(attempt())(e)),
                 }
                 above.push(part);

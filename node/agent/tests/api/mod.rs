@@ -1,5 +1,6 @@
 //! A little API server in memory: objects by kind and name, merge patches, watches, graceful deletion of pods, and a
 //! switch that cuts it off.
+#![allow(dead_code, reason = "each test program uses what it needs")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -67,7 +67,7 @@ pub async fn killall(paths: &Paths) -> Result<Killed, PrivateError> {
     for address in shim_addresses(&paths.state) {
         let _ = fs::remove_file(address); // A socket nobody listens on; another look finds nothing more to do.
     }
-    for mount in mounts_below(&[&paths.state, &paths.run_dir.join("pods")])? {
+    for mount in mounts_below(&[&paths.state, &paths.run_dir.join("pods"), &paths.data_dir.join("volumes")])? {
         umount2(&mount, MntFlags::MNT_DETACH)
             .map_err(|e| PrivateError::host(format!("unmount {}", mount.display()), e))?;
         killed.mounts += 1;
