@@ -21,6 +21,7 @@ pub mod namespace;
 pub mod nft;
 pub mod node;
 pub mod pods;
+pub mod services;
 
 pub use cidr::Ipv4Cidr;
 pub use error::NetworkError;
@@ -28,3 +29,4 @@ pub use leases::{HostPort, PodRef, Protocol};
 pub use names::NodeKey;
 pub use namespace::{Namespace, in_namespace};
 pub use pods::{PodNetwork, PodNetworks, PodSettings};
+pub use services::{NodeFacts, ServiceProxy};

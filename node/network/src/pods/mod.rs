@@ -25,6 +25,7 @@ use crate::leases::{Lease, Leases};
 use crate::links::{End, Netlink, VethPlan, hardware_of};
 use crate::namespace::{is_pinned, pin, pinned_names, set_sysctl, unpin};
 use crate::node::loopback_up;
+use crate::services::TableFacts;
 use crate::{HostPort, Ipv4Cidr, Namespace, NetworkError, NodeKey, PodRef, nft};
 use rules::{TablePlan, conflict};
 
@@ -174,6 +175,17 @@ impl PodNetworks {
     /// Where the node's own network is; a pod in the host's network joins it.
     pub fn node_namespace(&self) -> &Namespace {
         &self.settings.namespace
+    }
+
+    /// What the table of Services has in common with the pods' network.
+    pub fn service_table(&self) -> TableFacts {
+        TableFacts {
+            table: self.key.services_table(),
+            cluster_cidr: self.settings.cluster_cidr,
+            service_cidr: self.settings.service_cidr,
+            pod_links: self.key.veth_prefix(),
+            gateway: self.gateway(),
+        }
     }
 
     /// The bridge's address: what a pod sees of the node.
