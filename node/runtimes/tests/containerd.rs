@@ -157,6 +157,7 @@ cases!(
     memory_limits_kill_and_say_so,
     broken_archives_leave_nothing,
     a_killed_containerd_loses_no_exit,
+    two_that_start_at_once_share_one,
     killall_leaves_the_other_node_alone,
     times,
 );
@@ -391,6 +392,16 @@ async fn a_killed_containerd_loses_no_exit(node: &Node) {
     }
     runtime.kill_container(&spec.id, 9).await.unwrap();
     assert_eq!(exit_of(&runtime, &mut events, &spec.id).await.code, 137);
+}
+
+/// A server and a verb that start at once must share one daemon.
+async fn two_that_start_at_once_share_one(node: &Node) {
+    let other = Node::new();
+    let (first, second) = tokio::join!(other.containerd(), other.containerd());
+    assert_eq!(first.pid(), second.pid());
+    assert!(first.was_adopted() != second.was_adopted());
+    assert_ne!(first.pid(), node.containerd().await.pid());
+    kedge_runtimes::private::killall::killall(&other.paths).await.unwrap();
 }
 
 async fn killall_leaves_the_other_node_alone(node: &Node) {

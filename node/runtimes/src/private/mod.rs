@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest as _, Sha256};
 use tokio::net::UnixDatagram;
 use tokio::process::{Child, Command};
@@ -139,6 +140,17 @@ impl Paths {
     }
 }
 
+/// Waits until no other process is looking for or starting this containerd; the turn ends with the value.
+async fn take_turn(path: PathBuf) -> Result<Flock<fs::File>, PrivateError> {
+    let lock = move || {
+        let attempt = || format!("lock {}", path.display());
+        let file = fs::File::options().create(true).append(true).mode(0o600).open(&path);
+        let file = file.map_err(|e| PrivateError::host(attempt(), e))?;
+        Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| PrivateError::host(attempt(), e))
+    };
+    tokio::task::spawn_blocking(lock).await.expect("taking a lock does not panic")
+}
+
 /// A running private containerd.
 #[derive(Debug)]
 pub struct PrivateContainerd {
@@ -153,6 +165,8 @@ impl PrivateContainerd {
     pub async fn ensure(paths: Paths) -> Result<Self, PrivateError> {
         make_folder(&paths.root, 0o711)?;
         make_folder(&paths.state, 0o711)?;
+        // A server that starts and a verb that imports an image may both find none running: one of them starts it.
+        let _turn = take_turn(paths.state.join("ensure.lock")).await?;
         if let Some(process) = ProcessMark::read(&paths.mark).filter(ProcessMark::is_alive) {
             if answers(&paths.socket).await {
                 tracing::info!(pid = process.pid, "adopted the running containerd");
