@@ -13,6 +13,7 @@ use kedge_store::{ResourceId, Store};
 use kedge_world::World;
 use serde_json::Value;
 
+use crate::admission::Reservations;
 use crate::body::Body;
 use crate::customs;
 use crate::derived::Derived;
@@ -56,6 +57,7 @@ struct Inner {
     guard: Box<dyn Guard>,
     registry: Derived<Registry>,
     documents: Derived<Documents>,
+    reservations: Reservations,
 }
 
 /// A request whose body has been read.
@@ -85,7 +87,7 @@ impl Api {
             customs::with_custom_kinds(builtin.clone(), store, &source)
         });
         let documents = Derived::new(vec![definitions], |_| Documents::default());
-        Self(Arc::new(Inner { world, store, settings, guard, registry, documents }))
+        Self(Arc::new(Inner { world, store, settings, guard, registry, documents, reservations: Reservations::default() }))
     }
 
     /// The clock and the random numbers.
@@ -106,6 +108,11 @@ impl Api {
     /// The table of kinds as of now.
     pub fn registry(&self) -> Arc<Registry> {
         self.0.registry.get(&self.0.store)
+    }
+
+    /// Addresses and ports given to services that are being written.
+    pub(crate) fn reservations(&self) -> &Reservations {
+        &self.0.reservations
     }
 
     /// The OpenAPI documents of what is served now.

@@ -3,6 +3,7 @@
 //! Everything is created through the API like a client would, all at once, so that the disk is waited for a few
 //! times and not two hundred. What exists is left as it is: an administrator may have changed it.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,7 +12,9 @@ use http::{HeaderMap, Method};
 use kedge_access::{User, bootstrap_objects};
 use serde_json::{Value, json};
 
+use crate::admission::Range;
 use crate::api::{Api, Incoming};
+use crate::registry::Registry;
 
 /// The namespaces of every cluster (`pkg/controlplane/controller/systemnamespaces`).
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
@@ -31,7 +34,58 @@ pub async fn bootstrap(api: &Api) -> Result<(), BootstrapError> {
     create_all(api, namespaces.collect()).await?;
     let mut objects = bootstrap_objects();
     objects.extend(priority_classes());
+    objects.push(own_service(api)?);
     create_all(api, objects).await
+}
+
+/// The service by which pods find the API: the first address of the range, which nobody else may get.
+/// (`pkg/controlplane/controller/kubernetesservice`.) Its endpoints follow when the server knows its address.
+fn own_service(api: &Api) -> Result<Value, BootstrapError> {
+    let cidr = &api.settings().service_cidr;
+    let range = Range::parse(cidr).ok_or_else(|| BootstrapError {
+        what: "Service kubernetes".into(),
+        message: format!("service CIDR {cidr:?} is no CIDR with room for services"),
+    })?;
+    Ok(json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {
+            "name": "kubernetes", "namespace": "default",
+            "labels": { "component": "apiserver", "provider": "kubernetes" },
+        },
+        "spec": {
+            "clusterIP": range.first().to_string(), "type": "ClusterIP", "sessionAffinity": "None",
+            "ports": [{ "name": "https", "protocol": "TCP", "port": 443, "targetPort": 6443 }],
+        },
+    }))
+}
+
+/// Says at which address and port this server can be reached: the endpoints of [`own_service`]. To be called when
+/// the listener is known, and again when the address changes.
+pub async fn advertise(api: &Api, address: IpAddr, port: u16) -> Result<(), BootstrapError> {
+    let ports = json!([{ "name": "https", "port": port, "protocol": "TCP" }]);
+    let metadata = json!({
+        "name": "kubernetes", "namespace": "default",
+        "labels": { "endpointslice.kubernetes.io/skip-mirror": "true" },
+    });
+    let slice_metadata = json!({
+        "name": "kubernetes", "namespace": "default", "labels": { "kubernetes.io/service-name": "kubernetes" },
+    });
+    let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+    let objects = [
+        json!({
+            "apiVersion": "v1", "kind": "Endpoints", "metadata": metadata,
+            "subsets": [{ "addresses": [{ "ip": address }], "ports": ports }],
+        }),
+        json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": slice_metadata,
+            "addressType": family, "endpoints": [{ "addresses": [address], "conditions": { "ready": true } }],
+            "ports": ports,
+        }),
+    ];
+    for object in objects {
+        put(api, object).await?;
+    }
+    Ok(())
 }
 
 /// The two classes that the node's own pods use (`pkg/apis/scheduling/types.go`).
@@ -48,30 +102,55 @@ async fn create_all(api: &Api, objects: Vec<Value>) -> Result<(), BootstrapError
     let user = Arc::new(User::new("system:apiserver", &["system:masters"]));
     let registry = api.registry();
     let creations = objects.into_iter().map(|object| {
-        let (group, version) = object["apiVersion"].as_str().and_then(|v| v.split_once('/')).unwrap_or(("", "v1"));
-        let kind = registry.by_kind(group, version, object["kind"].as_str().unwrap_or_default());
-        let kind = kind.expect("built-in objects are of built-in kinds");
-        let root = if group.is_empty() { "/api/v1".to_owned() } else { format!("/apis/{group}/{version}") };
-        let scope = object["metadata"]["namespace"].as_str().map(|ns| format!("/namespaces/{ns}")).unwrap_or_default();
-        let incoming = Incoming {
-            method: Method::POST,
-            path: format!("{root}{scope}/{}", kind.resource.plural),
-            query: Some("fieldManager=kedge".into()),
-            headers: HeaderMap::new(),
-            body: Bytes::from(object.to_string()),
-            user: user.clone(),
-        };
+        let incoming = request(&registry, &user, &object, Method::POST);
         create(api, object, incoming)
     });
     join_all(creations).await.into_iter().collect()
 }
 
+/// Creates the object, or replaces the one that is there.
+async fn put(api: &Api, object: Value) -> Result<(), BootstrapError> {
+    let user = Arc::new(User::new("system:apiserver", &["system:masters"]));
+    let registry = api.registry();
+    let mut incoming = request(&registry, &user, &object, Method::PUT);
+    incoming.path = format!("{}/{}", incoming.path, crate::object::name(&object));
+    let response = api.handle(incoming).await;
+    if response.status() == http::StatusCode::NOT_FOUND {
+        let incoming = request(&registry, &user, &object, Method::POST);
+        return create(api, object, incoming).await;
+    }
+    finish(&object, response).await
+}
+
+fn request(registry: &Registry, user: &Arc<User>, object: &Value, method: Method) -> Incoming {
+    let (group, version) = object["apiVersion"].as_str().and_then(|v| v.split_once('/')).unwrap_or(("", "v1"));
+    let kind = registry.by_kind(group, version, object["kind"].as_str().unwrap_or_default());
+    let kind = kind.expect("built-in objects are of built-in kinds");
+    let root = if group.is_empty() { "/api/v1".to_owned() } else { format!("/apis/{group}/{version}") };
+    let scope = object["metadata"]["namespace"].as_str().map(|ns| format!("/namespaces/{ns}")).unwrap_or_default();
+    Incoming {
+        method,
+        path: format!("{root}{scope}/{}", kind.resource.plural),
+        query: Some("fieldManager=kedge".into()),
+        headers: HeaderMap::new(),
+        body: Bytes::from(object.to_string()),
+        user: user.clone(),
+    }
+}
+
 async fn create(api: &Api, object: Value, incoming: Incoming) -> Result<(), BootstrapError> {
     let response = api.handle(incoming).await;
-    if response.status().is_success() || response.status() == http::StatusCode::CONFLICT {
+    if response.status() == http::StatusCode::CONFLICT {
         return Ok(());
     }
-    let what = format!("{} {}", object["kind"].as_str().unwrap_or_default(), crate::object::name(&object));
+    finish(&object, response).await
+}
+
+async fn finish(object: &Value, response: http::Response<crate::body::Body>) -> Result<(), BootstrapError> {
+    if response.status().is_success() {
+        return Ok(());
+    }
+    let what = format!("{} {}", object["kind"].as_str().unwrap_or_default(), crate::object::name(object));
     let body =
         http_body_util::BodyExt::collect(response.into_body()).await.expect("our own bodies do not fail").to_bytes();
     let status: Value = serde_json::from_slice(&body).unwrap_or_default();

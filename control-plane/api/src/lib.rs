@@ -37,7 +37,7 @@ mod validation;
 
 pub use api::{Api, Incoming, Settings};
 pub use body::Body;
-pub use bootstrap::{BootstrapError, bootstrap};
+pub use bootstrap::{BootstrapError, advertise, bootstrap};
 pub use error::ApiError;
 pub use guard::{Guard, Open, Rbac};
 pub use serve::{InProcess, serve};

@@ -13,6 +13,9 @@ use crate::rest::save::Part;
 
 mod namespace;
 mod service_account;
+mod service_addresses;
+
+pub(crate) use service_addresses::{Range, Reservation, Reservations};
 
 /// A change on its way.
 pub(crate) struct Attempt<'a, 'c> {
@@ -23,6 +26,8 @@ pub(crate) struct Attempt<'a, 'c> {
     pub(crate) part: Part,
     /// Nothing outside the object may change either.
     pub(crate) dry_run: bool,
+    /// What stays reserved until the change is written or given up.
+    pub(crate) held: Vec<Reservation>,
 }
 
 impl Attempt<'_, '_> {
@@ -60,11 +65,13 @@ pub(crate) trait Plugin: Sync {
     }
 }
 
-const PLUGINS: &[&dyn Plugin] = &[&namespace::Lifecycle, &service_account::ServiceAccount];
+const PLUGINS: &[&dyn Plugin] =
+    &[&namespace::Lifecycle, &service_account::ServiceAccount, &service_addresses::ServiceAddresses];
 
-/// Lets every plugin change the object.
-pub(crate) fn mutate(attempt: &mut Attempt<'_, '_>) -> Result<(), ApiError> {
-    PLUGINS.iter().try_for_each(|plugin| plugin.mutate(attempt))
+/// Lets every plugin change the object. What comes back is to be dropped when the change is written or given up.
+pub(crate) fn mutate(attempt: &mut Attempt<'_, '_>) -> Result<Vec<Reservation>, ApiError> {
+    PLUGINS.iter().try_for_each(|plugin| plugin.mutate(attempt))?;
+    Ok(std::mem::take(&mut attempt.held))
 }
 
 /// Lets every plugin refuse the object.

@@ -6,12 +6,15 @@
 use std::borrow::Cow;
 
 use jiff::Timestamp;
+use kedge_schema::field::FieldError;
 use serde_json::{Value, json};
 
 use super::fill::{count, keep_spec, len, text};
 use super::{Column, Rules, workload};
 use crate::object;
 use crate::table;
+
+pub(super) mod valid;
 
 /// The label keys of a job's pods, with and without prefix: the old ones are still read.
 const UID_LABELS: [&str; 2] = ["controller-uid", "batch.kubernetes.io/controller-uid"];
@@ -51,10 +54,24 @@ impl Rules for Job {
         }
         let selected = object::child(&mut job["spec"]["selector"], "matchLabels");
         selected.entry(UID_LABELS[1]).or_insert_with(|| uid.into());
+        // Upstream's storage applies the defaults once more when it reads.
+        self.default(job);
     }
 
     fn prepare_status_update(&self, new: &mut Value, old: &Value) {
         keep_spec(new, old);
+    }
+
+    fn validate(&self, job: &Value) -> Vec<FieldError> {
+        valid::validate(job)
+    }
+
+    fn validate_create(&self, job: &Value) -> Vec<FieldError> {
+        valid::generated_selector(job)
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        valid::validate_update(new, old)
     }
 
     fn selectable(&self) -> Cow<'_, [(Cow<'static, str>, &'static str)]> {
@@ -91,8 +108,8 @@ impl Rules for Job {
     }
 }
 
-/// The defaults of a job's spec, which a cron job's template has as well.
-pub(super) fn default_spec(spec: &mut Value) {
+/// The defaults of a job's spec; one within a cron job's template gets them when it becomes a job.
+fn default_spec(spec: &mut Value) {
     if spec["completions"].is_null() && spec["parallelism"].is_null() {
         object::default(spec, "completions", 1);
     }

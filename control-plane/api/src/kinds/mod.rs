@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::object;
 
+mod check;
 mod cron_job;
 mod custom_resource_definition;
 mod daemon_set;
@@ -23,10 +24,15 @@ mod job;
 mod namespace;
 mod node;
 pub(crate) mod pod;
+mod pod_spec;
+mod pod_template;
 mod replica_set;
 mod replication_controller;
-mod service;
+mod rollout;
+pub(crate) mod service;
 mod stateful_set;
+#[cfg(test)]
+mod tests;
 pub(crate) mod types;
 mod workload;
 
@@ -56,25 +62,21 @@ pub trait Rules: Send + Sync + 'static {
         }
     }
 
-    /// Keeps of `old` what an update through `/status` may not change: everything but the status, by default.
+    /// Keeps of `old` what an update through `/status` may not change: everything but status and metadata.
     fn prepare_status_update(&self, new: &mut Value, old: &Value) {
-        let status = new.get("status").cloned();
-        let managed = new["metadata"]["managedFields"].take();
-        let revision = new["metadata"]["resourceVersion"].take();
-        *new = old.clone();
-        let map = object::as_map(new);
-        match status {
-            Some(status) => map.insert("status".into(), status),
-            None => map.remove("status"),
-        };
-        for (key, value) in [("managedFields", managed), ("resourceVersion", revision)] {
-            if !value.is_null() {
-                object::metadata_mut(new).insert(key.into(), value);
-            }
+        let keys: Vec<String> =
+            new.as_object().into_iter().chain(old.as_object()).flatten().map(|(key, _)| key.clone()).collect();
+        for key in keys.iter().filter(|key| !matches!(&***key, "apiVersion" | "kind" | "metadata" | "status")) {
+            object::carry_over(new, old, key);
         }
     }
 
-    /// What is wrong with an object that is about to be created.
+    /// What is wrong with an object that is about to be created, beyond [`Rules::validate`].
+    fn validate_create(&self, _object: &Value) -> Vec<FieldError> {
+        Vec::new()
+    }
+
+    /// What is wrong with an object, new or changed.
     fn validate(&self, _object: &Value) -> Vec<FieldError> {
         Vec::new()
     }

@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 
 use jiff::Timestamp;
+use kedge_schema::field::{FieldError, Path};
 use serde_json::{Value, json};
 
 use super::fill::{self, keep_spec, text};
@@ -12,6 +13,7 @@ use crate::object;
 
 mod printed;
 pub(crate) mod resources;
+mod update;
 
 pub(super) struct Pod;
 
@@ -53,6 +55,26 @@ impl Rules for Pod {
         if new["status"].is_object() && !class.is_null() {
             object::default(&mut new["status"], "qosClass", class.clone());
         }
+    }
+
+    fn validate(&self, pod: &Value) -> Vec<FieldError> {
+        update::whole(pod)
+    }
+
+    fn validate_create(&self, pod: &Value) -> Vec<FieldError> {
+        let (spec, path, mut errors) = (&pod["spec"], Path::new("spec"), Vec::new());
+        if fill::len(&spec["ephemeralContainers"]) > 0 {
+            errors.push(FieldError::forbidden(&path.child("ephemeralContainers"), "cannot be set on create"));
+        }
+        if !text(&spec["nodeName"]).is_empty() && fill::len(&spec["schedulingGates"]) > 0 {
+            let why = "cannot be set until all schedulingGates have been cleared";
+            errors.push(FieldError::forbidden(&path.child("nodeName"), why));
+        }
+        errors
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        update::validate(new, old)
     }
 
     fn selectable(&self) -> Cow<'_, [(Cow<'static, str>, &'static str)]> {

@@ -4,10 +4,11 @@
 use std::borrow::Cow;
 
 use jiff::Timestamp;
+use kedge_schema::field::{FieldError, Path};
 use serde_json::Value;
 
 use super::fill::{keep_spec, selector_text};
-use super::{Column, Rules, workload};
+use super::{Column, Rules, check, pod_template, workload};
 use crate::object;
 
 pub(super) struct ReplicaSet;
@@ -21,6 +22,20 @@ impl Rules for ReplicaSet {
 
     fn prepare_status_update(&self, new: &mut Value, old: &Value) {
         keep_spec(new, old);
+    }
+
+    fn validate(&self, set: &Value) -> Vec<FieldError> {
+        let (spec, path, mut errors) = (&set["spec"], Path::new("spec"), Vec::new());
+        for key in ["replicas", "minReadySeconds"] {
+            check::not_negative(&mut errors, &path.child(key), &spec[key]);
+        }
+        pod_template::selector(&mut errors, spec, "deployment", &path);
+        pod_template::validate_running(&mut errors, &spec["template"], "ReplicaSet", &path.child("template"));
+        errors
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        workload::same_selector(new, old)
     }
 
     fn selectable(&self) -> Cow<'_, [(Cow<'static, str>, &'static str)]> {

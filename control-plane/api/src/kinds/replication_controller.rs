@@ -4,10 +4,12 @@
 use std::borrow::Cow;
 
 use jiff::Timestamp;
+use kedge_schema::field::{FieldError, Path};
+use kedge_schema::selector::LabelSelector;
 use serde_json::Value;
 
 use super::fill::{keep_spec, labels_text, len};
-use super::{Column, Rules, workload};
+use super::{Column, Rules, check, pod_template, workload};
 use crate::object;
 
 pub(super) struct ReplicationController;
@@ -28,6 +30,31 @@ impl Rules for ReplicationController {
 
     fn prepare_status_update(&self, new: &mut Value, old: &Value) {
         keep_spec(new, old);
+    }
+
+    fn validate(&self, controller: &Value) -> Vec<FieldError> {
+        let (spec, path, mut errors) = (&controller["spec"], Path::new("spec"), Vec::new());
+        for key in ["replicas", "minReadySeconds"] {
+            check::not_negative(&mut errors, &path.child(key), &spec[key]);
+        }
+        let selector = spec["selector"].as_object().filter(|selector| !selector.is_empty());
+        match selector.map(LabelSelector::from_map) {
+            None => errors.push(FieldError::required(&path.child("selector"), "")),
+            Some(Ok(selector)) if spec["template"].is_object() => {
+                pod_template::matches(&mut errors, &selector, spec, &path);
+            }
+            Some(Ok(_)) => {}
+            // The labels of the template, which it cannot match either, tell of it.
+            Some(Err(_)) => {}
+        }
+        match &spec["template"] {
+            template @ Value::Object(_) => {
+                let path = path.child("template");
+                pod_template::validate_running(&mut errors, template, "ReplicationController", &path);
+            }
+            _ => errors.push(FieldError::required(&path.child("template"), "")),
+        }
+        errors
     }
 
     fn selectable(&self) -> Cow<'_, [(Cow<'static, str>, &'static str)]> {

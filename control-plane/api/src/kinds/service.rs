@@ -7,11 +7,15 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
+use kedge_schema::field::FieldError;
 use serde_json::{Value, json};
 
 use super::fill::{count, fill, keep_spec, labels_text, len, or_none, text};
 use super::{Column, Names, Rules};
 use crate::object;
+
+pub(crate) mod change;
+pub(super) mod valid;
 
 /// Three hours (`DefaultClientIPServiceAffinitySeconds`).
 const AFFINITY_SECONDS: i64 = 10_800;
@@ -49,8 +53,34 @@ impl Rules for Service {
         }
     }
 
+    fn prepare_create(&self, service: &mut Value) {
+        object::as_map(service).remove("status");
+        // Older clients know only the one address.
+        let one = text(&service["spec"]["clusterIP"]).to_owned();
+        if !one.is_empty() && len(&service["spec"]["clusterIPs"]) == 0 {
+            service["spec"]["clusterIPs"] = json!([one]);
+        }
+    }
+
+    fn prepare_update(&self, new: &mut Value, old: &Value) {
+        object::carry_over(new, old, "status");
+        change::keep(new, old);
+    }
+
     fn prepare_status_update(&self, new: &mut Value, old: &Value) {
         keep_spec(new, old);
+    }
+
+    fn validate(&self, service: &Value) -> Vec<FieldError> {
+        valid::validate(service)
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        valid::validate_update(new, old)
+    }
+
+    fn creates_on_update(&self) -> bool {
+        true
     }
 
     fn selectable(&self) -> Cow<'_, [(Cow<'static, str>, &'static str)]> {
@@ -62,7 +92,7 @@ impl Rules for Service {
     }
 
     fn names(&self) -> Names {
-        Names::Label1035
+        Names::Label
     }
 
     fn columns(&self) -> Cow<'_, [Column]> {

@@ -19,6 +19,15 @@ pub(crate) fn complete(facts: &Facts, id: TypeId, value: &mut Value) {
     walk(facts, &Shape::Object(id), value);
 }
 
+/// As [`complete`], for a part of an object whose type is called `name`, written as it is stored.
+pub(super) fn complete_named(name: &str, value: &mut Value) {
+    let facts = kedge_schema::facts::builtin();
+    if let Some(id) = facts.type_named(name).filter(|_| value.is_object()) {
+        complete(facts, id, value);
+        kedge_schema::strict::settle(facts, id, value);
+    }
+}
+
 fn walk(facts: &Facts, shape: &Shape, value: &mut Value) {
     match (shape, &mut *value) {
         (Shape::Object(id), Value::Object(_)) => {

@@ -1,10 +1,11 @@
 //! What the kinds that make pods from a template have in common.
 
+use kedge_schema::field::{FieldError, Path};
 use kedge_schema::selector::LabelSelector;
 use serde_json::Value;
 
-use super::Column;
 use super::fill::{containers_text, count, keep_spec, selector_text};
+use super::{Column, check};
 use crate::object;
 
 /// Through `/status` neither the spec nor the labels change.
@@ -43,4 +44,12 @@ pub(super) fn replica_cells(owner: &Value, selector: Value) -> Vec<Value> {
 pub(super) fn pod_cells(spec: &Value) -> [Value; 3] {
     let [names, images] = containers_text(&spec["template"]["spec"]);
     [names, images, selector_text(&spec["selector"])]
+}
+
+/// The selector may not change: whose pods are whose would change with it.
+pub(super) fn same_selector(new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let path = Path::new("spec").child("selector");
+    check::immutable(&mut errors, &path, &new["spec"]["selector"], &old["spec"]["selector"]);
+    errors
 }

@@ -82,8 +82,8 @@ pub(crate) async fn create(call: &Call<'_>, mut new: Value, ownership: Ownership
     }
     complete(call, &mut new);
     let dry_run = call.dry_run()?;
-    let mut attempt = Attempt { call, new: &mut new, old: None, part: Part::Main, dry_run };
-    admission::mutate(&mut attempt)?;
+    let mut attempt = Attempt { call, new: &mut new, old: None, part: Part::Main, dry_run, held: Vec::new() };
+    let _held = admission::mutate(&mut attempt)?;
     complete(call, &mut new);
     rules.finish_create(&mut new);
     if ownership == Ownership::Updated {
@@ -92,8 +92,9 @@ pub(crate) async fn create(call: &Call<'_>, mut new: Value, ownership: Ownership
     let mut errors = validation::metadata(&new, call.kind);
     errors.extend(call.kind.check_schema(&new, None));
     errors.extend(rules.validate(&new));
+    errors.extend(rules.validate_create(&new));
     refuse_invalid(call, &new, &errors)?;
-    let attempt = Attempt { call, new: &mut new, old: None, part: Part::Main, dry_run };
+    let attempt = Attempt { call, new: &mut new, old: None, part: Part::Main, dry_run, held: Vec::new() };
     admission::validate(&attempt)?;
     if dry_run {
         let exists = call.api.store().get(&call.kind.collection, &object::key(&new)).is_some();
@@ -130,8 +131,8 @@ pub(crate) async fn replace(
     }
     complete(call, &mut new);
     let dry_run = call.dry_run()?;
-    let mut attempt = Attempt { call, new: &mut new, old: Some(old), part, dry_run };
-    admission::mutate(&mut attempt)?;
+    let mut attempt = Attempt { call, new: &mut new, old: Some(old), part, dry_run, held: Vec::new() };
+    let _held = admission::mutate(&mut attempt)?;
     complete(call, &mut new);
     if rules.has_generation() && part != Part::Status {
         count_generation(call, &mut new, old);
@@ -149,7 +150,7 @@ pub(crate) async fn replace(
     }
     errors.extend(rules.validate_update(&new, old));
     refuse_invalid(call, &new, &errors)?;
-    let attempt = Attempt { call, new: &mut new, old: Some(old), part, dry_run };
+    let attempt = Attempt { call, new: &mut new, old: Some(old), part, dry_run, held: Vec::new() };
     admission::validate(&attempt)?;
     if dry_run {
         return Ok(Saved::Shown(new));
