@@ -9,6 +9,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::Pod;
 use kedge_world::{Disk, DiskError};
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +60,29 @@ pub struct HostPort {
     pub host_port: u16,
     /// The port in the pod.
     pub container_port: u16,
+}
+
+/// The ports of the node that a pod asks for. One that cannot be given is named.
+pub fn host_ports_of(pod: &Pod) -> Result<Vec<HostPort>, NetworkError> {
+    let spec = pod.spec.as_ref();
+    let all = spec.into_iter().flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()));
+    let ports = all.flat_map(|container| container.ports.iter().flatten());
+    ports
+        .filter_map(|port| Some((port, port.host_port.filter(|number| *number != 0)?)))
+        .map(|(port, host_port)| {
+            let number = |number: i32| {
+                u16::try_from(number).map_err(|_| NetworkError::Invalid(format!("{number} is not a port number")))
+            };
+            let host_ip = port.host_ip.as_deref().filter(|text| !text.is_empty() && *text != "0.0.0.0");
+            let wrong = |text: &str| NetworkError::Invalid(format!("hostIP {text:?} is not an IPv4 address"));
+            Ok(HostPort {
+                host_ip: host_ip.map(|text| text.parse().map_err(|_| wrong(text))).transpose()?,
+                protocol: Protocol::parse(port.protocol.as_deref())?,
+                host_port: number(host_port)?,
+                container_port: number(port.container_port)?,
+            })
+        })
+        .collect()
 }
 
 /// Whose network it is.
@@ -138,6 +162,29 @@ impl Leases {
 mod tests {
     use super::*;
     use kedge_world::RealDisk;
+
+    #[test]
+    fn host_ports_are_read_from_the_pod_or_refused_by_name() {
+        let check = |ports: serde_json::Value, expected: &str| {
+            let pod = serde_json::json!({"spec": {"containers": [{"name": "c", "ports": ports}]}});
+            let got = match host_ports_of(&serde_json::from_value(pod).unwrap()) {
+                Ok(ports) => format!("{:?}", ports.iter().map(|p| (p.host_ip, p.host_port)).collect::<Vec<_>>()),
+                Err(error) => error.to_string(),
+            };
+            assert_eq!(got, expected);
+        };
+        check(serde_json::json!([{"containerPort": 80}, {"containerPort": 81, "hostPort": 0}]), "[]");
+        check(serde_json::json!([{"containerPort": 80, "hostPort": 8080, "hostIP": "0.0.0.0"}]), "[(None, 8080)]");
+        check(
+            serde_json::json!([{"containerPort": 80, "hostPort": 8080, "hostIP": "1.2.3.4"}]),
+            "[(Some(1.2.3.4), 8080)]",
+        );
+        check(
+            serde_json::json!([{"containerPort": 80, "hostPort": 8, "hostIP": "::1"}]),
+            "hostIP \"::1\" is not an IPv4 address",
+        );
+        check(serde_json::json!([{"containerPort": 80, "hostPort": 70000}]), "70000 is not a port number");
+    }
 
     #[test]
     fn leases_come_back_and_a_broken_one_still_holds_its_address() {

@@ -9,10 +9,14 @@
 //! Shells: [`namespace`], [`links`] (netlink), [`nft`], [`pods`] (one pod's network from lease to address),
 //! [`services::proxy`], [`dns::server`].
 //!
+//! [`NodeNetwork`] puts them together; [`PodNetworks::setup`] and [`PodNetworks::teardown`] are what a node's agent
+//! calls for each pod.
+//!
 //! Not here: IPv6, other nodes' pods (VXLAN comes with the second node), NetworkPolicy, ingress.
 
 pub mod addresses;
 pub mod cidr;
+pub mod dns;
 mod error;
 pub mod leases;
 pub mod links;
@@ -22,11 +26,14 @@ pub mod nft;
 pub mod node;
 pub mod pods;
 pub mod services;
+mod start;
 
 pub use cidr::Ipv4Cidr;
+pub use dns::{DnsServer, DnsSettings};
 pub use error::NetworkError;
-pub use leases::{HostPort, PodRef, Protocol};
+pub use leases::{HostPort, PodRef, Protocol, host_ports_of};
 pub use names::NodeKey;
 pub use namespace::{Namespace, in_namespace};
 pub use pods::{PodNetwork, PodNetworks, PodSettings};
 pub use services::{NodeFacts, ServiceProxy};
+pub use start::{DnsPlan, NetworkSettings, NodeNetwork};

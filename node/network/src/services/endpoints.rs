@@ -134,7 +134,7 @@ mod tests {
             assert_eq!(choice(endpoints.clone()), (cluster.to_vec(), local.to_vec()), "{endpoints}");
         };
         check(json!([]), &[], &[]);
-        check(json!([at(2, "me", not.clone())]), &[], &[]);
+        check(json!([at(2, "me", not)]), &[], &[]);
         check(json!([at(2, "me", ready.clone()), at(3, "you", ready.clone())]), &[2, 3], &[2]);
         check(json!([at(2, "me", leaving.clone()), at(3, "you", ready)]), &[3], &[2]);
         check(json!([at(2, "me", leaving.clone()), at(3, "you", leaving)]), &[2, 3], &[2]);

@@ -94,11 +94,12 @@ impl ServiceProxy {
             self.lost.extend(old.difference(&new.udp_backends));
             batch += &self.rules.put(key, new);
         }
-        if !self.stale && !batch.is_empty() {
-            if let Err(error) = nft::apply(&self.namespace, batch).await {
-                tracing::warn!(%error, "writing the whole table of Services anew");
-                self.stale = true;
-            }
+        if !self.stale
+            && !batch.is_empty()
+            && let Err(error) = nft::apply(&self.namespace, batch).await
+        {
+            tracing::warn!(%error, "writing the whole table of Services anew");
+            self.stale = true;
         }
         if self.stale {
             nft::apply(&self.namespace, self.rules.whole()).await?;

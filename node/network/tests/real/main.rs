@@ -4,6 +4,8 @@
 //! `KEDGE_TEST_REQUIRE_NETWORK` is set, as in CI.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests of real namespaces and processes")]
 
+mod dns;
+mod follow;
 mod lab;
 mod pods;
 mod services;
