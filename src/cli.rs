@@ -1,10 +1,13 @@
 //! The command line. Flags follow k3s where it has one; a flag has meaning or is unknown.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use kedge_runtimes::private::{Paths, killall::killall};
+use kedge_world::World;
 
-use crate::server;
-use crate::settings::ServerFlags;
+use crate::images::{self, ImageVerb};
+use crate::settings::{Folders, ServerFlags};
+use crate::{folders, server};
 
 /// A Kubernetes cluster that serves AI models, in one binary.
 #[derive(Debug, Parser)]
@@ -18,7 +21,13 @@ pub(crate) struct Cli {
 enum Verb {
     /// Run the API server, controllers, scheduler and node of a cluster
     #[command(after_help = SERVER_EXAMPLES)]
-    Server(ServerFlags),
+    Server(Box<ServerFlags>),
+    /// Take in and list images
+    #[command(subcommand, after_help = IMAGE_EXAMPLES)]
+    Image(ImageVerb),
+    /// End this node's pods and its containerd, and nothing of any other node's; images and data stay
+    #[command(after_help = KILLALL_EXAMPLES)]
+    Killall(Folders),
 }
 
 const SERVER_EXAMPLES: &str = "\
@@ -26,15 +35,41 @@ Examples:
   # A cluster with everything in its usual place
   kedge server
 
-  # A second one beside it, leaving nothing outside its folders
-  kedge server --data-dir /srv/two --run-dir /run/two --https-listen-port 7443 --write-kubeconfig /srv/two/kubeconfig
+  # A trial that leaves the machine's network alone
+  kedge server --data-dir /srv/try --run-dir /run/try --write-kubeconfig /srv/try/kubeconfig --network-namespace try
 
   # Use it
   kubectl --kubeconfig /etc/kedge/kedge.yaml get nodes";
 
+const IMAGE_EXAMPLES: &str = "\
+Examples:
+  kedge image import web.tar
+  kedge image list";
+
+const KILLALL_EXAMPLES: &str = "\
+Stopping the server leaves pods running; this ends them.
+
+Examples:
+  kedge killall
+  kedge killall --data-dir /srv/try";
+
 /// Does what was asked.
 pub(crate) fn run(cli: Cli) -> Result<()> {
     match cli.verb {
-        Verb::Server(flags) => server::run(flags),
+        Verb::Server(flags) => server::run(*flags),
+        Verb::Image(verb) => block_on(images::run(verb)),
+        Verb::Killall(folders) => block_on(end_all(folders)),
     }
+}
+
+fn block_on(work: impl Future<Output = Result<()>>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.context("cannot start the runtime")?.block_on(work)
+}
+
+async fn end_all(given: Folders) -> Result<()> {
+    let resolved = folders::resolve(&World::real(), &given)?;
+    let killed = killall(&Paths::below(&resolved.data_dir, &resolved.run_dir)?).await?;
+    println!("ended {} processes, unmounted {} mounts", killed.processes, killed.mounts);
+    Ok(())
 }

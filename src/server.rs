@@ -1,6 +1,7 @@
 //! `kedge server`: builds the parts of a cluster, runs them, drains them.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use kedge_access::{Authority, Names, User};
@@ -11,6 +12,8 @@ use kedge_store::{Store, Writer};
 use kedge_world::World;
 use tracing_subscriber::EnvFilter;
 
+use crate::folders;
+use crate::node::{self, Node};
 use crate::settings::{Datastore, ServerFlags};
 
 /// Runs until a signal says to stop.
@@ -25,8 +28,10 @@ pub(crate) fn run(flags: ServerFlags) -> Result<()> {
 
 async fn serve_cluster(flags: ServerFlags) -> Result<()> {
     let world = World::real();
-    let state = flags.data_dir.join("server");
+    let folders = folders::resolve(&world, &flags.folders)?;
+    let state = folders.data_dir.join("server");
     world.disk.create_dir_all(&state)?;
+    folders::remember(&world, &folders)?;
     let address = format!("127.0.0.1:{}", flags.https_listen_port);
     let listener = world.net.listen(&address).await?;
     let writer = Writer::open(engine(&world, &state, flags.datastore)?)?;
@@ -42,6 +47,13 @@ async fn serve_cluster(flags: ServerFlags) -> Result<()> {
     kedge_controllers::start(&context, &kedge_controllers::Settings { root_ca: authority.server_ca_pem() });
     let informers = context.informers.clone();
     tokio::spawn(kedge_scheduler::run(ClientContext { informers, world: world.clone() }));
+    let node_name = node::name(&flags)?;
+    if !flags.disable_agent {
+        let user = User::new(&format!("system:node:{node_name}"), &["system:nodes"]);
+        let client = kube::Client::new(InProcess::new(api.clone(), user), "default");
+        let folders = Arc::new(folders);
+        tokio::spawn(node::run(Node { api: api.clone(), client, world: world.clone(), name: node_name, folders, flags: flags.clone() }));
+    }
     write_kubeconfig(&world, &flags.write_kubeconfig, &authority.kubeconfig(&format!("https://{address}")))?;
     tracing::info!(%address, kubeconfig = %flags.write_kubeconfig.display(), "the API server is ready");
     serve(api, listener, authority.server_config()?, stopped()).await;
@@ -70,8 +82,8 @@ fn write_kubeconfig(world: &World, path: &Path, text: &str) -> Result<()> {
 
 /// Resolves when the process is asked to end.
 async fn stopped() {
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
-        .expect("the runtime handles signals");
+    let mut terminate =
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).expect("the runtime handles signals");
     tokio::select! {
         _ = terminate.recv() => {}
         _ = tokio::signal::ctrl_c() => {}

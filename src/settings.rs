@@ -1,20 +1,29 @@
-//! What a server can be told, on the command line or in a file.
-//!
-//! Precedence: a flag, then the configuration file, then the default. The file's keys are the flags' names; an
-//! unknown key is refused by name.
+//! What a server can be told on the command line.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-/// Settings of `kedge server`.
+/// The two folders that everything of one node lies in.
 #[derive(Args, Clone, Debug)]
-pub(crate) struct ServerFlags {
+pub(crate) struct Folders {
     /// Folder for everything that lasts
     #[arg(long, value_name = "DIR", default_value = "/var/lib/kedge")]
     pub(crate) data_dir: PathBuf,
 
-    /// Port of the API server
+    /// Folder for what ends with a reboot; remembered in the data directory by `kedge server` (default: /run/kedge)
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run_dir: Option<PathBuf>,
+}
+
+/// Settings of `kedge server`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ServerFlags {
+    #[command(flatten)]
+    pub(crate) folders: Folders,
+
+    /// Port of the API server, on loopback
     #[arg(long, value_name = "PORT", default_value_t = 6443)]
     pub(crate) https_listen_port: u16,
 
@@ -26,6 +35,18 @@ pub(crate) struct ServerFlags {
     #[arg(long, value_name = "NAME")]
     pub(crate) tls_san: Vec<String>,
 
+    /// Name of this machine's node (default: its host name)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node_name: Option<String>,
+
+    /// Address of this machine's node (default: its first one; in a namespace of its own 10.41.0.1)
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) node_ip: Option<Ipv4Addr>,
+
+    /// Range that pods' addresses are taken from
+    #[arg(long, value_name = "CIDR", default_value = "10.42.0.0/16")]
+    pub(crate) cluster_cidr: String,
+
     /// Range that Services' addresses are taken from
     #[arg(long, value_name = "CIDR", default_value = "10.43.0.0/16")]
     pub(crate) service_cidr: String,
@@ -33,6 +54,14 @@ pub(crate) struct ServerFlags {
     /// Domain of the cluster's names
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
     pub(crate) cluster_domain: String,
+
+    /// Keep pods and their network in a network namespace of this name, made if missing; the API stays outside
+    #[arg(long, value_name = "NAME")]
+    pub(crate) network_namespace: Option<String>,
+
+    /// Run no node on this machine: the control plane alone
+    #[arg(long)]
+    pub(crate) disable_agent: bool,
 
     /// What keeps the cluster's state on disk
     #[arg(long, value_enum, default_value_t = Datastore::Redb)]

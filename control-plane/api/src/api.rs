@@ -4,13 +4,17 @@
 //! say who it is), then routed here: *authorised*, *read*, *carried out* by `rest`, *rendered*. Refusals become
 //! `Status` objects in one place, at the end.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response};
+use hyper::upgrade::OnUpgrade;
 use kedge_access::{Attributes, User};
 use kedge_store::{ResourceId, Store};
+use kedge_streams::NodeHandler;
 use kedge_world::World;
+use parking_lot::{Mutex, RwLock};
 use serde_json::Value;
 
 use crate::admission::Reservations;
@@ -58,6 +62,8 @@ struct Inner {
     registry: Derived<Registry>,
     documents: Derived<Documents>,
     reservations: Reservations,
+    /// The nodes that can be asked about their containers, by name.
+    nodes: RwLock<HashMap<String, Arc<dyn NodeHandler>>>,
 }
 
 /// A request whose body has been read.
@@ -75,6 +81,8 @@ pub struct Incoming {
     pub body: Bytes,
     /// Who asks.
     pub user: Arc<User>,
+    /// The connection, for who takes it over; taken at most once.
+    pub upgrade: Mutex<Option<OnUpgrade>>,
 }
 
 impl Api {
@@ -87,7 +95,26 @@ impl Api {
             customs::with_custom_kinds(builtin.clone(), store, &source)
         });
         let documents = Derived::new(vec![definitions], |_| Documents::default());
-        Self(Arc::new(Inner { world, store, settings, guard, registry, documents, reservations: Reservations::default() }))
+        Self(Arc::new(Inner {
+            world,
+            store,
+            settings,
+            guard,
+            registry,
+            documents,
+            reservations: Reservations::default(),
+            nodes: RwLock::default(),
+        }))
+    }
+
+    /// From now on `node` answers about its containers through `handler`.
+    pub fn attach_node(&self, node: &str, handler: Arc<dyn NodeHandler>) {
+        self.0.nodes.write().insert(node.to_owned(), handler);
+    }
+
+    /// Who answers for `node`.
+    pub(crate) fn node(&self, node: &str) -> Option<Arc<dyn NodeHandler>> {
+        self.0.nodes.read().get(node).cloned()
     }
 
     /// The clock and the random numbers.

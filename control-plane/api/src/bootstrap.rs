@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 use http::{HeaderMap, Method};
 use kedge_access::{User, bootstrap_objects};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::admission::Range;
@@ -135,6 +136,7 @@ fn request(registry: &Registry, user: &Arc<User>, object: &Value, method: Method
         headers: HeaderMap::new(),
         body: Bytes::from(object.to_string()),
         user: user.clone(),
+        upgrade: Mutex::default(),
     }
 }
 

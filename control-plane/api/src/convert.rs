@@ -11,6 +11,14 @@ use crate::registry::Kind;
 
 /// From what is stored to what the kind's version shows.
 pub(crate) fn from_stored(kind: &Kind, value: &mut Value) {
+    if kind.custom.is_some() {
+        // Pruned and defaulted by the definition as it is now (`structuraldefaulting` on read).
+        object::as_map(value).insert("apiVersion".into(), kind.api_version().into());
+        if kind.schema.conform(value).is_ok() {
+            kind.schema.complete(value);
+        }
+        return;
+    }
     if kind.api_version() == kind.stored_as {
         return;
     }

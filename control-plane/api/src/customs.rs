@@ -31,7 +31,7 @@ pub(crate) fn with_custom_kinds(mut registry: Registry, store: &Store, definitio
         }
         for version in served(&definition) {
             // What could be stored was checked when it was; a definition that cannot be read serves nothing.
-            if let Some(kind) = kind(&definition, version) {
+            if let Some(kind) = kind(&definition, version, entry.revision) {
                 registry.insert(kind);
             }
         }
@@ -51,7 +51,7 @@ fn texts(list: &Value) -> Vec<Box<str>> {
     list.as_array().into_iter().flatten().filter_map(Value::as_str).map(Box::from).collect()
 }
 
-fn kind(definition: &Value, version: &Value) -> Option<Kind> {
+fn kind(definition: &Value, version: &Value, revision: u64) -> Option<Kind> {
     let spec = &definition["spec"];
     let names = &definition["status"]["acceptedNames"];
     let group = spec["group"].as_str()?;
@@ -105,6 +105,7 @@ fn kind(definition: &Value, version: &Value) -> Option<Kind> {
             selectable: selectable(version),
         })),
         custom: Some(Arc::new(CustomKind {
+            revision,
             list_kind: names["listKind"].as_str()?.to_owned(),
             scale: scale_paths(scale),
         })),

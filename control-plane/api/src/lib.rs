@@ -14,6 +14,7 @@ mod admission;
 mod api;
 mod body;
 mod bootstrap;
+mod connect;
 mod convert;
 mod customs;
 mod derived;

@@ -12,7 +12,7 @@ use kedge_schema::facts::{self, Facts};
 use kedge_schema::field::FieldError;
 use kedge_schema::shape::{Resource, Schema, TypeId};
 use kedge_schema::strict;
-use kedge_store::ResourceId;
+use kedge_store::{Entry, ResourceId};
 use serde_json::Value;
 
 use crate::kinds::{self, Generic, Names, Rules};
@@ -48,6 +48,12 @@ impl Kind {
     /// Whether discovery offers `verb`.
     pub fn offers(&self, verb: &str) -> bool {
         self.resource.verbs.iter().any(|v| &**v == verb)
+    }
+
+    /// Whether what is stored is what is shown: the version is the same and no later definition adds defaults.
+    pub fn shows_as_stored(&self, entry: &Entry) -> bool {
+        self.api_version() == self.stored_as
+            && self.custom.as_ref().is_none_or(|custom| entry.revision > custom.revision)
     }
 
     /// The kind of a list of objects.
@@ -141,6 +147,8 @@ impl RulesRef {
 /// What a custom resource's definition says beyond names and shape.
 #[derive(Debug)]
 pub struct CustomKind {
+    /// The revision of the definition: what was stored before may lack its defaults.
+    pub revision: u64,
     /// The kind of a list of them.
     pub list_kind: String,
     /// Where `scale` finds replicas and the selector.

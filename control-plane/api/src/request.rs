@@ -100,6 +100,11 @@ impl Query {
         self.0.iter().filter(move |(k, _)| k == key).map(|(_, v)| &**v)
     }
 
+    /// Every key and value, in order.
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
     /// A flag: `true`, `1`, or present without a value.
     pub fn flag(&self, key: &str) -> bool {
         self.0.iter().find(|(k, _)| k == key).is_some_and(|(_, v)| !matches!(&**v, "0" | "false" | "False"))

@@ -12,15 +12,18 @@ use http::{HeaderMap, Request, Response};
 use http_body::Body as HttpBody;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use kedge_access::User;
 use kedge_world::{BoxedListener, BoxedStream};
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use crate::api::{Api, BODY_BYTES_MAX, Incoming, refusal};
 use crate::body::Body;
+use crate::connect;
 use crate::error::ApiError;
 
 /// A peer that has not finished the TLS handshake by then is cut off.
@@ -121,7 +124,8 @@ where
     B::Error: Into<BoxError>,
     B::Data: Send,
 {
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    let upgrade = connect::is_upgrade(&parts.headers).then(|| parts.extensions.remove::<OnUpgrade>()).flatten();
     let body = match Limited::new(body, BODY_BYTES_MAX).collect().await {
         Ok(collected) => collected.to_bytes(),
         Err(error) if error.is::<LengthLimitError>() => return refusal(&ApiError::too_large(BODY_BYTES_MAX)),
@@ -134,6 +138,7 @@ where
         headers: parts.headers,
         body,
         user,
+        upgrade: Mutex::new(upgrade),
     };
     api.handle(incoming).await
 }

@@ -50,18 +50,17 @@ pub fn table(
 fn columns(kind: &Kind) -> Vec<Value> {
     let column = |name: &str, kind: &str, format: &str, priority: i32| json!({"name": name, "type": kind, "format": format, "description": "", "priority": priority});
     let own = kind.rules.get().columns();
+    if kind.rules.get().whole_table() {
+        let format = |name: &str| if name == "Name" { "name" } else { "" };
+        return own.iter().map(|c| column(&c.name, &c.kind, format(&c.name), c.priority)).collect();
+    }
     let mut out = vec![column("Name", "string", "name", 0)];
     out.extend(own.iter().filter(|c| c.priority == 0).map(|c| column(&c.name, &c.kind, "", c.priority)));
-    if !own.iter().any(|c| c.name == "Age") && !hides_age(kind) {
+    if !own.iter().any(|c| c.name == "Age") {
         out.push(column("Age", "string", "", 0));
     }
     out.extend(own.iter().filter(|c| c.priority != 0).map(|c| column(&c.name, &c.kind, "", c.priority)));
     out
-}
-
-/// Events lead with their age and have it among their own columns under another name.
-fn hides_age(kind: &Kind) -> bool {
-    &*kind.resource.kind == "Event"
 }
 
 fn row(kind: &Kind, object: &Value, include: Include, now: Timestamp) -> Value {
@@ -71,12 +70,17 @@ fn row(kind: &Kind, object: &Value, include: Include, now: Timestamp) -> Value {
     debug_assert_eq!(own.len(), cells.len(), "{}: one cell per column", kind.resource.kind);
     let of =
         |shown: bool| own.iter().zip(&cells).filter(move |(c, _)| (c.priority == 0) == shown).map(|(_, v)| v.clone());
-    let mut out = vec![Value::from(object::name(object))];
-    out.extend(of(true));
-    if !own.iter().any(|c| c.name == "Age") && !hides_age(kind) {
-        out.push(age(object["metadata"]["creationTimestamp"].as_str().unwrap_or_default(), now).into());
+    let mut out = Vec::with_capacity(own.len() + 2);
+    if rules.whole_table() {
+        out.extend(cells.iter().cloned());
+    } else {
+        out.push(Value::from(object::name(object)));
+        out.extend(of(true));
+        if !own.iter().any(|c| c.name == "Age") {
+            out.push(age(object["metadata"]["creationTimestamp"].as_str().unwrap_or_default(), now).into());
+        }
+        out.extend(of(false));
     }
-    out.extend(of(false));
     let mut row = json!({ "cells": out });
     match include {
         Include::None => {}

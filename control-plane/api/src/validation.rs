@@ -54,11 +54,16 @@ pub(crate) fn required(schema: &Schema, id: TypeId, object: &Value) -> Vec<Field
         let path = Path::new(&field.name);
         match object.get(&*field.name) {
             Some(value) if !value.is_null() => required_in(schema, &field.shape, value, &path, &mut errors),
-            _ if field.required => errors.push(FieldError::required(&path, "")),
+            _ if field.required && !may_be_empty(&field.shape) => errors.push(FieldError::required(&path, "")),
             _ => {}
         }
     }
     errors
+}
+
+/// Go cannot tell an absent list, map, flag or number from an empty one, so "required" says nothing about them.
+fn may_be_empty(shape: &Shape) -> bool {
+    matches!(shape, Shape::List(_) | Shape::Map(_) | Shape::Bool | Shape::Int32 | Shape::Int64 | Shape::Double)
 }
 
 fn required_in(schema: &Schema, shape: &Shape, value: &Value, path: &Path, errors: &mut Vec<FieldError>) {
@@ -73,7 +78,9 @@ fn required_in(schema: &Schema, shape: &Shape, value: &Value, path: &Path, error
                     Some(value) if !value.is_null() => {
                         required_in(schema, &field.shape, value, &at(&field.name), errors)
                     }
-                    _ if field.required => errors.push(FieldError::required(&at(&field.name), "")),
+                    _ if field.required && !may_be_empty(&field.shape) => {
+                        errors.push(FieldError::required(&at(&field.name), ""));
+                    }
                     _ => {}
                 }
             }

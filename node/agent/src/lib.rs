@@ -6,8 +6,9 @@
 //! [`volumes`] (which files a volume holds). Shells: [`worker`] (one task for each pod), [`agent`] (the Node object,
 //! its Lease, the watch on pods), [`prober`], [`volumes::writer`], [`cache`] (pod specs for a start without the API).
 //!
-//! Not here: networks ([`network::Network`] is the seam), what runs containers ([`kedge_runtimes`]), the streaming
-//! endpoints of the kubelet's API.
+//! [`streams`] answers the API server about logs and exec.
+//!
+//! Not here: networks ([`network::Network`] is the seam), what runs containers ([`kedge_runtimes`]).
 
 pub mod agent;
 pub mod backoff;
@@ -22,5 +23,6 @@ pub mod probe;
 pub mod prober;
 pub mod resources;
 pub mod security;
+pub mod streams;
 pub mod volumes;
 pub mod worker;

@@ -14,7 +14,8 @@ use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 
 use crate::channels::{Dialect, ERROR, Input, STDERR, STDOUT, exit_status, failure_status};
 use crate::{Chunks, NodeRefusal};
@@ -70,7 +71,7 @@ pub struct Process {
     /// Ends with its exit code, or with why there is none.
     pub exit: BoxFuture<'static, Result<i32, String>>,
     /// Gives its terminal another size.
-    pub resize: Box<dyn Fn(u16, u16) + Send>,
+    pub resize: Box<dyn Fn(u16, u16) + Send + Sync>,
 }
 
 /// Connects a process with a client until the process has ended and everything it wrote is sent, or the client left.
@@ -84,9 +85,9 @@ pub async fn exec(upgrade: OnUpgrade, dialect: Dialect, mut process: Process) ->
     let last = frames.clone();
     let exit = process.exit;
     let ending = async move {
-        let code = exit.await;
-        // Output first, then how it ended: clients leave at the status.
-        futures::future::join_all(copies).await;
+        // Output is read while the process runs, or it would wait for ever on a full pipe; how it ended comes last,
+        // because clients leave at the status.
+        let (code, _) = futures::future::join(exit, futures::future::join_all(copies)).await;
         let status = match code {
             Ok(code) => exit_status(code),
             Err(message) => failure_status(&message),
@@ -124,7 +125,9 @@ pub async fn exec(upgrade: OnUpgrade, dialect: Dialect, mut process: Process) ->
             };
             sink.send(message).await.map_err(io::Error::other)?;
         }
-        sink.close().await.map_err(io::Error::other)
+        // Clients take any other end for a broken connection (`websocket.CloseNormalClosure`).
+        let end = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+        sink.send(Message::Close(Some(end))).await.map_err(io::Error::other)
     };
     let ending = tokio::spawn(ending);
     let result = tokio::select! {

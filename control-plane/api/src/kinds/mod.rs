@@ -12,7 +12,9 @@ use serde_json::Value;
 
 use crate::object;
 
+mod access;
 mod check;
+mod config;
 mod cron_job;
 mod custom_resource_definition;
 mod daemon_set;
@@ -22,15 +24,20 @@ mod generic;
 mod image;
 mod job;
 mod namespace;
+mod network;
 mod node;
+mod plain;
 pub(crate) mod pod;
 mod pod_spec;
 mod pod_template;
+mod policy;
+mod records;
 mod replica_set;
 mod replication_controller;
 mod rollout;
 pub(crate) mod service;
 mod stateful_set;
+mod storage;
 #[cfg(test)]
 mod tests;
 pub(crate) mod types;
@@ -135,6 +142,11 @@ pub trait Rules: Send + Sync + 'static {
         Names::Subdomain
     }
 
+    /// Whether [`Rules::columns`] are the whole table, the name and the age among them where the kind shows them.
+    fn whole_table(&self) -> bool {
+        false
+    }
+
     /// The headings of a table, after the name and before the age.
     fn columns(&self) -> Cow<'_, [Column]> {
         Cow::Borrowed(&[])
@@ -194,17 +206,47 @@ pub enum Names {
 
 /// The kinds with rules of their own. Every other kind has [`Generic`] rules, which its facts decide.
 const TABLE: &[(&str, &str, &dyn Rules)] = &[
+    ("", "ConfigMap", &config::CONFIG_MAP),
+    ("", "Endpoints", &network::ENDPOINTS),
+    ("", "Event", &records::EVENT),
+    ("", "LimitRange", &policy::RANGE),
     ("", "Namespace", &namespace::Namespace),
     ("", "Node", &node::Node),
+    ("", "PersistentVolume", &storage::VOLUME),
+    ("", "PersistentVolumeClaim", &storage::CLAIM),
     ("", "Pod", &pod::Pod),
+    ("", "PodTemplate", &records::TEMPLATE),
     ("", "ReplicationController", &replication_controller::ReplicationController),
+    ("", "ResourceQuota", &policy::QUOTA),
+    ("", "Secret", &config::SECRET),
     ("", "Service", &service::Service),
+    ("", "ServiceAccount", &access::ACCOUNT),
+    ("apps", "ControllerRevision", &records::REVISION),
     ("apps", "DaemonSet", &daemon_set::DaemonSet),
     ("apps", "Deployment", &deployment::Deployment),
     ("apps", "ReplicaSet", &replica_set::ReplicaSet),
     ("apps", "StatefulSet", &stateful_set::StatefulSet),
+    ("autoscaling", "HorizontalPodAutoscaler", &policy::AUTOSCALER),
     ("batch", "CronJob", &cron_job::CronJob),
     ("batch", "Job", &job::Job),
+    ("certificates.k8s.io", "CertificateSigningRequest", &access::CERTIFICATE),
+    ("coordination.k8s.io", "Lease", &records::LEASE),
+    ("discovery.k8s.io", "EndpointSlice", &network::SLICE),
+    ("events.k8s.io", "Event", &records::EVENT),
+    ("networking.k8s.io", "Ingress", &network::INGRESS),
+    ("networking.k8s.io", "IngressClass", &network::INGRESS_CLASS),
+    ("networking.k8s.io", "NetworkPolicy", &network::POLICY),
+    ("node.k8s.io", "RuntimeClass", &policy::RUNTIME),
+    ("policy", "PodDisruptionBudget", &policy::BUDGET),
+    ("rbac.authorization.k8s.io", "ClusterRole", &access::CLUSTER_ROLE),
+    ("rbac.authorization.k8s.io", "ClusterRoleBinding", &access::CLUSTER_BINDING),
+    ("rbac.authorization.k8s.io", "Role", &access::ROLE),
+    ("rbac.authorization.k8s.io", "RoleBinding", &access::BINDING),
+    ("scheduling.k8s.io", "PriorityClass", &policy::PRIORITY),
+    ("storage.k8s.io", "CSIDriver", &storage::DRIVER),
+    ("storage.k8s.io", "CSINode", &storage::CSI_NODE),
+    ("storage.k8s.io", "StorageClass", &storage::CLASS),
+    ("storage.k8s.io", "VolumeAttachment", &storage::ATTACHMENT),
     ("apiextensions.k8s.io", "CustomResourceDefinition", &custom_resource_definition::Definition),
 ];
 

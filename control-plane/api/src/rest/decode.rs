@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::{HeaderValue, Response};
-use kedge_schema::decode::{self, FieldProblem, strict_error};
+use kedge_schema::decode::{self, Decoded, FieldProblem, all_problems, strict_error};
 use kedge_schema::{facts, protobuf, strict};
 use serde_json::{Value, json};
 
@@ -37,9 +37,13 @@ pub(crate) fn check(
     let r = &kind.resource;
     name_type(&mut value, &r.group, &r.version, &r.kind)?;
     place(call, &mut value)?;
-    let mut found = problems;
-    let conformed = kind.schema.conform(&mut value);
-    found.extend(conformed.map_err(|error| cannot_handle(&r.kind, &r.version, &error.to_string()))?);
+    let unknown = kind.schema.conform(&mut value);
+    let unknown = unknown.map_err(|error| cannot_handle(&r.kind, &r.version, &error.to_string()))?;
+    let mut found = all_problems(problems, unknown);
+    if kind.custom.is_none() {
+        // Go's one pass over a typed body tells unknown fields where they stand, mostly before duplicates.
+        found.sort_by_key(|problem| !matches!(problem, FieldProblem::Unknown(_)));
+    }
     let warnings = judge(call.query, &r.kind, &r.version, &found)?;
     Ok(Checked { value, warnings })
 }
@@ -100,8 +104,8 @@ pub(crate) fn raw_json(body: &Bytes) -> Result<Value, ApiError> {
 }
 
 /// YAML (or JSON, which is YAML) of no particular type.
-pub(crate) fn raw_yaml(body: &Bytes) -> Result<Value, ApiError> {
-    Ok(decode::yaml(body).map_err(|error| ApiError::bad_request(format!("error decoding YAML: {error}")))?.value)
+pub(crate) fn raw_yaml(body: &Bytes) -> Result<Decoded, ApiError> {
+    decode::yaml(body).map_err(|error| ApiError::bad_request(format!("error decoding YAML: {error}")))
 }
 
 fn read(incoming: &Incoming) -> Result<(Value, Vec<FieldProblem>), ApiError> {
@@ -122,7 +126,7 @@ fn read(incoming: &Incoming) -> Result<(Value, Vec<FieldProblem>), ApiError> {
 }
 
 /// Fills in `apiVersion` and `kind`, or refuses others.
-fn name_type(value: &mut Value, group: &str, version: &str, kind: &str) -> Result<(), ApiError> {
+pub(super) fn name_type(value: &mut Value, group: &str, version: &str, kind: &str) -> Result<(), ApiError> {
     let wanted = api_version(group, version);
     for (key, expected) in [("kind", kind), ("apiVersion", &*wanted)] {
         match value[key].as_str().unwrap_or_default() {
@@ -145,7 +149,7 @@ fn name_type(value: &mut Value, group: &str, version: &str, kind: &str) -> Resul
 }
 
 /// Fills in the namespace, or refuses another.
-fn place(call: &Call<'_>, value: &mut Value) -> Result<(), ApiError> {
+pub(super) fn place(call: &Call<'_>, value: &mut Value) -> Result<(), ApiError> {
     if value.get("metadata").is_some_and(|metadata| !metadata.is_object() && !metadata.is_null()) {
         return Err(ApiError::bad_request("metadata must be an object"));
     }
@@ -166,7 +170,12 @@ fn cannot_handle(kind: &str, version: &str, why: &str) -> ApiError {
 }
 
 /// Unknown and duplicate fields: an error, warnings, or nothing (KEP-2885). The default is to warn.
-fn judge(query: &Query, kind: &str, version: &str, problems: &[FieldProblem]) -> Result<Vec<String>, ApiError> {
+pub(super) fn judge(
+    query: &Query,
+    kind: &str,
+    version: &str,
+    problems: &[FieldProblem],
+) -> Result<Vec<String>, ApiError> {
     match query.get("fieldValidation") {
         Some("Strict") if !problems.is_empty() => Err(cannot_handle(kind, version, &strict_error(problems))),
         Some("Strict" | "Ignore") => Ok(Vec::new()),

@@ -94,7 +94,9 @@ pub(super) fn list(call: Call<'_>) -> Result<Response<Body>, ApiError> {
     let selection = Selection::parse(&call)?;
     let found = find(&call, &selection)?;
     match call.answer {
-        Answer { format: Format::Json, view: View::Plain } if call.kind.api_version() == call.kind.stored_as => {
+        Answer { format: Format::Json, view: View::Plain }
+            if found.entries.iter().all(|entry| call.kind.shows_as_stored(entry)) =>
+        {
             Ok(bytes_response(200, "application/json", stitch(&call, &found)))
         }
         answer => {

@@ -111,8 +111,7 @@ impl<'a> Call<'a> {
 
     /// A stored object as the client wants it; sent on as it lies there when that is possible.
     pub(crate) fn render_entry(&self, code: u16, entry: &Entry) -> Result<Response<Body>, ApiError> {
-        let as_stored = self.kind.api_version() == self.kind.stored_as;
-        if as_stored && self.answer == (Answer { format: Format::Json, view: View::Plain }) {
+        if self.kind.shows_as_stored(entry) && self.answer == (Answer { format: Format::Json, view: View::Plain }) {
             return Ok(bytes_response(code, "application/json", entry.bytes.clone()));
         }
         self.render(code, self.decode(entry))

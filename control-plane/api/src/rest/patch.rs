@@ -2,6 +2,7 @@
 
 use http::Response;
 use kedge_schema::apply::{self, ApplyError, Target, Writer};
+use kedge_schema::decode::FieldProblem;
 use kedge_schema::strategic;
 use serde_json::Value;
 
@@ -26,12 +27,12 @@ enum Patch {
     Json(json_patch::Patch),
     Merge(Value),
     Strategic(Value),
-    Apply(Value),
+    Apply(Value, Vec<FieldProblem>),
 }
 
 pub(super) async fn patch(call: Call<'_>, part: Part) -> Result<Response<Body>, ApiError> {
     let patch = parse(&call)?;
-    let ownership = if matches!(patch, Patch::Apply(_)) { Ownership::Applied } else { Ownership::Updated };
+    let ownership = if matches!(patch, Patch::Apply(..)) { Ownership::Applied } else { Ownership::Updated };
     for _ in 0..ATTEMPTS_MAX {
         let Some(entry) = call.api.store().get(&call.kind.collection, &call.key()) else {
             return apply_to_nothing(&call, part, patch).await;
@@ -48,7 +49,7 @@ pub(super) async fn patch(call: Call<'_>, part: Part) -> Result<Response<Body>, 
         }
         check_identity(&call, &new, &old, entry.revision)?;
         let names_revision = match &patch {
-            Patch::Merge(p) | Patch::Strategic(p) | Patch::Apply(p) => asked_revision(p).is_some(),
+            Patch::Merge(p) | Patch::Strategic(p) | Patch::Apply(p, _) => asked_revision(p).is_some(),
             Patch::Json(_) => false,
         };
         match save::replace(&call, &entry, &old, new, part, ownership).await {
@@ -85,7 +86,8 @@ fn parse(call: &Call<'_>) -> Result<Patch, ApiError> {
             if call.query.get("fieldManager").is_none() {
                 return Err(ApiError::bad_request("fieldManager is required for apply patch"));
             }
-            decode::raw_yaml(body).map(Patch::Apply)
+            let read = decode::raw_yaml(body)?;
+            Ok(Patch::Apply(read.value, read.problems))
         }
         _ => Err(ApiError::unsupported_media_type(&DIALECTS)),
     }
@@ -114,7 +116,7 @@ fn changed(call: &Call<'_>, patch: &Patch, old: &Value, part: Part) -> Result<(V
             let new = strategic::merge(schema, id, old, patch);
             new.map_err(|e| ApiError::bad_request(e.to_string()))?
         }
-        Patch::Apply(applied) => return applied_to(call, Some(old), applied, part),
+        Patch::Apply(applied, problems) => return applied_to(call, Some(old), applied, problems, part),
     };
     let decoded = decode::check(call, call.kind, new, Vec::new())?;
     Ok((decoded.value, decoded.warnings))
@@ -122,11 +124,11 @@ fn changed(call: &Call<'_>, patch: &Patch, old: &Value, part: Part) -> Result<(V
 
 /// Server-side apply may create.
 async fn apply_to_nothing(call: &Call<'_>, part: Part, patch: Patch) -> Result<Response<Body>, ApiError> {
-    let Patch::Apply(applied) = patch else { return Err(call.not_found()) };
+    let Patch::Apply(applied, problems) = patch else { return Err(call.not_found()) };
     if part != Part::Main {
         return Err(call.not_found());
     }
-    let (new, warnings) = applied_to(call, None, &applied, part)?;
+    let (new, warnings) = applied_to(call, None, &applied, &problems, part)?;
     if asked_revision(&new).is_some() {
         return Err(call.conflict(STALE));
     }
@@ -134,13 +136,19 @@ async fn apply_to_nothing(call: &Call<'_>, part: Part, patch: Patch) -> Result<R
     decode::with_warnings(create::render(call, 201, &saved)?, &warnings)
 }
 
+/// What is applied is checked by its schema alone: an unknown field is refused whatever `fieldValidation` says.
 fn applied_to(
     call: &Call<'_>,
     old: Option<&Value>,
     applied: &Value,
+    problems: &[FieldProblem],
     part: Part,
 ) -> Result<(Value, Vec<String>), ApiError> {
-    let decoded = decode::check(call, call.kind, applied.clone(), Vec::new())?;
+    let mut configuration = applied.clone();
+    let r = &call.kind.resource;
+    decode::name_type(&mut configuration, &r.group, &r.version, &r.kind)?;
+    decode::place(call, &mut configuration)?;
+    let warnings = decode::judge(call.query, &r.kind, &r.version, problems)?;
     let (manager, api_version) = (save::manager(call), call.kind.api_version());
     let reset = save::reset_fields(call, part);
     let (schema, id) = call.kind.schema.get();
@@ -148,9 +156,10 @@ fn applied_to(
     let writer =
         Writer { manager: &manager, api_version: &api_version, subresource: part.subresource(), now: call.now };
     let force = call.query.flag("force");
-    let new = apply::apply(&target, &writer, old, &decoded.value, force).map_err(|error| match error {
+    let new = apply::apply(&target, &writer, old, &configuration, force).map_err(|error| match error {
         ApplyError::Conflicts(conflicts) => ApiError::apply_conflict(conflicts.to_string(), conflicts.to_causes()),
         other => ApiError::bad_request(other.to_string()),
     })?;
-    Ok((new, decoded.warnings))
+    let checked = decode::check(call, call.kind, new, Vec::new())?;
+    Ok((checked.value, warnings))
 }

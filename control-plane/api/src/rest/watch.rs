@@ -204,7 +204,7 @@ struct Pen {
 
 impl Pen {
     fn event(&mut self, out: &mut BytesMut, word: &str, entry: &Entry) {
-        if self.answer.view == View::Plain && self.kind.api_version() == self.kind.stored_as {
+        if self.answer.view == View::Plain && self.kind.shows_as_stored(entry) {
             self.line(out, word, &entry.bytes);
             return;
         }

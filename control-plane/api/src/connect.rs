@@ -1,0 +1,74 @@
+//! Requests about a pod that its node answers: logs and exec, on their way there and back.
+//! (`pkg/registry/core/pod/rest/{log,subresources}.go`.)
+
+use http::{HeaderMap, Response, StatusCode};
+use kedge_streams::{NodeRefusal, NodeRequest};
+use serde_json::Value;
+
+use crate::body::Body;
+use crate::error::ApiError;
+use crate::object;
+use crate::rest::Call;
+
+/// Hands the call to the node of its pod.
+pub(crate) async fn connect(call: Call<'_>) -> Result<Response<Body>, ApiError> {
+    let pod = call.decode(&*call.stored()?);
+    let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
+    let container = container(&call, &pod)?;
+    if node.is_empty() {
+        return Err(ApiError::bad_request(format!("pod {} does not have a host assigned", call.path.name)));
+    }
+    let handler =
+        call.api.node(node).ok_or_else(|| ApiError::unavailable(format!("the node {node} is not connected")))?;
+    let mut query: Vec<(String, String)> =
+        call.query.pairs().filter(|(key, _)| *key != "container").map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+    query.push(("container".into(), container));
+    let request = NodeRequest {
+        verb: call.path.subresource.clone(),
+        namespace: call.path.namespace.clone(),
+        pod: call.path.name.clone(),
+        uid: object::uid(&pod).to_owned(),
+        query,
+        headers: call.incoming.headers.clone(),
+        upgrade: call.incoming.upgrade.lock().take(),
+    };
+    let (parts, chunks) = handler.handle(request).await.map_err(|refusal| told(&refusal))?.into_parts();
+    let body = if parts.status == StatusCode::SWITCHING_PROTOCOLS { Body::empty() } else { Body::stream(chunks) };
+    Ok(Response::from_parts(parts, body))
+}
+
+fn told(refusal: &NodeRefusal) -> ApiError {
+    match refusal.code {
+        400 => ApiError::bad_request(refusal.message.clone()),
+        403 => ApiError::forbidden("", "", "", &refusal.message),
+        501 => ApiError { code: 501, reason: "NotImplemented", ..ApiError::bad_request(refusal.message.clone()) },
+        _ => ApiError::internal(&refusal.message),
+    }
+}
+
+/// The container that is meant: the one named, the annotated default, or the only one.
+fn container(call: &Call<'_>, pod: &Value) -> Result<String, ApiError> {
+    let lists = ["containers", "initContainers", "ephemeralContainers"];
+    let names: Vec<&str> =
+        lists.iter().flat_map(|list| object::items(&pod["spec"], list)).filter_map(|c| c["name"].as_str()).collect();
+    if let Some(name) = call.query.get("container") {
+        if names.contains(&name) {
+            return Ok(name.to_owned());
+        }
+        return Err(ApiError::bad_request(format!("container {name} is not valid for pod {}", call.path.name)));
+    }
+    let main: Vec<&str> = object::items(&pod["spec"], "containers").filter_map(|c| c["name"].as_str()).collect();
+    match main[..] {
+        [only] => Ok(only.to_owned()),
+        _ => Err(ApiError::bad_request(format!(
+            "a container name must be specified for pod {}, choose one of: [{}]",
+            call.path.name,
+            main.join(" ")
+        ))),
+    }
+}
+
+/// Whether a client wants to take the connection over.
+pub(crate) fn is_upgrade(headers: &HeaderMap) -> bool {
+    headers.contains_key(http::header::UPGRADE)
+}

@@ -1,0 +1,48 @@
+//! The data and the run directory of a node, which know each other: a verb needs only the first.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use kedge_world::World;
+
+use crate::settings::Folders;
+
+const DEFAULT_RUN_DIR: &str = "/run/kedge";
+/// The file in the data directory that names the run directory.
+const MEMO: &str = "run-dir";
+
+/// Both directories, absolute.
+pub(crate) struct Resolved {
+    pub(crate) data_dir: PathBuf,
+    pub(crate) run_dir: PathBuf,
+}
+
+/// The directories of a node; the run directory is the one given, else the one remembered, else the usual one.
+pub(crate) fn resolve(world: &World, folders: &Folders) -> Result<Resolved> {
+    let data_dir = absolute(&folders.data_dir)?;
+    let remembered = world.disk.read(&data_dir.join(MEMO)).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    let run_dir = match (&folders.run_dir, remembered) {
+        (Some(given), _) => absolute(given)?,
+        (None, Some(remembered)) => PathBuf::from(remembered.trim()),
+        (None, None) => PathBuf::from(DEFAULT_RUN_DIR),
+    };
+    Ok(Resolved { data_dir, run_dir })
+}
+
+/// Notes the run directory in the data directory.
+pub(crate) fn remember(world: &World, resolved: &Resolved) -> Result<()> {
+    let text = resolved.run_dir.to_str().context("the run directory's name (--run-dir) is not UTF-8")?;
+    let memo = resolved.data_dir.join(MEMO);
+    let same = world.disk.read(&memo).is_ok_and(|bytes| bytes == text.as_bytes());
+    if !same {
+        world.disk.replace(&memo, text.as_bytes())?;
+    }
+    Ok(())
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    if path.as_os_str().is_empty() {
+        bail!("a directory's name is empty");
+    }
+    std::path::absolute(path).with_context(|| format!("cannot tell where {} is", path.display()))
+}

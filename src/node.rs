@@ -1,0 +1,184 @@
+//! The node of this machine: network, private containerd and agent, put together beside the control plane.
+//!
+//! Nothing here stands on the way to a ready API: the node comes up on its own, tries again what failed, and pods that
+//! ran before the server started go on running meanwhile.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::Pod;
+use kedge_api::Api;
+use kedge_network::{HostPort, Ipv4Cidr, Namespace, PodNetworks, PodRef, PodSettings, Protocol};
+use kedge_node::agent::{Agent, Parts, Settings};
+use kedge_node::etc::Dns;
+use kedge_node::network::{Network, NetworkError, PodNetwork};
+use kedge_node::streams::Streams;
+use kedge_runtimes::containerd::{self, Containerd};
+use kedge_runtimes::private::{Paths, PrivateContainerd};
+use kedge_runtimes::{PodId, Runtime};
+use kedge_world::World;
+
+use crate::folders::Resolved;
+use crate::settings::ServerFlags;
+
+/// The node's address in a network namespace of its own, where nothing else has one.
+const OWN_NAMESPACE_IP: Ipv4Addr = Ipv4Addr::new(10, 41, 0, 1);
+/// Upstream's `maxPods`.
+const PODS_MAX: u32 = 110;
+/// The part of the pods' range that one node takes (`--node-cidr-mask-size`); this node has the first.
+const NODE_CIDR_BITS: u8 = 24;
+/// Between attempts to bring the node up.
+const RETRY_PAUSE: Duration = Duration::from_secs(5);
+
+/// What the node needs of the server.
+#[derive(Clone)]
+pub(crate) struct Node {
+    pub(crate) api: Api,
+    pub(crate) client: kube::Client,
+    pub(crate) world: World,
+    pub(crate) name: String,
+    pub(crate) folders: Arc<Resolved>,
+    pub(crate) flags: ServerFlags,
+}
+
+/// The name of this machine's node.
+pub(crate) fn name(flags: &ServerFlags) -> Result<String> {
+    if let Some(name) = &flags.node_name {
+        return Ok(name.clone());
+    }
+    let name = nix::unistd::gethostname().context("cannot read the host name; give one with --node-name")?;
+    let name = name.into_string().ok().context("the host name is not UTF-8; give one with --node-name")?;
+    Ok(name.to_lowercase())
+}
+
+/// Runs the node for ever; whatever ends it is told, and it begins again.
+pub(crate) async fn run(node: Node) {
+    loop {
+        match attempt(&node).await {
+            Ok(()) => tracing::warn!("containerd has ended; starting it again, pods go on"),
+            Err(error) => tracing::warn!("the node is not up: {error:#}"),
+        }
+        tokio::time::sleep(RETRY_PAUSE).await;
+    }
+}
+
+async fn attempt(node: &Node) -> Result<()> {
+    let Resolved { data_dir, run_dir } = &*node.folders;
+    let (namespace, node_ip) = network_namespace(node).await?;
+    let paths = Paths::below(data_dir, run_dir)?;
+    let containerd_settings = containerd::Settings {
+        socket: paths.socket.clone(),
+        namespace: paths.namespace(),
+        data_dir: data_dir.clone(),
+        run_dir: run_dir.clone(),
+        logger: std::env::current_exe().context("cannot tell where this program is")?,
+    };
+    let mut daemon = PrivateContainerd::ensure(paths).await?;
+    let runtime: Arc<dyn Runtime> = Arc::new(Containerd::connect(containerd_settings, node.world.clone()).await?);
+    let cluster_cidr: Ipv4Cidr = node.flags.cluster_cidr.parse().context("--cluster-cidr")?;
+    let first = cluster_cidr.nth(0).context("--cluster-cidr is empty")?;
+    let pods = PodSettings {
+        data_dir: data_dir.clone(),
+        run_dir: run_dir.clone(),
+        namespace: namespace.clone(),
+        pod_cidr: Ipv4Cidr::new(first, NODE_CIDR_BITS).context("--cluster-cidr")?,
+        cluster_cidr,
+        service_cidr: node.flags.service_cidr.parse().context("--service-cidr")?,
+        mtu: None,
+    };
+    let network = Arc::new(Connected(PodNetworks::open(pods, node.world.disk.clone()).await?));
+    node.api.attach_node(&node.name, Arc::new(Streams::new(runtime.clone(), node.world.clone())));
+    let parts = Parts { client: node.client.clone(), runtime, network, puller: None, world: node.world.clone() };
+    let agent = Agent::new(parts, settings(node, &namespace, node_ip)?)?;
+    tracing::info!(node = node.name, %node_ip, containerd = daemon.pid(), adopted = daemon.was_adopted(), "the node is up");
+    tokio::select! {
+        ended = agent.run() => ended.context("the agent ended"),
+        ended = daemon.ended() => ended.context("cannot watch containerd"),
+    }
+}
+
+async fn network_namespace(node: &Node) -> Result<(Namespace, Ipv4Addr)> {
+    match &node.flags.network_namespace {
+        Some(name) => {
+            let ip = node.flags.node_ip.unwrap_or(OWN_NAMESPACE_IP);
+            Ok((kedge_network::node::open(name, ip).await?, ip))
+        }
+        None => Ok((Namespace::own(), node.flags.node_ip.map_or_else(first_address, Ok)?)),
+    }
+}
+
+/// The first address of this machine that is not loopback's.
+fn first_address() -> Result<Ipv4Addr> {
+    let interfaces = nix::ifaddrs::getifaddrs().context("cannot list the machine's addresses")?;
+    let addresses = interfaces.filter_map(|interface| Some(interface.address?.as_sockaddr_in()?.ip()));
+    addresses.into_iter().find(|ip| !ip.is_loopback()).context("the machine has no address; give one with --node-ip")
+}
+
+fn settings(node: &Node, namespace: &Namespace, node_ip: Ipv4Addr) -> Result<Settings> {
+    let Resolved { data_dir, run_dir } = &*node.folders;
+    Ok(Settings {
+        node_name: node.name.clone(),
+        node_ips: vec![node_ip.to_string()],
+        labels: BTreeMap::new(),
+        data_dir: data_dir.join("node"),
+        run_dir: run_dir.clone(),
+        log_dir: data_dir.join("pods"),
+        network_namespace: namespace.path().map(PathBuf::from),
+        dns: Dns { server: None, domain: node.flags.cluster_domain.clone(), host_file: read_stream("/etc/resolv.conf").unwrap_or_default() },
+        cpus: std::thread::available_parallelism().map_or(1, |count| count.get() as u32),
+        memory_bytes: read_stream("/proc/meminfo").as_deref().and_then(memory_bytes).context("cannot read MemTotal in /proc/meminfo")?,
+        pods_max: PODS_MAX,
+        pod_pids_limit: None,
+    })
+}
+
+/// Files that have no length of their own are read to their end.
+#[allow(clippy::disallowed_methods, reason = "kernel files have no length, which the Disk seam needs")]
+fn read_stream(path: &str) -> Option<String> {
+    std::fs::read_to_string(path).ok()
+}
+
+fn memory_bytes(meminfo: &str) -> Option<i64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kibibytes: i64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+/// The pod networks as the agent knows them.
+struct Connected(PodNetworks);
+
+#[async_trait]
+impl Network for Connected {
+    async fn setup(&self, id: &PodId, pod: &Pod) -> Result<PodNetwork, NetworkError> {
+        let reference = PodRef { uid: id.uid.as_str().to_owned(), namespace: id.namespace.clone(), name: id.name.clone() };
+        let ports = host_ports(pod)?;
+        let network = self.0.setup(&reference, &ports).await.map_err(|e| NetworkError(e.to_string()))?;
+        Ok(PodNetwork { namespace: Some(network.namespace), ips: network.ips.iter().map(ToString::to_string).collect() })
+    }
+
+    async fn teardown(&self, id: &PodId) -> Result<(), NetworkError> {
+        self.0.teardown(id.uid.as_str()).await.map_err(|e| NetworkError(e.to_string()))
+    }
+}
+
+fn host_ports(pod: &Pod) -> Result<Vec<HostPort>, NetworkError> {
+    let Some(spec) = &pod.spec else { return Ok(Vec::new()) };
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let ports = containers.flat_map(|container| container.ports.iter().flatten()).filter(|port| port.host_port.is_some_and(|n| n > 0));
+    ports
+        .map(|port| {
+            let number = |value: i32| u16::try_from(value).map_err(|_| NetworkError(format!("{value} is no port")));
+            let host_ip = match port.host_ip.as_deref() {
+                None | Some("" | "0.0.0.0") => None,
+                Some(text) => Some(text.parse().map_err(|_| NetworkError(format!("hostIP {text:?} is no IPv4 address")))?),
+            };
+            let protocol = Protocol::parse(port.protocol.as_deref()).map_err(|e| NetworkError(e.to_string()))?;
+            Ok(HostPort { host_ip, protocol, host_port: number(port.host_port.unwrap_or(0))?, container_port: number(port.container_port)? })
+        })
+        .collect()
+}
