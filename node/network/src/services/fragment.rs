@@ -4,7 +4,6 @@
 //! lists the table. Text of the API's enters names only, with every letter that `nft` could read otherwise replaced.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
@@ -162,38 +161,33 @@ impl PortRules<'_> {
         }
         let name = format!("{kind}-{}", self.id);
         let rules = match self.affinity() {
-            None => vec![self.pick(backends)],
+            None => self.pick(backends),
             Some(seconds) => self.remembered(backends, seconds, out),
         };
         out.chains.insert(name.clone(), rules);
         Some(name)
     }
 
-    fn pick(&self, backends: &BTreeSet<Backend>) -> String {
-        let protocol = self.protocol;
-        let mut all = String::new();
-        for (place, (address, port)) in backends.iter().enumerate() {
-            let comma = if place == 0 { "" } else { ", " };
-            write!(all, "{comma}{place} : {address} . {port}").expect("a string takes all");
-        }
-        format!("meta l4proto {protocol} dnat ip to numgen random mod {} map {{ {all} }}", backends.len())
+    fn pick(&self, backends: &BTreeSet<Backend>) -> Vec<String> {
+        let send = |(address, port): &Backend| format!("meta l4proto {} dnat to {address}:{port}", self.protocol);
+        evenly(backends.iter().map(send).collect())
     }
 
     /// With affinity each backend has a chain and remembers its clients in a set.
     fn remembered(&self, backends: &BTreeSet<Backend>, seconds: u32, out: &mut Fragment) -> Vec<String> {
         let short = &self.id[..8];
         let (mut rules, mut all) = (Vec::new(), Vec::new());
-        for (place, (address, port)) in backends.iter().enumerate() {
+        for (address, port) in backends {
             // A set's time cannot be changed, so it is part of the name.
             let (set, chain) =
                 (format!("aff-{short}-{address}/{port}-{seconds}"), format!("ep-{short}-{address}/{port}"));
             rules.push(format!("ip saddr @{set} goto {chain}"));
-            all.push(format!("{place} : goto {chain}"));
+            all.push(format!("goto {chain}"));
             let send = format!("meta l4proto {} dnat to {address}:{port}", self.protocol);
             out.chains.insert(chain, vec![format!("update @{set} {{ ip saddr }}"), send]);
             out.sets.insert(set, seconds);
         }
-        rules.push(format!("numgen random mod {} vmap {{ {} }}", backends.len(), all.join(", ")));
+        rules.extend(evenly(all));
         rules
     }
 
@@ -260,6 +254,18 @@ impl PortRules<'_> {
     fn key(&self, address: Ipv4Addr) -> String {
         format!("{address} . {} . {}", self.protocol, self.number)
     }
+}
+
+/// Rules of which one takes effect, each as likely: the first with a chance of one in all, the next with one in the
+/// rest. A map in the rule would be one look-up instead, but the kernel names such maps by trying one number after
+/// the other, and ten thousand of them cost it most of a minute.
+fn evenly(statements: Vec<String>) -> Vec<String> {
+    let count = statements.len();
+    let chance = |place: usize| match count - place {
+        1 => String::new(),
+        rest => format!("numgen random mod {rest} 0 "),
+    };
+    statements.into_iter().enumerate().map(|(place, statement)| chance(place) + &statement).collect()
 }
 
 fn id(service: &Service, port: &ServicePort, protocol: Protocol) -> String {
