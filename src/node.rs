@@ -4,7 +4,7 @@
 //! ran before the server started go on running meanwhile.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +13,8 @@ use anyhow::{Context, Result};
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
 use kedge_api::Api;
+use kedge_client::Informers;
+use kedge_network::{DnsPlan, NetworkSettings, NodeFacts, NodeNetwork};
 use kedge_network::{HostPort, Ipv4Cidr, Namespace, PodNetworks, PodRef, PodSettings, Protocol};
 use kedge_node::agent::{Agent, Parts, Settings};
 use kedge_node::etc::Dns;
@@ -40,6 +42,8 @@ const RETRY_PAUSE: Duration = Duration::from_secs(5);
 pub(crate) struct Node {
     pub(crate) api: Api,
     pub(crate) client: kube::Client,
+    /// The client of what makes Services work, which may read no more than that.
+    pub(crate) proxy_client: kube::Client,
     pub(crate) world: World,
     pub(crate) name: String,
     pub(crate) folders: Arc<Resolved>,
@@ -91,15 +95,45 @@ async fn attempt(node: &Node) -> Result<()> {
         service_cidr: node.flags.service_cidr.parse().context("--service-cidr")?,
         mtu: None,
     };
-    let network = Arc::new(Connected(PodNetworks::open(pods, node.world.disk.clone()).await?));
+    let network = NodeNetwork::start(network_settings(node, pods)?, &node.world).await?;
+    let connected = Arc::new(Connected(network.pods().clone()));
+    let following = network.follow(Informers::new(node.proxy_client.clone()));
     node.api.attach_node(&node.name, Arc::new(Streams::new(runtime.clone(), node.world.clone())));
-    let parts = Parts { client: node.client.clone(), runtime, network, puller: None, world: node.world.clone() };
+    let parts =
+        Parts { client: node.client.clone(), runtime, network: connected, puller: None, world: node.world.clone() };
     let agent = Agent::new(parts, settings(node, &namespace, node_ip)?)?;
     tracing::info!(node = node.name, %node_ip, containerd = daemon.pid(), adopted = daemon.was_adopted(), "the node is up");
     tokio::select! {
         ended = agent.run() => ended.context("the agent ended"),
+        () = following => Ok(()),
         ended = daemon.ended() => ended.context("cannot watch containerd"),
     }
+}
+
+fn network_settings(node: &Node, pods: PodSettings) -> Result<NetworkSettings> {
+    let dns = DnsPlan {
+        address: dns_address(node)?,
+        domain: node.flags.cluster_domain.clone(),
+        resolvers: resolvers(&read_stream("/etc/resolv.conf").unwrap_or_default()),
+        resolvers_namespace: Namespace::own(),
+    };
+    let facts = NodeFacts { name: node.name.clone(), zone: None };
+    Ok(NetworkSettings { pods, node: facts, dns: Some(dns) })
+}
+
+/// The tenth address of the Service range, as k3s has it, unless one is given.
+fn dns_address(node: &Node) -> Result<Ipv4Addr> {
+    if let Some(address) = node.flags.cluster_dns {
+        return Ok(address);
+    }
+    let services: Ipv4Cidr = node.flags.service_cidr.parse().context("--service-cidr")?;
+    services.nth(10).context("--service-cidr has no room for the cluster's DNS")
+}
+
+/// The servers that a resolv.conf names.
+fn resolvers(text: &str) -> Vec<SocketAddr> {
+    let servers = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver")?.trim().parse().ok());
+    servers.map(|ip: IpAddr| SocketAddr::new(ip, 53)).collect()
 }
 
 async fn network_namespace(node: &Node) -> Result<(Namespace, Ipv4Addr)> {
@@ -129,9 +163,16 @@ fn settings(node: &Node, namespace: &Namespace, node_ip: Ipv4Addr) -> Result<Set
         run_dir: run_dir.clone(),
         log_dir: data_dir.join("pods"),
         network_namespace: namespace.path().map(PathBuf::from),
-        dns: Dns { server: None, domain: node.flags.cluster_domain.clone(), host_file: read_stream("/etc/resolv.conf").unwrap_or_default() },
+        dns: Dns {
+            server: Some(dns_address(node)?.to_string()),
+            domain: node.flags.cluster_domain.clone(),
+            host_file: read_stream("/etc/resolv.conf").unwrap_or_default(),
+        },
         cpus: std::thread::available_parallelism().map_or(1, |count| count.get() as u32),
-        memory_bytes: read_stream("/proc/meminfo").as_deref().and_then(memory_bytes).context("cannot read MemTotal in /proc/meminfo")?,
+        memory_bytes: read_stream("/proc/meminfo")
+            .as_deref()
+            .and_then(memory_bytes)
+            .context("cannot read MemTotal in /proc/meminfo")?,
         pods_max: PODS_MAX,
         pod_pids_limit: None,
     })
@@ -150,15 +191,19 @@ fn memory_bytes(meminfo: &str) -> Option<i64> {
 }
 
 /// The pod networks as the agent knows them.
-struct Connected(PodNetworks);
+struct Connected(Arc<PodNetworks>);
 
 #[async_trait]
 impl Network for Connected {
     async fn setup(&self, id: &PodId, pod: &Pod) -> Result<PodNetwork, NetworkError> {
-        let reference = PodRef { uid: id.uid.as_str().to_owned(), namespace: id.namespace.clone(), name: id.name.clone() };
+        let reference =
+            PodRef { uid: id.uid.as_str().to_owned(), namespace: id.namespace.clone(), name: id.name.clone() };
         let ports = host_ports(pod)?;
         let network = self.0.setup(&reference, &ports).await.map_err(|e| NetworkError(e.to_string()))?;
-        Ok(PodNetwork { namespace: Some(network.namespace), ips: network.ips.iter().map(ToString::to_string).collect() })
+        Ok(PodNetwork {
+            namespace: Some(network.namespace),
+            ips: network.ips.iter().map(ToString::to_string).collect(),
+        })
     }
 
     async fn teardown(&self, id: &PodId) -> Result<(), NetworkError> {
@@ -169,16 +214,25 @@ impl Network for Connected {
 fn host_ports(pod: &Pod) -> Result<Vec<HostPort>, NetworkError> {
     let Some(spec) = &pod.spec else { return Ok(Vec::new()) };
     let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    let ports = containers.flat_map(|container| container.ports.iter().flatten()).filter(|port| port.host_port.is_some_and(|n| n > 0));
+    let ports = containers
+        .flat_map(|container| container.ports.iter().flatten())
+        .filter(|port| port.host_port.is_some_and(|n| n > 0));
     ports
         .map(|port| {
             let number = |value: i32| u16::try_from(value).map_err(|_| NetworkError(format!("{value} is no port")));
             let host_ip = match port.host_ip.as_deref() {
                 None | Some("" | "0.0.0.0") => None,
-                Some(text) => Some(text.parse().map_err(|_| NetworkError(format!("hostIP {text:?} is no IPv4 address")))?),
+                Some(text) => {
+                    Some(text.parse().map_err(|_| NetworkError(format!("hostIP {text:?} is no IPv4 address")))?)
+                }
             };
             let protocol = Protocol::parse(port.protocol.as_deref()).map_err(|e| NetworkError(e.to_string()))?;
-            Ok(HostPort { host_ip, protocol, host_port: number(port.host_port.unwrap_or(0))?, container_port: number(port.container_port)? })
+            Ok(HostPort {
+                host_ip,
+                protocol,
+                host_port: number(port.host_port.unwrap_or(0))?,
+                container_port: number(port.container_port)?,
+            })
         })
         .collect()
 }

@@ -49,10 +49,21 @@ async fn serve_cluster(flags: ServerFlags) -> Result<()> {
     tokio::spawn(kedge_scheduler::run(ClientContext { informers, world: world.clone() }));
     let node_name = node::name(&flags)?;
     if !flags.disable_agent {
-        let user = User::new(&format!("system:node:{node_name}"), &["system:nodes"]);
-        let client = kube::Client::new(InProcess::new(api.clone(), user), "default");
+        let client = |user: &str, groups: &[&str]| {
+            kube::Client::new(InProcess::new(api.clone(), User::new(user, groups)), "default")
+        };
+        let (node_client, proxy_client) =
+            (client(&format!("system:node:{node_name}"), &["system:nodes"]), client("system:kube-proxy", &[]));
         let folders = Arc::new(folders);
-        tokio::spawn(node::run(Node { api: api.clone(), client, world: world.clone(), name: node_name, folders, flags: flags.clone() }));
+        tokio::spawn(node::run(Node {
+            api: api.clone(),
+            client: node_client,
+            proxy_client,
+            world: world.clone(),
+            name: node_name,
+            folders,
+            flags: flags.clone(),
+        }));
     }
     write_kubeconfig(&world, &flags.write_kubeconfig, &authority.kubeconfig(&format!("https://{address}")))?;
     tracing::info!(%address, kubeconfig = %flags.write_kubeconfig.display(), "the API server is ready");

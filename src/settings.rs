@@ -51,6 +51,10 @@ pub(crate) struct ServerFlags {
     #[arg(long, value_name = "CIDR", default_value = "10.43.0.0/16")]
     pub(crate) service_cidr: String,
 
+    /// Address of the cluster's DNS (default: the tenth of --service-cidr)
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) cluster_dns: Option<Ipv4Addr>,
+
     /// Domain of the cluster's names
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
     pub(crate) cluster_domain: String,

@@ -1,7 +1,5 @@
 //! A server in a folder of its own, and two ways to talk to it: kubectl, and plain HTTPS.
 
-#![allow(clippy::disallowed_methods, reason = "tests start real processes on real files")]
-
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};

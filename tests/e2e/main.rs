@@ -3,6 +3,12 @@
 //!
 //! `cargo xtask test` installs what is needed. A test that lacks something says so and which package has it.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test ends where it fails, and starts real processes on real files"
+)]
+
 mod crash;
 mod harness;
 mod kubectl;

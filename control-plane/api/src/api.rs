@@ -31,7 +31,7 @@ use crate::request::{self, Query, ResourcePath, Target, Verb};
 use crate::rest::{self, Call};
 
 /// Bodies larger than this are refused (upstream's `MaxRequestBodyBytes`).
-pub const BODY_BYTES_MAX: usize = 3 << 20;
+pub(crate) const BODY_BYTES_MAX: usize = 3 << 20;
 
 /// What the API server was set up with.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 type Build<T> = Box<dyn Fn(&Store) -> T + Send + Sync>;
 
 /// A value that follows some collections.
-pub struct Derived<T> {
+pub(crate) struct Derived<T> {
     sources: Vec<ResourceId>,
     build: Build<T>,
     /// The revision of the newest change that `value` knows, and the value.
@@ -20,12 +20,12 @@ pub struct Derived<T> {
 
 impl<T> Derived<T> {
     /// The value `build` computes from `sources`.
-    pub fn new(sources: Vec<ResourceId>, build: impl Fn(&Store) -> T + Send + Sync + 'static) -> Self {
+    pub(crate) fn new(sources: Vec<ResourceId>, build: impl Fn(&Store) -> T + Send + Sync + 'static) -> Self {
         Self { sources, build: Box::new(build), held: Mutex::new(None) }
     }
 
     /// The value as of now.
-    pub fn get(&self, store: &Store) -> Arc<T> {
+    pub(crate) fn get(&self, store: &Store) -> Arc<T> {
         let newest = store.newest(&self.sources);
         let mut held = self.held.lock();
         match &*held {

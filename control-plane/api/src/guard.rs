@@ -2,7 +2,7 @@
 
 mod rbac;
 
-use kedge_access::{Attributes, Decision, User};
+use kedge_access::{Attributes, Decision, Rule, User};
 use serde_json::{Value, json};
 
 use crate::api::Api;
@@ -24,6 +24,11 @@ pub trait Guard: Send + Sync + 'static {
 
     /// A token for the service account in `request` (`authentication.k8s.io/v1` TokenRequest), filled in.
     fn issue(&self, api: &Api, account: &Value, request: Value) -> Result<Value, ApiError>;
+
+    /// The first of `wanted` that `user` does not hold in `namespace` and so may not grant; none to let them.
+    fn may_grant(&self, _api: &Api, _user: &User, _namespace: &str, _wanted: &[Rule]) -> Option<Rule> {
+        None
+    }
 
     /// `Ok` to let the user go on; otherwise the refusal to send.
     fn authorize(&self, api: &Api, user: &User, attributes: &Attributes<'_>) -> Result<(), ApiError> {

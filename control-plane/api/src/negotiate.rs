@@ -7,7 +7,7 @@ use crate::error::ApiError;
 
 /// The wire format of a body or an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
+pub(crate) enum Format {
     /// `application/json`.
     Json,
     /// `application/yaml`.
@@ -20,7 +20,7 @@ const MEDIA_TYPES: [&str; 3] = ["application/json", "application/yaml", "applica
 
 impl Format {
     /// The media type.
-    pub fn media_type(self) -> &'static str {
+    pub(crate) fn media_type(self) -> &'static str {
         MEDIA_TYPES[self as usize]
     }
 
@@ -36,7 +36,7 @@ impl Format {
 
 /// What the object is turned into on its way out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum View {
+pub(crate) enum View {
     /// The object itself.
     Plain,
     /// `meta.k8s.io/v1` Table: rows for a person.
@@ -47,7 +47,7 @@ pub enum View {
 
 /// The form of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// Bytes.
     pub format: Format,
     /// Content.
@@ -56,7 +56,7 @@ pub struct Answer {
 
 /// Chooses the best form that the client accepts. JSON is preferred whenever it is acceptable at all, because
 /// objects are held encoded as JSON; `views` says whether tables and metadata make sense here.
-pub fn answer(headers: &HeaderMap, views: bool) -> Result<Answer, ApiError> {
+pub(crate) fn answer(headers: &HeaderMap, views: bool) -> Result<Answer, ApiError> {
     let accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect::<Vec<_>>().join(",");
     if accepted.trim().is_empty() {
         return Ok(Answer { format: Format::Json, view: View::Plain });
@@ -88,7 +88,7 @@ fn parse_clause(clause: &str, views: bool) -> Option<Answer> {
 }
 
 /// The media type of a request's body without its parameters; JSON when it is not said.
-pub fn content_type(headers: &HeaderMap) -> &str {
+pub(crate) fn content_type(headers: &HeaderMap) -> &str {
     let text = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     match text.split(';').next().unwrap_or_default().trim() {
         "" => MEDIA_TYPES[0],
@@ -97,7 +97,7 @@ pub fn content_type(headers: &HeaderMap) -> &str {
 }
 
 /// The format of an object in a request's body.
-pub fn body_format(headers: &HeaderMap) -> Result<Format, ApiError> {
+pub(crate) fn body_format(headers: &HeaderMap) -> Result<Format, ApiError> {
     let media_type = content_type(headers);
     let known = Format::of(media_type).filter(|_| !media_type.contains('*'));
     known.ok_or_else(|| ApiError::unsupported_media_type(&MEDIA_TYPES))

@@ -6,44 +6,44 @@ use kedge_store::{Facets, ObjectKey, Payload};
 use serde_json::{Map, Value};
 
 /// `metadata.name`, or nothing.
-pub fn name(object: &Value) -> &str {
+pub(crate) fn name(object: &Value) -> &str {
     object["metadata"]["name"].as_str().unwrap_or_default()
 }
 
 /// `metadata.namespace`, or nothing.
-pub fn namespace(object: &Value) -> &str {
+pub(crate) fn namespace(object: &Value) -> &str {
     object["metadata"]["namespace"].as_str().unwrap_or_default()
 }
 
 /// `metadata.uid`, or nothing.
-pub fn uid(object: &Value) -> &str {
+pub(crate) fn uid(object: &Value) -> &str {
     object["metadata"]["uid"].as_str().unwrap_or_default()
 }
 
 /// Where the object lies in its collection.
-pub fn key(object: &Value) -> ObjectKey {
+pub(crate) fn key(object: &Value) -> ObjectKey {
     ObjectKey::new(namespace(object), name(object))
 }
 
 /// Whether a deletion has begun.
-pub fn is_deleting(object: &Value) -> bool {
+pub(crate) fn is_deleting(object: &Value) -> bool {
     !object["metadata"]["deletionTimestamp"].is_null()
 }
 
 /// The texts of `metadata.finalizers`.
-pub fn finalizers(object: &Value) -> impl Iterator<Item = &str> {
+pub(crate) fn finalizers(object: &Value) -> impl Iterator<Item = &str> {
     object["metadata"]["finalizers"].as_array().into_iter().flatten().filter_map(Value::as_str)
 }
 
 /// The member `key` as an object, made when it is missing (or is something else, which validation reports).
-pub fn child<'a>(value: &'a mut Value, key: &str) -> &'a mut Map<String, Value> {
+pub(crate) fn child<'a>(value: &'a mut Value, key: &str) -> &'a mut Map<String, Value> {
     let map = as_map(value);
     let child = map.entry(key).or_insert_with(|| Value::Object(Map::new()));
     as_map(child)
 }
 
 /// The value as an object, replaced by an empty one when it is something else.
-pub fn as_map(value: &mut Value) -> &mut Map<String, Value> {
+pub(crate) fn as_map(value: &mut Value) -> &mut Map<String, Value> {
     if !value.is_object() {
         *value = Value::Object(Map::new());
     }
@@ -51,13 +51,13 @@ pub fn as_map(value: &mut Value) -> &mut Map<String, Value> {
 }
 
 /// `metadata`, made when missing.
-pub fn metadata_mut(object: &mut Value) -> &mut Map<String, Value> {
+pub(crate) fn metadata_mut(object: &mut Value) -> &mut Map<String, Value> {
     child(object, "metadata")
 }
 
 /// Puts `value` at `key` of the object `parent` unless something other than `null` is there. A parent that is no
 /// object is left alone.
-pub fn default(parent: &mut Value, key: &str, value: impl Into<Value>) {
+pub(crate) fn default(parent: &mut Value, key: &str, value: impl Into<Value>) {
     if let Some(map) = parent.as_object_mut()
         && map.get(key).is_none_or(Value::is_null)
     {
@@ -66,17 +66,17 @@ pub fn default(parent: &mut Value, key: &str, value: impl Into<Value>) {
 }
 
 /// The items of the list at `key`; none when it is missing.
-pub fn items_mut<'a>(parent: &'a mut Value, key: &str) -> impl Iterator<Item = &'a mut Value> + use<'a> {
+pub(crate) fn items_mut<'a>(parent: &'a mut Value, key: &str) -> impl Iterator<Item = &'a mut Value> + use<'a> {
     parent.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten()
 }
 
 /// The items of the list at `key`; none when it is missing.
-pub fn items<'a>(parent: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
+pub(crate) fn items<'a>(parent: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
     parent[key].as_array().into_iter().flatten()
 }
 
 /// Moves the member `key` from `from` into `to`, or removes it there when `from` has none.
-pub fn carry_over(to: &mut Value, from: &Value, key: &str) {
+pub(crate) fn carry_over(to: &mut Value, from: &Value, key: &str) {
     let map = as_map(to);
     match from.get(key) {
         Some(value) => map.insert(key.into(), value.clone()),
@@ -85,7 +85,7 @@ pub fn carry_over(to: &mut Value, from: &Value, key: &str) {
 }
 
 /// The value at a dotted path (`spec.nodeName`) as selectors compare it; `absent` where there is none.
-pub fn text_at(object: &Value, path: &str, absent: &str) -> String {
+pub(crate) fn text_at(object: &Value, path: &str, absent: &str) -> String {
     let value = path.split('.').fold(object, |value, part| &value[part]);
     match value {
         Value::String(text) => text.clone(),
@@ -95,7 +95,7 @@ pub fn text_at(object: &Value, path: &str, absent: &str) -> String {
 }
 
 /// What selectors look at: the labels, and the values at `selectable` (path, value when absent).
-pub fn facets<'a>(object: &Value, selectable: impl Iterator<Item = (&'a str, &'a str)>) -> Facets {
+pub(crate) fn facets<'a>(object: &Value, selectable: impl Iterator<Item = (&'a str, &'a str)>) -> Facets {
     let labels = object["metadata"]["labels"].as_object().into_iter().flatten();
     Facets {
         labels: labels.map(|(k, v)| (k.as_str().into(), v.as_str().unwrap_or_default().into())).collect(),
@@ -104,7 +104,7 @@ pub fn facets<'a>(object: &Value, selectable: impl Iterator<Item = (&'a str, &'a
 }
 
 /// The object as the store wants it: JSON without its revision, and where the revision goes.
-pub fn encode(object: &Value, facets: Facets) -> Payload {
+pub(crate) fn encode(object: &Value, facets: Facets) -> Payload {
     let mut out = Vec::with_capacity(1024);
     let mut revision_at = 0;
     let mut separator = b'{';
@@ -141,7 +141,7 @@ fn write_json(out: &mut Vec<u8>, value: &(impl serde::Serialize + ?Sized)) {
 }
 
 /// Reads back what the store holds.
-pub fn decode(bytes: &[u8]) -> Value {
+pub(crate) fn decode(bytes: &[u8]) -> Value {
     serde_json::from_slice(bytes).expect("the store holds what `encode` wrote")
 }
 

@@ -83,7 +83,7 @@ impl Kind {
 }
 
 /// `group/version`, or the bare version for core.
-pub fn api_version(group: &str, version: &str) -> String {
+pub(crate) fn api_version(group: &str, version: &str) -> String {
     if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
 }
 
@@ -318,7 +318,7 @@ fn group_rank(group: &str) -> u32 {
 }
 
 /// GA before beta before alpha, higher numbers first (`k8s.io/apimachinery/pkg/version.CompareKubeAwareVersionStrings`).
-pub fn version_rank(version: &str) -> (u8, u32, u32) {
+pub(crate) fn version_rank(version: &str) -> (u8, u32, u32) {
     let rest = version.strip_prefix('v').unwrap_or_default();
     let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
     let Ok(major) = rest[..digits].parse() else { return (0, 0, 0) };

@@ -8,7 +8,7 @@ use crate::error::ApiError;
 
 /// Where a request points.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
+pub(crate) enum Target {
     /// `/api/v1/…` or `/apis/GROUP/VERSION/…`, at least up to a resource.
     Resource(ResourcePath),
     /// Anything else: `/healthz`, `/apis`, `/openapi/v3`.
@@ -17,7 +17,7 @@ pub enum Target {
 
 /// A path to a collection, an object, or a part of an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ResourcePath {
+pub(crate) struct ResourcePath {
     /// Empty for core.
     pub group: String,
     /// Such as `v1`.
@@ -38,13 +38,13 @@ pub struct ResourcePath {
 
 impl ResourcePath {
     /// `group/version`, or the bare version for core.
-    pub fn api_version(&self) -> String {
+    pub(crate) fn api_version(&self) -> String {
         if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
     }
 }
 
 /// Reads a path.
-pub fn parse_path(path: &str) -> Target {
+pub(crate) fn parse_path(path: &str) -> Target {
     let raw: Vec<&str> = path.trim_matches('/').split('/').collect();
     let mut parts: Vec<String> = raw.iter().map(|p| percent_decode_str(p).decode_utf8_lossy().into_owned()).collect();
     let (group, version, mut at) = match parts.first().map(String::as_str) {
@@ -82,36 +82,36 @@ pub fn parse_path(path: &str) -> Target {
 
 /// The query of a URL, in order.
 #[derive(Clone, Debug, Default)]
-pub struct Query(Vec<(String, String)>);
+pub(crate) struct Query(Vec<(String, String)>);
 
 impl Query {
     /// Reads what stands behind the `?`.
-    pub fn parse(text: Option<&str>) -> Self {
+    pub(crate) fn parse(text: Option<&str>) -> Self {
         Self(form_urlencoded::parse(text.unwrap_or_default().as_bytes()).into_owned().collect())
     }
 
     /// The first value of `key`; empty values count as absent.
-    pub fn get(&self, key: &str) -> Option<&str> {
+    pub(crate) fn get(&self, key: &str) -> Option<&str> {
         self.0.iter().find(|(k, v)| k == key && !v.is_empty()).map(|(_, v)| &**v)
     }
 
     /// Every value of `key`.
-    pub fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
+    pub(crate) fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
         self.0.iter().filter(move |(k, _)| k == key).map(|(_, v)| &**v)
     }
 
     /// Every key and value, in order.
-    pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
     /// A flag: `true`, `1`, or present without a value.
-    pub fn flag(&self, key: &str) -> bool {
+    pub(crate) fn flag(&self, key: &str) -> bool {
         self.0.iter().find(|(k, _)| k == key).is_some_and(|(_, v)| !matches!(&**v, "0" | "false" | "False"))
     }
 
     /// A number; text that is none is a bad request that names the parameter.
-    pub fn number(&self, key: &str) -> Result<Option<u64>, ApiError> {
+    pub(crate) fn number(&self, key: &str) -> Result<Option<u64>, ApiError> {
         let Some(text) = self.get(key) else { return Ok(None) };
         let parsed = text.parse::<i64>();
         let fail = || ApiError::bad_request(format!("invalid query parameter {key}: {text:?} is not a number"));
@@ -122,7 +122,7 @@ impl Query {
 /// The verbs that authorisation and discovery speak of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names are Kubernetes' own verbs")]
-pub enum Verb {
+pub(crate) enum Verb {
     Get,
     List,
     Watch,
@@ -135,7 +135,7 @@ pub enum Verb {
 
 impl Verb {
     /// The word in RBAC rules and discovery.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Get => "get",
             Self::List => "list",
@@ -150,7 +150,7 @@ impl Verb {
 }
 
 /// What a method means on this path; none for methods that mean nothing here.
-pub fn verb(method: &http::Method, path: &ResourcePath, query: &Query) -> Option<Verb> {
+pub(crate) fn verb(method: &http::Method, path: &ResourcePath, query: &Query) -> Option<Verb> {
     let collection = path.name.is_empty();
     match *method {
         http::Method::GET | http::Method::HEAD if path.watch_prefix || (collection && query.flag("watch")) => {

@@ -8,7 +8,7 @@ use crate::registry::Kind;
 
 /// What each row carries of its object (`includeObject`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Include {
+pub(crate) enum Include {
     /// Nothing.
     None,
     /// Its metadata.
@@ -19,7 +19,7 @@ pub enum Include {
 
 impl Include {
     /// Reads the query parameter.
-    pub fn parse(text: Option<&str>) -> Option<Self> {
+    pub(crate) fn parse(text: Option<&str>) -> Option<Self> {
         match text {
             None | Some("Metadata") => Some(Self::Metadata),
             Some("None") => Some(Self::None),
@@ -31,7 +31,7 @@ impl Include {
 
 /// A table of `objects`. `metadata` is that of the list (or empty for a single object); `headings` is off in the
 /// later events of a watch.
-pub fn table(
+pub(crate) fn table(
     kind: &Kind,
     objects: &[Value],
     metadata: Value,
@@ -91,12 +91,12 @@ fn row(kind: &Kind, object: &Value, include: Include, now: Timestamp) -> Value {
 }
 
 /// The object's metadata alone (`PartialObjectMetadata`).
-pub fn partial(object: &Value, kind: &str) -> Value {
+pub(crate) fn partial(object: &Value, kind: &str) -> Value {
     json!({ "kind": kind, "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"] })
 }
 
 /// How long ago `since` was, as `kubectl` shows it.
-pub fn age(since: &str, now: Timestamp) -> String {
+pub(crate) fn age(since: &str, now: Timestamp) -> String {
     match since.parse::<Timestamp>() {
         Ok(then) => human_duration(now.duration_since(then)),
         Err(_) => "<unknown>".into(),
@@ -104,7 +104,7 @@ pub fn age(since: &str, now: Timestamp) -> String {
 }
 
 /// Two significant units at most (`k8s.io/apimachinery/pkg/util/duration.HumanDuration`).
-pub fn human_duration(duration: SignedDuration) -> String {
+pub(crate) fn human_duration(duration: SignedDuration) -> String {
     let seconds = duration.as_secs();
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     let years = days / 365;

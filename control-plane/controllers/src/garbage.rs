@@ -116,7 +116,10 @@ impl Graph {
             if has(FOREGROUND) {
                 let blocking = |dependent: &&String| {
                     let owners = self.nodes.get(*dependent).map(|node| &node.owners);
-                    owners.into_iter().flatten().any(|owner| owner.uid == uid && owner.block_owner_deletion == Some(true))
+                    owners
+                        .into_iter()
+                        .flatten()
+                        .any(|owner| owner.uid == uid && owner.block_owner_deletion == Some(true))
                 };
                 let all = self.dependents(uid);
                 if !all.iter().any(|dependent| blocking(&dependent)) {
@@ -131,7 +134,11 @@ impl Graph {
             return Step::Nothing;
         }
         // An owner that the graph knows and that is not going away keeps its dependents; no need to ask.
-        let kept = |owner: &OwnerReference| self.nodes.get(&owner.uid).is_some_and(|node| !(node.deleting && node.finalizers.iter().any(|f| f == FOREGROUND)));
+        let kept = |owner: &OwnerReference| {
+            self.nodes
+                .get(&owner.uid)
+                .is_some_and(|node| !(node.deleting && node.finalizers.iter().any(|f| f == FOREGROUND)))
+        };
         if node.owners.is_empty() || node.owners.iter().any(kept) { Step::Nothing } else { Step::CheckOwners }
     }
 }
@@ -199,7 +206,8 @@ async fn follow_kinds(
     let mut found = HashSet::new();
     let mut started = 0;
     for (resource, capabilities) in discovery.groups().flat_map(|group| group.recommended_resources()) {
-        let collectable = [verbs::LIST, verbs::WATCH, verbs::DELETE].iter().all(|verb| capabilities.supports_operation(verb));
+        let collectable =
+            [verbs::LIST, verbs::WATCH, verbs::DELETE].iter().all(|verb| capabilities.supports_operation(verb));
         // Events are told about objects, never own or are owned, and are far too many.
         if !collectable || resource.kind == "Event" {
             continue;
@@ -251,7 +259,10 @@ async fn follow(client: Client, resource: Arc<ApiResource>, sender: mpsc::Unboun
             }
             Ok(watcher::Event::InitDone) => {
                 let now = listing.take().unwrap_or_default();
-                let gone = known.iter().filter(|uid| !now.contains(*uid)).all(|uid| sender.send(News::Gone(uid.clone())).is_ok());
+                let gone = known
+                    .iter()
+                    .filter(|uid| !now.contains(*uid))
+                    .all(|uid| sender.send(News::Gone(uid.clone())).is_ok());
                 known = now;
                 let first = !std::mem::replace(&mut listed, true);
                 gone && (!first || sender.send(News::Listed).is_ok())
@@ -316,9 +327,16 @@ impl Collector {
                 self.unblock(node, uid, ORPHAN).await
             }
             Step::DeleteDependents(dependents) => {
-                for (dependent, node) in dependents.iter().filter_map(|dependent| self.graph.nodes.get_key_value(dependent)) {
+                for (dependent, node) in
+                    dependents.iter().filter_map(|dependent| self.graph.nodes.get_key_value(dependent))
+                {
                     let waits = !self.graph.dependents(dependent).is_empty();
-                    self.delete(node, dependent, if waits { PropagationPolicy::Foreground } else { PropagationPolicy::Background }).await?;
+                    self.delete(
+                        node,
+                        dependent,
+                        if waits { PropagationPolicy::Foreground } else { PropagationPolicy::Background },
+                    )
+                    .await?;
                 }
                 Ok(())
             }
@@ -332,15 +350,28 @@ impl Collector {
     }
 
     /// Whether one of the owners exists, under its own uid. An owner of an unknown kind is taken to exist.
-    async fn any_owner_lives(&self, node: &Node, resources: &HashMap<(String, String), Arc<ApiResource>>) -> kube::Result<bool> {
+    async fn any_owner_lives(
+        &self,
+        node: &Node,
+        resources: &HashMap<(String, String), Arc<ApiResource>>,
+    ) -> kube::Result<bool> {
         for owner in &node.owners {
-            if self.graph.nodes.get(&owner.uid).is_some_and(|owner| owner.deleting && owner.finalizers.iter().any(|f| f == FOREGROUND)) {
+            if self
+                .graph
+                .nodes
+                .get(&owner.uid)
+                .is_some_and(|owner| owner.deleting && owner.finalizers.iter().any(|f| f == FOREGROUND))
+            {
                 continue;
             }
-            let Some(resource) = resources.get(&(owner.api_version.clone(), owner.kind.clone())) else { return Ok(true) };
+            let Some(resource) = resources.get(&(owner.api_version.clone(), owner.kind.clone())) else {
+                return Ok(true);
+            };
             let found = match api(&self.client, resource, &node.namespace).get_metadata_opt(&owner.name).await {
                 // A cluster-wide owner is not found below a namespace.
-                Err(error) if is(&error, 404) || is(&error, 405) => api(&self.client, resource, "").get_metadata_opt(&owner.name).await?,
+                Err(error) if is(&error, 404) || is(&error, 405) => {
+                    api(&self.client, resource, "").get_metadata_opt(&owner.name).await?
+                }
                 Ok(None) => api(&self.client, resource, "").get_metadata_opt(&owner.name).await.unwrap_or_default(),
                 other => other?,
             };
@@ -356,7 +387,8 @@ impl Collector {
         let parameters = DeleteParams { preconditions, propagation_policy: Some(policy), ..DeleteParams::default() };
         // The answer may be the object or a Status; neither matters.
         let path = self.api(node).resource_url().to_owned();
-        let request = kube::core::Request::new(path).delete(&node.name, &parameters).map_err(kube::Error::BuildRequest)?;
+        let request =
+            kube::core::Request::new(path).delete(&node.name, &parameters).map_err(kube::Error::BuildRequest)?;
         match self.client.request::<serde_json::Value>(request).await {
             Err(error) if !is(&error, 404) && !is(&error, 409) => Err(error),
             _ => Ok(()),
@@ -383,7 +415,11 @@ impl Collector {
 }
 
 fn api(client: &Client, resource: &ApiResource, namespace: &str) -> Api<DynamicObject> {
-    if namespace.is_empty() { Api::all_with(client.clone(), resource) } else { Api::namespaced_with(client.clone(), namespace, resource) }
+    if namespace.is_empty() {
+        Api::all_with(client.clone(), resource)
+    } else {
+        Api::namespaced_with(client.clone(), namespace, resource)
+    }
 }
 
 #[cfg(test)]
@@ -391,7 +427,11 @@ mod tests {
     use super::*;
 
     fn node(owners: &[(&str, bool)], deleting: bool, finalizers: &[&str]) -> Node {
-        let owner = |(uid, blocks): &(&str, bool)| OwnerReference { uid: (*uid).into(), block_owner_deletion: Some(*blocks), ..OwnerReference::default() };
+        let owner = |(uid, blocks): &(&str, bool)| OwnerReference {
+            uid: (*uid).into(),
+            block_owner_deletion: Some(*blocks),
+            ..OwnerReference::default()
+        };
         Node {
             resource: Arc::new(ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&())),
             namespace: "n".into(),
@@ -412,7 +452,12 @@ mod tests {
 
     #[test]
     fn what_lost_its_last_owner_is_asked_about_and_nothing_else() {
-        let graph = graph(&[("o", node(&[], false, &[])), ("kept", node(&[("o", true), ("gone", true)], false, &[])), ("lost", node(&[("gone", true)], false, &[])), ("free", node(&[], false, &[]))]);
+        let graph = graph(&[
+            ("o", node(&[], false, &[])),
+            ("kept", node(&[("o", true), ("gone", true)], false, &[])),
+            ("lost", node(&[("gone", true)], false, &[])),
+            ("free", node(&[], false, &[])),
+        ]);
         let steps = ["kept", "lost", "free", "o"].map(|uid| graph.step(uid));
         assert_eq!(steps, [Step::Nothing, Step::CheckOwners, Step::Nothing, Step::Nothing]);
     }
@@ -420,7 +465,8 @@ mod tests {
     #[test]
     fn a_foreground_deletion_waits_for_the_dependents_that_block_it() {
         let owner = node(&[], true, &[FOREGROUND]);
-        let mut graph = graph(&[("o", owner), ("a", node(&[("o", true)], false, &[])), ("b", node(&[("o", false)], false, &[]))]);
+        let mut graph =
+            graph(&[("o", owner), ("a", node(&[("o", true)], false, &[])), ("b", node(&[("o", false)], false, &[]))]);
         assert_eq!(graph.step("o"), Step::DeleteDependents(vec!["a".into(), "b".into()]));
         assert_eq!(graph.step("a"), Step::CheckOwners);
         assert!(graph.put("a", node(&[("o", true)], true, &["x/y"])).contains(&"o".to_owned()));

@@ -90,7 +90,12 @@ impl Store {
     /// stands still.
     pub fn newest(&self, resources: &[ResourceId]) -> u64 {
         let state = self.state.read();
-        resources.iter().filter_map(|resource| state.shard(resource)).map(|shard| *shard.news.borrow()).max().unwrap_or(0)
+        resources
+            .iter()
+            .filter_map(|resource| state.shard(resource))
+            .map(|shard| *shard.news.borrow())
+            .max()
+            .unwrap_or(0)
     }
 
     /// Reads changes of a collection after revision `from`.

@@ -36,7 +36,10 @@ impl Streams {
         let found = if previous { runs.pop() } else { newest };
         found.ok_or_else(|| {
             let what = if previous { "previous terminated container" } else { "container" };
-            NodeRefusal::new(400, format!("{what} \"{name}\" in pod \"{}\" is waiting to start or not found", request.pod))
+            NodeRefusal::new(
+                400,
+                format!("{what} \"{name}\" in pod \"{}\" is waiting to start or not found", request.pod),
+            )
         })
     }
 
@@ -92,7 +95,10 @@ impl Streams {
         }
         let upgrade = request.upgrade.take().filter(|_| websocket::is_asked_for(&request.headers));
         let Some(upgrade) = upgrade else {
-            return Err(NodeRefusal::new(400, "exec is served over WebSocket; SPDY is not supported yet (use kubectl 1.31 or later)"));
+            return Err(NodeRefusal::new(
+                400,
+                "exec is served over WebSocket; SPDY is not supported yet (use kubectl 1.31 or later)",
+            ));
         };
         let wishes = websocket::offered(&request.headers);
         let dialect = Dialect::choose(&wishes)

@@ -41,7 +41,10 @@ impl Dialect {
 
     /// The first of the client's wishes (`Sec-WebSocket-Protocol`) that is spoken here.
     pub fn choose(wishes: &str) -> Option<Self> {
-        wishes.split(',').map(str::trim).find_map(|wish| [Self::V5, Self::V4, Self::V4Base64].into_iter().find(|d| d.name() == wish))
+        wishes
+            .split(',')
+            .map(str::trim)
+            .find_map(|wish| [Self::V5, Self::V4, Self::V4Base64].into_iter().find(|d| d.name() == wish))
     }
 
     /// A message on `channel`, as the content of a frame.
@@ -59,7 +62,9 @@ impl Dialect {
     pub fn decode(self, frame: &[u8]) -> Option<Input> {
         let (channel, data) = frame.split_first()?;
         let (channel, data) = match self {
-            Self::V4Base64 => (channel.checked_sub(b'0')?, base64::engine::general_purpose::STANDARD.decode(data).ok()?),
+            Self::V4Base64 => {
+                (channel.checked_sub(b'0')?, base64::engine::general_purpose::STANDARD.decode(data).ok()?)
+            }
             _ => (*channel, data.to_vec()),
         };
         match channel {

@@ -50,7 +50,9 @@ impl Options {
         };
         let since_time = match request.parameter("sinceTime") {
             None => None,
-            Some(text) => Some(text.parse().map_err(|_| format!("sinceTime: Invalid value: {text:?}: must be RFC 3339"))?),
+            Some(text) => {
+                Some(text.parse().map_err(|_| format!("sinceTime: Invalid value: {text:?}: must be RFC 3339"))?)
+            }
         };
         let since_seconds = number("sinceSeconds", 1)?;
         if since_time.is_some() && since_seconds.is_some() {
@@ -167,8 +169,13 @@ fn tail(bytes: &[u8], count: u64) -> (usize, u64) {
 }
 
 /// The log at `path` as a stream of chunks. With `follow` it goes on until `ended` turns true and everything is read.
-pub async fn stream(path: PathBuf, options: Options, ended: watch::Receiver<bool>) -> io::Result<impl Stream<Item = Bytes> + Send> {
-    let mut state = State { reader: Reader::new(options.clone()), path, position: 0, backlog: Vec::new(), ended, follow: None };
+pub async fn stream(
+    path: PathBuf,
+    options: Options,
+    ended: watch::Receiver<bool>,
+) -> io::Result<impl Stream<Item = Bytes> + Send> {
+    let mut state =
+        State { reader: Reader::new(options.clone()), path, position: 0, backlog: Vec::new(), ended, follow: None };
     if options.follow {
         state.follow = Some(Follow::start(&state.path)?);
     }
@@ -352,7 +359,8 @@ mod tests {
         let path = folder.join("0.log");
         std::fs::write(&path, &LOG[..44]).unwrap();
         let (end, ended) = watch::channel(false);
-        let mut stream = Box::pin(stream(path.clone(), Options { follow: true, ..Options::default() }, ended).await.unwrap());
+        let mut stream =
+            Box::pin(stream(path.clone(), Options { follow: true, ..Options::default() }, ended).await.unwrap());
         assert_eq!(stream.next().await.unwrap(), "one\n");
         std::fs::rename(&path, folder.join("0.log.1")).unwrap();
         std::fs::write(&path, b"2026-01-01T00:00:04.000000000Z stdout F x\n").unwrap();

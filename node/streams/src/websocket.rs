@@ -31,7 +31,10 @@ type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// Whether a client asks for a WebSocket.
 pub fn is_asked_for(headers: &HeaderMap) -> bool {
-    headers.get(UPGRADE).and_then(|value| value.to_str().ok()).is_some_and(|value| value.eq_ignore_ascii_case("websocket"))
+    headers
+        .get(UPGRADE)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|value| value.eq_ignore_ascii_case("websocket"))
 }
 
 /// The subprotocols a client offers, in its order.
@@ -42,7 +45,8 @@ pub fn offered(headers: &HeaderMap) -> String {
 
 /// The answer that switches protocols (RFC 6455, 4.2.2).
 pub fn accept(headers: &HeaderMap, protocol: &'static str) -> Result<Response<Chunks>, NodeRefusal> {
-    let key = headers.get(SEC_WEBSOCKET_KEY).ok_or_else(|| NodeRefusal::new(400, "the WebSocket handshake has no key"))?;
+    let key =
+        headers.get(SEC_WEBSOCKET_KEY).ok_or_else(|| NodeRefusal::new(400, "the WebSocket handshake has no key"))?;
     let accepted = HeaderValue::from_str(&derive_accept_key(key.as_bytes())).expect("base64 is a header value");
     let mut response = Response::new(Box::pin(stream::empty::<Bytes>()) as Chunks);
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -56,7 +60,8 @@ pub fn accept(headers: &HeaderMap, protocol: &'static str) -> Result<Response<Ch
 
 async fn open(upgrade: OnUpgrade) -> io::Result<Socket> {
     let upgraded = upgrade.await.map_err(io::Error::other)?;
-    let config = WebSocketConfig::default().max_message_size(Some(MESSAGE_BYTES_MAX)).max_frame_size(Some(MESSAGE_BYTES_MAX));
+    let config =
+        WebSocketConfig::default().max_message_size(Some(MESSAGE_BYTES_MAX)).max_frame_size(Some(MESSAGE_BYTES_MAX));
     Ok(WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await)
 }
 
@@ -141,7 +146,12 @@ pub async fn exec(upgrade: OnUpgrade, dialect: Dialect, mut process: Process) ->
     result
 }
 
-async fn copy_out(dialect: Dialect, channel: u8, mut output: Box<dyn AsyncRead + Send + Unpin>, frames: mpsc::Sender<Vec<u8>>) {
+async fn copy_out(
+    dialect: Dialect,
+    channel: u8,
+    mut output: Box<dyn AsyncRead + Send + Unpin>,
+    frames: mpsc::Sender<Vec<u8>>,
+) {
     let mut buffer = vec![0; READ_BYTES];
     while let Ok(count @ 1..) = output.read(&mut buffer).await {
         if frames.send(dialect.encode(channel, &buffer[..count])).await.is_err() {

@@ -3,15 +3,23 @@
 //! Plugins see the object as it will be, its old state, and the store; they change it (first round), refuse it
 //! (second round), or charge it to a quota. The order is upstream's (`pkg/kubeapiserver/options/plugins.go`).
 
+use kedge_store::{ObjectKey, ResourceId};
 use serde_json::Value;
 
 use crate::api::Api;
 use crate::error::ApiError;
+use crate::kinds::pod::resources::Amounts;
 use crate::object;
 use crate::rest::Call;
 use crate::rest::save::Part;
 
+mod classes;
+mod escalation;
+mod limit_ranger;
 mod namespace;
+mod node_restriction;
+mod pods;
+mod quota;
 mod service_account;
 mod service_addresses;
 
@@ -65,8 +73,20 @@ pub(crate) trait Plugin: Sync {
     }
 }
 
-const PLUGINS: &[&dyn Plugin] =
-    &[&namespace::Lifecycle, &service_account::ServiceAccount, &service_addresses::ServiceAddresses];
+const PLUGINS: &[&dyn Plugin] = &[
+    &namespace::Lifecycle,
+    &node_restriction::NodeRestriction,
+    &limit_ranger::LimitRanger,
+    &service_account::ServiceAccount,
+    &pods::Priority,
+    &pods::Tolerations,
+    &pods::Runtime,
+    &classes::DefaultClass,
+    &classes::InUse,
+    &classes::Requestor,
+    &escalation::Escalation,
+    &service_addresses::ServiceAddresses,
+];
 
 /// Lets every plugin change the object. What comes back is to be dropped when the change is written or given up.
 pub(crate) fn mutate(attempt: &mut Attempt<'_, '_>) -> Result<Vec<Reservation>, ApiError> {
@@ -84,15 +104,26 @@ pub(crate) fn delete(call: &Call<'_>, object: &Value) -> Result<(), ApiError> {
     PLUGINS.iter().try_for_each(|plugin| plugin.delete(call, object))
 }
 
+/// Every stored object of a collection, or of one namespace of it.
+pub(crate) fn listed(api: &Api, group: &str, plural: &str, namespace: Option<&str>) -> Vec<Value> {
+    let page = api.store().list(&ResourceId::new(group, plural), namespace, None, None, usize::MAX, |_| true);
+    let page = page.expect("the newest revision is never gone");
+    page.entries.iter().map(|entry| object::decode(&entry.bytes)).collect()
+}
+
 /// What a change took from quotas; given back when the change does not happen after all.
 #[derive(Debug, Default)]
-pub(crate) struct Charged {}
+pub(crate) struct Charged {
+    taken: Vec<(ObjectKey, Amounts)>,
+}
 
 impl Charged {
-    pub(crate) async fn give_back(self, _api: &Api) {}
+    pub(crate) async fn give_back(self, api: &Api) {
+        quota::give_back(api, self).await;
+    }
 }
 
 /// Charges a change to the namespace's quotas, or refuses it.
-pub(crate) async fn charge(_call: &Call<'_>, _new: &Value, _old: Option<&Value>) -> Result<Charged, ApiError> {
-    Ok(Charged {})
+pub(crate) async fn charge(call: &Call<'_>, new: &Value, old: Option<&Value>) -> Result<Charged, ApiError> {
+    quota::charge(call, new, old).await
 }

@@ -184,7 +184,6 @@ fn binding(errors: &mut Errors, binding: &Value, roles: &[&str]) {
         let group = match text(&subject["kind"]) {
             "ServiceAccount" => {
                 check::optional(errors, &path.child("name"), &subject["name"], check::dns_subdomain);
-                check::required(errors, &path.child("namespace"), &subject["namespace"]);
                 ""
             }
             "User" | "Group" => GROUP,

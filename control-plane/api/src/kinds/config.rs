@@ -102,10 +102,8 @@ fn secret(errors: &mut Errors, secret: &Value) {
         "kubernetes.io/basic-auth" if data["username"].is_null() && data["password"].is_null() => {
             ["username", "password"].into_iter().for_each(need);
         }
-        "kubernetes.io/ssh-auth" => {
-            if text(&data["ssh-privatekey"]).is_empty() {
-                errors.push(FieldError::required(&path.key("ssh-privatekey"), ""));
-            }
+        "kubernetes.io/ssh-auth" if text(&data["ssh-privatekey"]).is_empty() => {
+            errors.push(FieldError::required(&path.key("ssh-privatekey"), ""));
         }
         "kubernetes.io/tls" => ["tls.crt", "tls.key"].into_iter().for_each(&mut need),
         _ => {}

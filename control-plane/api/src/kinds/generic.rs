@@ -11,7 +11,7 @@ use crate::object;
 
 /// A built-in kind with nothing special: whether it has a status and a generation is all there is to know.
 #[derive(Clone, Debug)]
-pub struct Generic {
+pub(crate) struct Generic {
     /// Has a `/status`.
     pub status: bool,
     /// Has a spec whose changes are counted.
@@ -34,7 +34,7 @@ impl Rules for Generic {
 
 /// A custom resource at one version.
 #[derive(Debug)]
-pub struct Custom {
+pub(crate) struct Custom {
     /// `subresources.status` is there.
     pub status: bool,
     /// `additionalPrinterColumns`, with where their values lie.

@@ -43,7 +43,7 @@ mod tests;
 pub(crate) mod types;
 mod workload;
 
-pub use generic::{Custom, Generic};
+pub(crate) use generic::{Custom, Generic};
 
 /// The rules of one kind. Everything has a default, so that a kind says only what is special about it.
 pub trait Rules: Send + Sync + 'static {
@@ -251,6 +251,6 @@ const TABLE: &[(&str, &str, &dyn Rules)] = &[
 ];
 
 /// The rules of a built-in kind, if it has its own.
-pub fn rules(group: &str, kind: &str) -> Option<&'static dyn Rules> {
+pub(crate) fn rules(group: &str, kind: &str) -> Option<&'static dyn Rules> {
     TABLE.iter().find(|(g, k, _)| (*g, *k) == (group, kind)).map(|(_, _, rules)| *rules)
 }

@@ -221,7 +221,11 @@ fn slice(errors: &mut Errors, slice: &Value) {
 fn ingress(errors: &mut Errors, ingress: &Value) {
     let (spec, path) = (&ingress["spec"], Path::new("spec"));
     if len(&spec["rules"]) == 0 && !spec["defaultBackend"].is_object() {
-        errors.push(FieldError::invalid(&path, json!([]), "either `defaultBackend` or `rules` must be specified"));
+        errors.push(FieldError::invalid(
+            &path,
+            spec.get("rules").cloned().unwrap_or_default(),
+            "either `defaultBackend` or `rules` must be specified",
+        ));
     }
     check::optional(errors, &path.child("ingressClassName"), &spec["ingressClassName"], check::dns_subdomain);
     if spec["defaultBackend"].is_object() {
@@ -260,13 +264,13 @@ fn backend(errors: &mut Errors, backend: &Value, path: &Path) {
             let why = "cannot set both resource and service backends";
             errors.push(FieldError::invalid(path, "", why));
         }
-        (false, false) => errors.push(FieldError::required(path, "resource or service backend is required")),
+        (false, false) => errors.push(FieldError::invalid(path, "", "resource or service backend is required")),
         (true, false) => {
-            let (service, path) = (&backend["service"], path.child("service"));
+            let (service, holder, path) = (&backend["service"], path, path.child("service"));
             check::name(errors, &path.child("name"), &service["name"], check::dns_label);
             let (name, number) = (text(&service["port"]["name"]), count(&service["port"]["number"]));
             match (name, number) {
-                ("", 0) => errors.push(FieldError::required(&path, "port name or number is required")),
+                ("", 0) => errors.push(FieldError::required(holder, "port name or number is required")),
                 ("", _) => check::port_number(errors, &path.child("port").child("number"), &service["port"]["number"]),
                 (_, 0) => check::problems(errors, &path.child("port").child("name"), name, check::port_name(name)),
                 _ => errors.push(FieldError::invalid(&path, "", "cannot set both port name & port number")),
@@ -280,7 +284,7 @@ fn policy(errors: &mut Errors, policy: &Value) {
     let (spec, path) = (&policy["spec"], Path::new("spec"));
     check::selector(errors, &path.child("podSelector"), &spec["podSelector"]);
     for (index, kind) in object::items(spec, "policyTypes").enumerate() {
-        check::among(errors, &path.child("policyTypes").index(index), kind, &["Egress", "Ingress"]);
+        check::among(errors, &path.child("policyTypes").index(index), kind, &["Ingress", "Egress"]);
     }
     for (list, peers) in [("ingress", "from"), ("egress", "to")] {
         for (index, rule) in object::items(spec, list).enumerate() {

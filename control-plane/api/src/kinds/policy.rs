@@ -46,13 +46,14 @@ pub(super) static BUDGET: Plain = Plain {
 };
 
 pub(super) static PRIORITY: Plain = Plain {
+    generation: true,
     whole_table: true,
     columns: &[
         Column::text("Name"),
         Column::count("Value"),
         Column::flag("Global-Default"),
         Column::text("Age"),
-        Column::wide("PreemptionPolicy"),
+        Column::text("PreemptionPolicy"),
     ],
     row: |class, now| {
         vec![
@@ -177,7 +178,9 @@ pub(super) static AUTOSCALER: Plain = Plain {
             let why = "must be greater than or equal to 1";
             errors.push(FieldError::invalid(&path.child("minReplicas"), least, why));
         }
-        check::positive(errors, &path.child("maxReplicas"), &spec["maxReplicas"]);
+        if count(&spec["maxReplicas"]) < 1 {
+            errors.push(FieldError::required(&path.child("maxReplicas"), "must be set and greater than 0"));
+        }
         if count(&spec["maxReplicas"]) < least {
             let why = "must be greater than or equal to `minReplicas`";
             errors.push(FieldError::invalid(&path.child("maxReplicas"), count(&spec["maxReplicas"]), why));
@@ -252,6 +255,11 @@ fn quota(errors: &mut Errors, quota: &Value) {
     for (name, value) in quota["spec"]["hard"].as_object().into_iter().flatten() {
         let path = path.child("hard").key(name);
         check::problems(errors, &path, name.as_str(), pod_spec::resource_name(name));
+        const COUNTED: &[&str] = &["hugepages-", "requests.hugepages-"];
+        let known = pod_spec::STANDARD.contains(&&**name) && name != "storage" || name.contains('/');
+        if !known && !COUNTED.iter().any(|prefix| name.starts_with(prefix)) {
+            errors.push(FieldError::invalid(&path, name.as_str(), "must be a standard resource for quota"));
+        }
         pod_spec::amount(errors, name, value, &path);
     }
     for scope in object::items(&quota["spec"], "scopes").filter(|scope| !SCOPES.contains(&text(scope))) {
@@ -304,7 +312,13 @@ fn in_order(errors: &mut Errors, item: &Value, low: &str, high: &str, path: &Pat
                 _ => "max value",
             };
             let why = format!("{} {least} is greater than {} {most}", words(low), words(high));
-            errors.push(FieldError::invalid(&path.child(low).key(name), text(value), why));
+            // Upstream points at the default, or at what is least.
+            let list = if low == "min" && high != "max" { high } else { low };
+            let shown = match (low, high) {
+                ("min", "defaultRequest") | ("default", _) => &item[high][name],
+                _ => value,
+            };
+            errors.push(FieldError::invalid(&path.child(list).key(name), text(shown), why));
         }
     }
 }

@@ -136,14 +136,11 @@ pub(super) static CLASS: Plain = Plain {
         check::among(errors, &Path::new("volumeBindingMode"), &class["volumeBindingMode"], modes);
     },
     validate_update: |errors, new, old| {
-        for key in ["parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"] {
-            if new[key] != old[key] {
-                let why = match key {
-                    "parameters" | "provisioner" => format!("updates to {key} are forbidden."),
-                    key => format!("updates to {key} are forbidden."),
-                };
-                errors.push(FieldError::forbidden(&Path::new(key), why));
-            }
+        for key in ["provisioner", "reclaimPolicy", "volumeBindingMode"] {
+            check::immutable(errors, &Path::new(key), &new[key], &old[key]);
+        }
+        if new["parameters"] != old["parameters"] {
+            errors.push(FieldError::forbidden(&Path::new("parameters"), "updates to parameters are forbidden."));
         }
     },
     ..PLAIN
@@ -250,8 +247,10 @@ fn volume(errors: &mut Errors, volume: &Value) {
     let at = path.child("capacity");
     if len(&spec["capacity"]) == 0 {
         errors.push(FieldError::required(&at, ""));
-    } else if spec["capacity"]["storage"].is_null() || len(&spec["capacity"]) > 1 {
-        errors.push(FieldError::not_supported(&at, spec["capacity"].clone(), &["storage"]));
+    }
+    if spec["capacity"]["storage"].is_null() || len(&spec["capacity"]) > 1 {
+        let capacity = if spec["capacity"].is_object() { spec["capacity"].clone() } else { json!({}) };
+        errors.push(FieldError::not_supported(&at, capacity, &["storage"]));
     }
     let policies = &["Delete", "Recycle", "Retain"];
     let at = path.child("persistentVolumeReclaimPolicy");

@@ -1,6 +1,12 @@
 //! Pods reach each other, the node and themselves; a restart adopts them; nothing is left behind.
 
-use kedge_network::{HostPort, NetworkError, Protocol};
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use futures::future::join_all;
+use kedge_network::{HostPort, NamespaceNet, NetworkError, Protocol};
+use kedge_world::Net;
+use tokio::io::AsyncReadExt;
 
 use crate::lab::{Lab, ask, cannot_run, ip, pod, remove_all, run, serve, text};
 
@@ -61,6 +67,58 @@ async fn pods_reach_each_other_and_a_restart_adopts_them() {
     let links = text(&lab.node(), &["ip", "-o", "link"]);
     assert_eq!(links.lines().count(), 2, "loopback and the node's own: {links}");
     assert_eq!(text(&lab.node(), &["nft", "list", "ruleset"]), "");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_open_where_the_pods_are() {
+    if cannot_run() {
+        return;
+    }
+    let lab = Lab::new().await;
+    let networks = lab.networks().await;
+    let web = networks.setup(&pod("web"), &[]).await.unwrap();
+    let _server = serve(&web.namespace, "web", "tcp", 80);
+    let net = NamespaceNet::new(lab.namespace.clone());
+    let mut answer = String::new();
+    net.connect(&format!("{}:80", ip(&web))).await.unwrap().read_to_string(&mut answer).await.unwrap();
+    assert_eq!(answer, "web 10.42.0.1");
+    let refused = net.connect(&format!("{}:81", ip(&web))).await.err().unwrap();
+    assert!(
+        refused.to_string().contains(":81") && refused.kind() == std::io::ErrorKind::ConnectionRefused,
+        "{refused}"
+    );
+    // A listener on the node's address, as the API has one for pods.
+    let listener = net.listen("192.0.2.10:6443").await.unwrap();
+    let accepted = tokio::spawn(async move { listener.accept().await.unwrap().1 });
+    let said = tokio::task::spawn_blocking(move || ask(&web.namespace, "tcp", "192.0.2.10", 6443));
+    assert!(accepted.await.unwrap().starts_with("10.42.0.2:"));
+    assert_eq!(said.await.unwrap(), "", "closed without a word");
+    assert!(net.listen("203.0.113.1:1").await.is_err(), "not the node's address");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_pods_come_and_go_at_once() {
+    if cannot_run() {
+        return;
+    }
+    let lab = Lab::new().await;
+    let networks = lab.networks().await;
+    let names: Vec<_> = (0..40).map(|n| pod(&format!("p{n}"))).collect();
+    let start = Instant::now();
+    let made = join_all(names.iter().map(|pod| networks.setup(pod, &[]))).await;
+    let together = start.elapsed() / 40;
+    let addresses: BTreeSet<_> = made.into_iter().map(|network| network.unwrap().ips).collect();
+    assert_eq!(addresses.len(), 40);
+    assert!(networks.adopted().await.unwrap().iter().all(|adopted| adopted.intact));
+    let start = Instant::now();
+    networks.setup(&pod("alone"), &[]).await.unwrap();
+    let alone = start.elapsed();
+    let start = Instant::now();
+    for result in join_all(names.iter().map(|pod| networks.teardown(&pod.uid))).await {
+        result.unwrap();
+    }
+    println!("setup alone {alone:?}, each of 40 together {together:?}; teardown each {:?}", start.elapsed() / 40);
+    assert_eq!(networks.adopted().await.unwrap().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

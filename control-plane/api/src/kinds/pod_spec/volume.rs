@@ -75,11 +75,9 @@ fn one_source(errors: &mut Errors, kind: &str, source: &Value, path: &Path) {
         check::required(errors, &path.child(key), &source[*key]);
     }
     match kind {
-        "emptyDir" => {
-            if Quantity::parse(text(&source["sizeLimit"])).is_ok_and(|limit| limit.sign() < 0) {
-                let why = "SizeLimit field must be a valid resource quantity";
-                errors.push(FieldError::forbidden(&path.child("sizeLimit"), why));
-            }
+        "emptyDir" if Quantity::parse(text(&source["sizeLimit"])).is_ok_and(|limit| limit.sign() < 0) => {
+            let why = "SizeLimit field must be a valid resource quantity";
+            errors.push(FieldError::forbidden(&path.child("sizeLimit"), why));
         }
         "hostPath" => {
             check::required(errors, &path.child("path"), &source["path"]);
@@ -245,6 +243,7 @@ pub(in crate::kinds) fn claim_spec(errors: &mut Errors, spec: &Value, path: &Pat
         Some(storage) => {
             resources::amount(errors, "storage", storage, &at);
             if Quantity::parse(text(storage)).is_ok_and(|storage| storage.is_zero()) {
+                let at = path.child("resources").key("storage");
                 errors.push(FieldError::invalid(&at, text(storage), "must be greater than zero"));
             }
         }

@@ -1,0 +1,315 @@
+//! ResourceQuota: what a namespace may hold, charged when something is created.
+//! (`k8s.io/apiserver/pkg/admission/plugin/resourcequota`, `pkg/quota/v1/evaluator`.)
+//!
+//! The charge is a write to the quota's status that only succeeds on the state it was computed from; whoever loses
+//! that race computes again. So two creations never share the last place. A creation that fails afterwards gives
+//! back what it took. What is deleted is given back by the controller that recounts.
+
+use std::sync::Arc;
+
+use kedge_store::{Entry, Expect, ResourceId};
+use serde_json::{Value, json};
+
+use super::Charged;
+use crate::api::Api;
+use crate::error::ApiError;
+use crate::kinds::pod::resources::{self, Amounts, amounts};
+use crate::object;
+use crate::rest::{Call, save, with_kind};
+
+/// A quota changed under us this often is very busy.
+const ATTEMPTS_MAX: usize = 16;
+
+/// Charges a creation, or the growth by an update, to every quota of the namespace that it counts for.
+pub(super) async fn charge(call: &Call<'_>, new: &Value, old: Option<&Value>) -> Result<Charged, ApiError> {
+    let mut charged = Charged::default();
+    if !call.kind.resource.namespaced || &*call.kind.resource.kind == "Event" {
+        return Ok(charged);
+    }
+    let growth = growth(call, new, old);
+    if growth.values().all(|amount| amount.sign() <= 0) {
+        return Ok(charged);
+    }
+    let quotas = ResourceId::new("", "resourcequotas");
+    let page = call.api.store().list(&quotas, Some(&call.path.namespace), None, None, usize::MAX, |_| true);
+    for entry in page.map(|page| page.entries).unwrap_or_default() {
+        if let Err(error) = charge_one(call, entry, new, &growth, &mut charged).await {
+            charged.give_back(call.api).await;
+            return Err(error);
+        }
+    }
+    Ok(charged)
+}
+
+async fn charge_one(
+    call: &Call<'_>,
+    entry: Arc<Entry>,
+    new: &Value,
+    growth: &Amounts,
+    charged: &mut Charged,
+) -> Result<(), ApiError> {
+    let Some(kind) = call.registry.find("", "v1", "resourcequotas") else { return Ok(()) };
+    let key = entry.key.clone();
+    let mut entry = entry;
+    for _ in 0..ATTEMPTS_MAX {
+        let mut quota = object::decode(&entry.bytes);
+        let Some(taken) = take(&mut quota, call, new, growth)
+            .map_err(|why| ApiError::forbidden(&call.path.group, &call.path.resource, object::name(new), &why))?
+        else {
+            return Ok(());
+        };
+        let on_quota = with_kind(call, kind);
+        if save::write(&on_quota, &quota, Expect::Revision(entry.revision)).await.is_ok() {
+            charged.taken.push((key, taken));
+            return Ok(());
+        }
+        match call.api.store().get(&kind.collection, &key) {
+            Some(newer) => entry = newer,
+            None => return Ok(()),
+        }
+    }
+    Err(ApiError::conflict("", "resourcequotas", &key.name, "the quota is changing too fast; try again"))
+}
+
+/// Adds what the quota counts to what it has used; none when it counts nothing of it; or why there is no room.
+fn take(quota: &mut Value, call: &Call<'_>, new: &Value, growth: &Amounts) -> Result<Option<Amounts>, String> {
+    if !in_scope(&quota["spec"], &call.kind.resource.kind, new) {
+        return Ok(None);
+    }
+    let hard = amounts(&quota["spec"]["hard"]);
+    let mut used = amounts(&quota["status"]["used"]);
+    let taken: Amounts =
+        growth.iter().filter(|(name, _)| hard.contains_key(*name)).map(|(n, a)| (n.clone(), a.clone())).collect();
+    if taken.is_empty() {
+        return Ok(None);
+    }
+    let missing: Vec<&str> = unstated(&hard, &call.kind.resource.kind, new, growth);
+    if !missing.is_empty() {
+        return Err(format!("failed quota: {}: must specify {}", object::name(quota), missing.join(",")));
+    }
+    let before = used.clone();
+    resources::add(&mut used, &taken);
+    let over: Vec<&String> = taken.keys().filter(|name| used[*name] > hard[*name] && taken[*name].sign() > 0).collect();
+    if !over.is_empty() {
+        let shown = |list: &dyn Fn(&str) -> String| {
+            over.iter().map(|name| format!("{name}={}", list(name))).collect::<Vec<_>>().join(",")
+        };
+        return Err(format!(
+            "exceeded quota: {}, requested: {}, used: {}, limited: {}",
+            object::name(quota),
+            shown(&|name| taken[name].to_string()),
+            shown(&|name| before.get(name).map_or("0".to_owned(), ToString::to_string)),
+            shown(&|name| hard[name].to_string())
+        ));
+    }
+    put_used(quota, &used);
+    Ok(Some(taken))
+}
+
+/// A quota on cpu or memory makes every pod say how much it wants.
+fn unstated<'a>(hard: &'a Amounts, kind: &str, new: &Value, growth: &Amounts) -> Vec<&'a str> {
+    const STATED: &[&str] = &["cpu", "memory", "requests.cpu", "requests.memory", "limits.cpu", "limits.memory"];
+    if kind != "Pod" || !new["spec"].is_object() {
+        return Vec::new();
+    }
+    hard.keys().map(String::as_str).filter(|name| STATED.contains(name) && !growth.contains_key(*name)).collect()
+}
+
+fn put_used(quota: &mut Value, used: &Amounts) {
+    let used: serde_json::Map<String, Value> =
+        used.iter().map(|(name, amount)| (name.clone(), amount.to_string().into())).collect();
+    let hard = quota["spec"]["hard"].clone();
+    let status = object::child(quota, "status");
+    status.entry("hard").or_insert(hard);
+    status.insert("used".into(), used.into());
+}
+
+/// What the quotas of the namespace must have room for.
+fn growth(call: &Call<'_>, new: &Value, old: Option<&Value>) -> Amounts {
+    let mut usage = usage(&call.kind.resource.group, &call.kind.resource.plural, &call.kind.resource.kind, new);
+    if let Some(old) = old {
+        let before = self::usage(&call.kind.resource.group, &call.kind.resource.plural, &call.kind.resource.kind, old);
+        for (name, amount) in before {
+            let now = usage.get(&name).map_or_else(|| amount.negated(), |now| now.sub(&amount));
+            usage.insert(name, now);
+        }
+        usage.retain(|_, amount| amount.sign() != 0);
+    }
+    usage
+}
+
+/// What one object counts for, by the names that quotas use.
+pub(crate) fn usage(group: &str, plural: &str, kind: &str, object: &Value) -> Amounts {
+    let mut counted: Vec<(String, String)> = Vec::new();
+    let mut count = |name: &str, amount: &str| counted.push((name.to_owned(), amount.to_owned()));
+    count(&if group.is_empty() { format!("count/{plural}") } else { format!("count/{plural}.{group}") }, "1");
+    let spec = &object["spec"];
+    match (group, kind) {
+        ("", "ConfigMap" | "Secret" | "ReplicationController" | "ResourceQuota") => count(plural, "1"),
+        ("", "Service") => {
+            count("services", "1");
+            let ports = object::items(spec, "ports").filter(|port| port["nodePort"].as_i64().unwrap_or(0) != 0).count();
+            match spec["type"].as_str().unwrap_or_default() {
+                "NodePort" => count("services.nodeports", &object::items(spec, "ports").count().to_string()),
+                "LoadBalancer" => {
+                    count("services.loadbalancers", "1");
+                    count("services.nodeports", &ports.to_string());
+                }
+                _ => {}
+            }
+        }
+        ("", "PersistentVolumeClaim") => {
+            count("persistentvolumeclaims", "1");
+            let storage = spec["resources"]["requests"]["storage"].as_str().unwrap_or("0");
+            count("requests.storage", storage);
+            if let Some(class) = spec["storageClassName"].as_str() {
+                count(&format!("{class}.storageclass.storage.k8s.io/persistentvolumeclaims"), "1");
+                count(&format!("{class}.storageclass.storage.k8s.io/requests.storage"), storage);
+            }
+        }
+        ("", "Pod") => return pod_usage(object),
+        _ => {}
+    }
+    amounts(
+        &counted
+            .into_iter()
+            .map(|(name, amount)| (name, Value::from(amount)))
+            .collect::<serde_json::Map<_, _>>()
+            .into(),
+    )
+}
+
+/// A pod counts until it has finished.
+fn pod_usage(pod: &Value) -> Amounts {
+    let mut usage = amounts(&json!({"count/pods": "1"}));
+    if matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed")) {
+        return usage;
+    }
+    usage.extend(amounts(&json!({"pods": "1"})));
+    for (name, amount) in resources::requests(&pod["spec"]) {
+        usage.insert(format!("requests.{name}"), amount.clone());
+        if matches!(&*name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-") {
+            usage.insert(name, amount);
+        }
+    }
+    for (name, amount) in resources::limits(&pod["spec"]) {
+        usage.insert(format!("limits.{name}"), amount);
+    }
+    usage
+}
+
+/// Whether the quota counts objects like this one.
+fn in_scope(spec: &Value, kind: &str, new: &Value) -> bool {
+    let named = object::items(spec, "scopes").map(|scope| json!({"scopeName": scope, "operator": "Exists"}));
+    let mut all = named.chain(object::items(&spec["scopeSelector"], "matchExpressions").cloned());
+    all.all(|term| kind == "Pod" && is_in(&term, &new["spec"]))
+}
+
+fn is_in(term: &Value, pod: &Value) -> bool {
+    let best_effort = resources::quality_of_service(pod) == "BestEffort";
+    let terminating = pod["activeDeadlineSeconds"].as_i64().is_some_and(|seconds| seconds >= 0);
+    let class = pod["priorityClassName"].as_str().unwrap_or_default();
+    let other_namespaces = |side: &str, list: &str| {
+        object::items(&pod["affinity"][side], list).any(|term| {
+            let term = if term["podAffinityTerm"].is_object() { &term["podAffinityTerm"] } else { term };
+            object::items(term, "namespaces").next().is_some() || !term["namespaceSelector"].is_null()
+        })
+    };
+    match term["scopeName"].as_str().unwrap_or_default() {
+        "BestEffort" => best_effort,
+        "NotBestEffort" => !best_effort,
+        "Terminating" => terminating,
+        "NotTerminating" => !terminating,
+        "CrossNamespacePodAffinity" => ["podAffinity", "podAntiAffinity"].iter().any(|side| {
+            other_namespaces(side, "requiredDuringSchedulingIgnoredDuringExecution")
+                || other_namespaces(side, "preferredDuringSchedulingIgnoredDuringExecution")
+        }),
+        "PriorityClass" => match term["operator"].as_str().unwrap_or_default() {
+            "In" => object::items(term, "values").any(|value| value == class),
+            "NotIn" => !object::items(term, "values").any(|value| value == class),
+            "Exists" => !class.is_empty(),
+            "DoesNotExist" => class.is_empty(),
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
+/// Gives back what a creation took that did not happen.
+pub(super) async fn give_back(api: &Api, charged: Charged) {
+    let collection = ResourceId::new("", "resourcequotas");
+    for (key, taken) in charged.taken {
+        for _ in 0..ATTEMPTS_MAX {
+            let Some(entry) = api.store().get(&collection, &key) else { break };
+            let mut quota = object::decode(&entry.bytes);
+            let mut used = amounts(&quota["status"]["used"]);
+            resources::add(&mut used, &taken.iter().map(|(name, amount)| (name.clone(), amount.negated())).collect());
+            put_used(&mut quota, &used);
+            let write = kedge_store::Write {
+                resource: collection.clone(),
+                key: key.clone(),
+                expect: Expect::Revision(entry.revision),
+                action: kedge_store::Action::Put(object::encode(&quota, entry.facets.clone())),
+                durability: kedge_store::Durability::Durable,
+            };
+            match api.store().write(write).await {
+                Ok(_) => break,
+                Err(kedge_store::StoreError::Refused(_)) => {}
+                Err(error) => {
+                    tracing::warn!(%error, quota = %key.name, "what a failed creation took stays until the next recount");
+                    break;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_objects_count_for() {
+        let check = |group: &str, plural: &str, kind: &str, object: Value, expected: &[(&str, &str)]| {
+            let found = usage(group, plural, kind, &object);
+            let found: Vec<(&str, String)> = found.iter().map(|(n, a)| (&**n, a.to_string())).collect();
+            let expected: Vec<(&str, String)> = expected.iter().map(|(n, a)| (*n, (*a).to_owned())).collect();
+            assert_eq!(found, expected, "{object}");
+        };
+        check("apps", "deployments", "Deployment", json!({}), &[("count/deployments.apps", "1")]);
+        check("", "secrets", "Secret", json!({}), &[("count/secrets", "1"), ("secrets", "1")]);
+        let service = json!({"spec": {"type": "NodePort", "ports": [{}, {}]}});
+        check(
+            "",
+            "services",
+            "Service",
+            service,
+            &[("count/services", "1"), ("services", "1"), ("services.nodeports", "2")],
+        );
+        let pod = json!({"spec": {"containers": [{"resources": {"requests": {"cpu": "1"}, "limits": {"cpu": "2"}}}]}});
+        check(
+            "",
+            "pods",
+            "Pod",
+            pod,
+            &[("count/pods", "1"), ("cpu", "1"), ("limits.cpu", "2"), ("pods", "1"), ("requests.cpu", "1")],
+        );
+        check("", "pods", "Pod", json!({"status": {"phase": "Failed"}}), &[("count/pods", "1")]);
+    }
+
+    #[test]
+    fn scopes() {
+        let check = |spec: Value, pod: Value, expected: bool| {
+            assert_eq!(in_scope(&spec, "Pod", &json!({"spec": pod})), expected, "{spec}")
+        };
+        let plain = json!({"containers": [{}]});
+        check(json!({}), plain.clone(), true);
+        check(json!({"scopes": ["BestEffort"]}), plain.clone(), true);
+        check(json!({"scopes": ["NotBestEffort"]}), plain.clone(), false);
+        check(json!({"scopes": ["Terminating"]}), plain.clone(), false);
+        let high = json!({"scopeSelector": {"matchExpressions": [{"scopeName": "PriorityClass", "operator": "In", "values": ["high"]}]}});
+        check(high.clone(), plain, false);
+        check(high.clone(), json!({"priorityClassName": "high"}), true);
+        assert!(!in_scope(&high, "Service", &json!({})));
+    }
+}

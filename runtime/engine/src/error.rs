@@ -1,0 +1,76 @@
+//! Everything the engine refuses, each variant named after the step that failed.
+
+use std::path::PathBuf;
+
+/// Why a model could not be opened or run.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A file of the model could not be read at all.
+    #[error("reading {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file was read, and one field of it is missing, malformed or not supported.
+    #[error("{}: {field}: {reason}", path.display())]
+    Field {
+        /// The file.
+        path: PathBuf,
+        /// The field, as a dotted path.
+        field: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The weights file is not a sound safetensors file as a whole.
+    #[error("{}: {reason}", path.display())]
+    Weights {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// One tensor is missing, has the wrong shape, or lies about where its bytes are.
+    #[error("{}: tensor {tensor}: {reason}", path.display())]
+    Tensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A text could not be turned into tokens.
+    #[error("tokenizing text {index}: {reason}")]
+    Tokenize {
+        /// Which of the texts given.
+        index: usize,
+        /// What the tokenizer said.
+        reason: String,
+    },
+    /// Token ids were given that this model cannot take.
+    #[error("tokens of input {index}: {reason}")]
+    Tokens {
+        /// Which of the inputs given.
+        index: usize,
+        /// What is wrong with them.
+        reason: String,
+    },
+    /// A plan and its inputs do not belong together.
+    #[error("running a plan for {expected}: got {actual}")]
+    Shape {
+        /// What the plan was made for.
+        expected: String,
+        /// What came.
+        actual: String,
+    },
+    /// The threads of the CPU backend could not be started.
+    #[error("starting worker thread {index}: {source}")]
+    Threads {
+        /// Which thread.
+        index: usize,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}

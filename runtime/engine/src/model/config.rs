@@ -1,0 +1,224 @@
+//! The small JSON files beside the weights: `config.json`, `sentence_bert_config.json`, `modules.json` and
+//! `1_Pooling/config.json`, as transformers and sentence-transformers write them.
+//!
+//! What must hold: a setting that would change the numbers and is not supported is refused, never passed over.
+
+#![allow(clippy::disallowed_methods, reason = "this file is the shell that reads a model directory; the engine has no simulated disk")]
+
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::EngineError;
+
+/// No settings file is larger than this; a larger one is refused unread.
+const SETTINGS_BYTES_MAX: u64 = 64 << 20;
+
+/// How the vectors of the tokens become the one of the text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// The mean over the tokens that are not padding.
+    Mean,
+    /// The vector of the first token.
+    Cls,
+    /// For each dimension the largest over the tokens that are not padding.
+    Max,
+}
+
+/// The shape of an encoder and what surrounds it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EncoderConfig {
+    /// Width of a token's vector.
+    pub hidden: usize,
+    /// Number of layers.
+    pub layers: usize,
+    /// Attention heads in a layer.
+    pub heads: usize,
+    /// Width inside the feed-forward part.
+    pub intermediate: usize,
+    /// Number of token ids.
+    pub vocabulary: usize,
+    /// Longest sequence the position table knows.
+    pub positions: usize,
+    /// Number of token types (segments).
+    pub types: usize,
+    /// Added to the variance in layer norm.
+    pub epsilon: f64,
+    /// How a text's vector comes out of its tokens'.
+    pub pooling: Pooling,
+    /// Whether the vector is scaled to length one.
+    pub normalize: bool,
+    /// Longest sequence, the special tokens included; what is over it is cut off.
+    pub sequence_max: usize,
+}
+
+impl EncoderConfig {
+    /// Reads the settings of the model in `directory`.
+    pub fn read(directory: &Path) -> Result<Self, EngineError> {
+        let path = directory.join("config.json");
+        let file = Fields { json: read_json(&path)?, path };
+        file.must_be("model_type", &["bert"])?;
+        file.must_be("hidden_act", &["gelu"])?;
+        file.must_be_or_absent("position_embedding_type", &["absolute"])?;
+        let (pooling, normalize) = read_modules(directory)?;
+        let positions = file.number("max_position_embeddings")?;
+        let config = Self {
+            hidden: file.number("hidden_size")?,
+            layers: file.number("num_hidden_layers")?,
+            heads: file.number("num_attention_heads")?,
+            intermediate: file.number("intermediate_size")?,
+            vocabulary: file.number("vocab_size")?,
+            positions,
+            types: file.number("type_vocab_size")?,
+            epsilon: file.positive("layer_norm_eps")?,
+            pooling,
+            normalize,
+            sequence_max: read_sequence_max(directory)?.unwrap_or(positions).min(positions),
+        };
+        if config.hidden % config.heads != 0 {
+            return Err(file.wrong("num_attention_heads", format!("{} does not divide hidden_size {}", config.heads, config.hidden)));
+        }
+        Ok(config)
+    }
+}
+
+/// Pooling and normalisation from `modules.json`. A bare transformers model has none: it is pooled by mean,
+/// as sentence-transformers does when it meets one.
+fn read_modules(directory: &Path) -> Result<(Pooling, bool), EngineError> {
+    let path = directory.join("modules.json");
+    if !path.exists() {
+        return Ok((Pooling::Mean, false));
+    }
+    let modules: Vec<Value> = read_json(&path)?;
+    let (mut pooling, mut normalize) = (None, false);
+    for (index, module) in modules.iter().enumerate() {
+        let kind = module["type"].as_str().unwrap_or_default();
+        match kind.rsplit('.').next().unwrap_or_default() {
+            "Transformer" => {}
+            "Pooling" => pooling = Some(read_pooling(&directory.join(module["path"].as_str().unwrap_or("1_Pooling")).join("config.json"))?),
+            "Normalize" => normalize = true,
+            _ => {
+                return Err(EngineError::Field { path, field: format!("[{index}].type"), reason: format!("{kind:?} is not supported; Transformer, Pooling and Normalize are") });
+            }
+        }
+    }
+    let pooling = pooling.ok_or_else(|| EngineError::Field { path, field: "[].type".into(), reason: "no Pooling module: one vector for each text needs one".into() })?;
+    Ok((pooling, normalize))
+}
+
+fn read_pooling(path: &Path) -> Result<Pooling, EngineError> {
+    let file = Fields { json: read_json(path)?, path: path.to_owned() };
+    let known = [("pooling_mode_cls_token", Pooling::Cls), ("pooling_mode_mean_tokens", Pooling::Mean), ("pooling_mode_max_tokens", Pooling::Max)];
+    let mut chosen = None;
+    for (field, on) in file.json.as_object().into_iter().flatten() {
+        if !field.starts_with("pooling_mode_") || on != &Value::Bool(true) {
+            continue;
+        }
+        let pooling = known.iter().find(|(name, _)| name == field).map(|(_, pooling)| *pooling);
+        let pooling = pooling.ok_or_else(|| file.wrong(field, "is not supported; cls_token, mean_tokens and max_tokens are"))?;
+        if chosen.replace(pooling).is_some() {
+            return Err(file.wrong(field, "a second pooling mode is on; joined poolings are not supported"));
+        }
+    }
+    chosen.ok_or_else(|| file.wrong("pooling_mode_mean_tokens", "no pooling mode is on"))
+}
+
+fn read_sequence_max(directory: &Path) -> Result<Option<usize>, EngineError> {
+    let path = directory.join("sentence_bert_config.json");
+    if !path.exists() {
+        return Ok(None);
+    }
+    let file = Fields { json: read_json(&path)?, path };
+    if file.json["max_seq_length"].is_null() {
+        return Ok(None);
+    }
+    let length = file.number("max_seq_length")?;
+    if length < 3 {
+        return Err(file.wrong("max_seq_length", format!("{length} leaves no room for a token between the special ones")));
+    }
+    Ok(Some(length))
+}
+
+/// Reads one settings file; the error says which.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, EngineError> {
+    let read = |source| EngineError::Read { path: path.to_owned(), source };
+    let length = std::fs::metadata(path).map_err(read)?.len();
+    if length > SETTINGS_BYTES_MAX {
+        return Err(EngineError::Field { path: path.to_owned(), field: "(file)".into(), reason: format!("{length} bytes; at most {SETTINGS_BYTES_MAX} are read") });
+    }
+    let bytes = std::fs::read(path).map_err(read)?;
+    serde_json::from_slice(&bytes).map_err(|error| EngineError::Field { path: path.to_owned(), field: "(file)".into(), reason: error.to_string() })
+}
+
+/// A JSON object and the file it came from, so that every complaint names both.
+struct Fields {
+    json: Value,
+    path: PathBuf,
+}
+
+impl Fields {
+    fn wrong(&self, field: &str, reason: impl Into<String>) -> EngineError {
+        EngineError::Field { path: self.path.clone(), field: field.into(), reason: reason.into() }
+    }
+
+    /// A count between 1 and a bound far above every real model, so that products of two cannot overflow.
+    fn number(&self, field: &str) -> Result<usize, EngineError> {
+        let value = self.json[field].as_u64().ok_or_else(|| self.wrong(field, format!("must be a whole number, is {}", self.json[field])))?;
+        if value == 0 || value > 1 << 24 {
+            return Err(self.wrong(field, format!("{value} is not between 1 and {}", 1 << 24)));
+        }
+        Ok(value as usize)
+    }
+
+    fn positive(&self, field: &str) -> Result<f64, EngineError> {
+        let value = self.json[field].as_f64().filter(|value| *value > 0.0);
+        value.ok_or_else(|| self.wrong(field, format!("must be a number above zero, is {}", self.json[field])))
+    }
+
+    fn must_be(&self, field: &str, allowed: &[&str]) -> Result<(), EngineError> {
+        match self.json[field].as_str() {
+            Some(value) if allowed.contains(&value) => Ok(()),
+            _ => Err(self.wrong(field, format!("{} is not supported; {} is", self.json[field], allowed.join(" or ")))),
+        }
+    }
+
+    fn must_be_or_absent(&self, field: &str, allowed: &[&str]) -> Result<(), EngineError> {
+        if self.json[field].is_null() { Ok(()) } else { self.must_be(field, allowed) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(config: &str, pooling: &str, expected: &str) {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("1_Pooling")).unwrap();
+        std::fs::write(directory.path().join("config.json"), config).unwrap();
+        std::fs::write(directory.path().join("modules.json"), r#"[{"type":"sentence_transformers.models.Transformer","path":""},{"type":"sentence_transformers.models.Pooling","path":"1_Pooling"}]"#).unwrap();
+        std::fs::write(directory.path().join("1_Pooling/config.json"), pooling).unwrap();
+        let said = match EncoderConfig::read(directory.path()) {
+            Ok(config) => format!("{:?} {}", config.pooling, config.sequence_max),
+            Err(error) => error.to_string(),
+        };
+        assert!(said.contains(expected), "{said:?} does not say {expected:?}");
+    }
+
+    const GOOD: &str = r#"{"model_type":"bert","hidden_act":"gelu","hidden_size":8,"num_hidden_layers":1,"num_attention_heads":2,"intermediate_size":16,"vocab_size":9,"max_position_embeddings":12,"type_vocab_size":2,"layer_norm_eps":1e-12}"#;
+
+    #[test]
+    fn settings_are_taken_or_refused_by_name() {
+        let mean = r#"{"pooling_mode_mean_tokens":true}"#;
+        check(GOOD, mean, "Mean 12");
+        check(GOOD, r#"{"pooling_mode_cls_token":true,"pooling_mode_mean_tokens":false}"#, "Cls 12");
+        check(GOOD, r#"{"pooling_mode_cls_token":true,"pooling_mode_max_tokens":true}"#, "joined poolings");
+        check(GOOD, r#"{"pooling_mode_lasttoken":true}"#, "1_Pooling/config.json: pooling_mode_lasttoken");
+        check(&GOOD.replace("\"gelu\"", "\"relu\""), mean, "config.json: hidden_act: \"relu\" is not supported");
+        check(&GOOD.replace("\"bert\"", "\"llama\""), mean, "config.json: model_type");
+        check(&GOOD.replace("heads\":2", "heads\":3"), mean, "num_attention_heads: 3 does not divide");
+        check(&GOOD.replace("\"vocab_size\":9", "\"vocab_size\":-9"), mean, "vocab_size: must be a whole number, is -9");
+        check(&GOOD.replace("1e-12", "0"), mean, "layer_norm_eps");
+        check("{", mean, "config.json: (file)");
+    }
+}

@@ -1,0 +1,10 @@
+//! A model on disk: what its files say, checked before anything is computed with it.
+//!
+//! What must hold: no allocation is larger than the file that asked for it, but for the widening of 16-bit weights.
+
+pub mod config;
+pub mod safetensors;
+pub mod weights;
+
+pub use config::{EncoderConfig, Pooling};
+pub use weights::EncoderWeights;
