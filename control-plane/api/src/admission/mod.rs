@@ -32,8 +32,6 @@ pub(crate) struct Attempt<'a, 'c> {
     /// None for a creation.
     pub(crate) old: Option<&'a Value>,
     pub(crate) part: Part,
-    /// Nothing outside the object may change either.
-    pub(crate) dry_run: bool,
     /// What stays reserved until the change is written or given up.
     pub(crate) held: Vec<Reservation>,
 }

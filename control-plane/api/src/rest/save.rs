@@ -82,7 +82,7 @@ pub(crate) async fn create(call: &Call<'_>, mut new: Value, ownership: Ownership
     }
     complete(call, &mut new);
     let dry_run = call.dry_run()?;
-    let mut attempt = Attempt { call, new: &mut new, old: None, part: Part::Main, dry_run, held: Vec::new() };
+    let mut attempt = Attempt { call, new: &mut new, old: None, part: Part::Main, held: Vec::new() };
     let _held = admission::mutate(&mut attempt)?;
     complete(call, &mut new);
     rules.finish_create(&mut new);
@@ -94,7 +94,7 @@ pub(crate) async fn create(call: &Call<'_>, mut new: Value, ownership: Ownership
     errors.extend(rules.validate(&new));
     errors.extend(rules.validate_create(&new));
     refuse_invalid(call, &new, &errors)?;
-    let attempt = Attempt { call, new: &mut new, old: None, part: Part::Main, dry_run, held: Vec::new() };
+    let attempt = Attempt { call, new: &mut new, old: None, part: Part::Main, held: Vec::new() };
     admission::validate(&attempt)?;
     if dry_run {
         let exists = call.api.store().get(&call.kind.collection, &object::key(&new)).is_some();
@@ -131,7 +131,7 @@ pub(crate) async fn replace(
     }
     complete(call, &mut new);
     let dry_run = call.dry_run()?;
-    let mut attempt = Attempt { call, new: &mut new, old: Some(old), part, dry_run, held: Vec::new() };
+    let mut attempt = Attempt { call, new: &mut new, old: Some(old), part, held: Vec::new() };
     let _held = admission::mutate(&mut attempt)?;
     complete(call, &mut new);
     if rules.has_generation() && part != Part::Status {
@@ -150,7 +150,7 @@ pub(crate) async fn replace(
     }
     errors.extend(rules.validate_update(&new, old));
     refuse_invalid(call, &new, &errors)?;
-    let attempt = Attempt { call, new: &mut new, old: Some(old), part, dry_run, held: Vec::new() };
+    let attempt = Attempt { call, new: &mut new, old: Some(old), part, held: Vec::new() };
     admission::validate(&attempt)?;
     if dry_run {
         return Ok(Saved::Shown(new));
