@@ -6,7 +6,7 @@
 //!
 //! Pure, with the tests beside them: [`cidr`], [`addresses`], [`pods::rules`], [`services`] (which endpoints a Service
 //! port uses, the rules this means, the difference between two sets of rules), [`dns`] (zone and answer).
-//! Shells: [`namespace`], [`links`] (netlink), [`nft`], [`pods`] (one pod's network from lease to address),
+//! Shells: [`namespace`], [`NamespaceNet`] (streams inside it), [`links`] (netlink), [`nft`], [`pods`] (one pod's network from lease to address),
 //! [`services::proxy`], [`dns::server`].
 //!
 //! [`NodeNetwork`] puts them together; [`PodNetworks::setup`] and [`PodNetworks::teardown`] are what a node's agent
