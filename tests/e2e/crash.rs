@@ -23,7 +23,7 @@ fn nothing_acknowledged_is_lost_when_the_server_is_killed() {
 }
 
 fn run(engine: &str, kills: u64, random: &SimRandom) {
-    let mut server = Server::start(&["--datastore", engine]);
+    let mut server = Server::start(&["--disable-agent", "--datastore", engine]);
     let kubeconfig = std::fs::read(server.kubeconfig()).unwrap();
     let mut told: BTreeMap<String, u64> = BTreeMap::new();
     let mut newest = 0;

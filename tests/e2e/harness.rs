@@ -36,10 +36,24 @@ impl Server {
 
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kedge"));
-        command.arg("server").arg("--data-dir").arg(self.folder.path().join("data"));
+        command.arg("server").args(self.folders());
         command.arg("--https-listen-port").arg(self.port.to_string());
         command.arg("--write-kubeconfig").arg(self.kubeconfig()).args(&self.flags);
         command
+    }
+
+    /// The flags that name this server's folders.
+    pub(crate) fn folders(&self) -> [std::ffi::OsString; 4] {
+        let path = |name: &str| self.folder.path().join(name).into_os_string();
+        ["--data-dir".into(), path("data"), "--run-dir".into(), path("run")]
+    }
+
+    /// Runs another verb on this server's folders; its output, which must be that of a success.
+    pub(crate) fn kedge(&self, arguments: &[&str]) -> String {
+        let output = Command::new(env!("CARGO_BIN_EXE_kedge")).args(arguments).args(self.folders()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "kedge {arguments:?}:\n{text}");
+        text
     }
 
     pub(crate) fn kubeconfig(&self) -> PathBuf {

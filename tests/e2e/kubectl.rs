@@ -4,7 +4,7 @@ use crate::harness::{Server, assert_has, eventually};
 
 #[test]
 fn everyday_commands() {
-    let server = Server::start(&[]);
+    let server = Server::start(&["--disable-agent"]);
     let k = |arguments: &str| server.kubectl(arguments);
     for namespace in ["default", "kube-system", "kube-public", "kube-node-lease"] {
         assert_has(&k("get namespaces"), namespace);
@@ -30,7 +30,7 @@ fn everyday_commands() {
 
 #[test]
 fn a_deployment_makes_pods_and_takes_them_with_it() {
-    let server = Server::start(&[]);
+    let server = Server::start(&["--disable-agent"]);
     server.kubectl("create deployment web --image=example.test/web:1 --replicas=3");
     let pods = || server.kubectl("get pods -l app=web -o name").lines().count();
     let count = |wanted: usize| move |found: usize| if found == wanted { Ok(()) } else { Err(format!("{found} pods")) };
@@ -48,7 +48,7 @@ fn a_deployment_makes_pods_and_takes_them_with_it() {
 
 #[test]
 fn a_namespace_empties_and_goes() {
-    let server = Server::start(&[]);
+    let server = Server::start(&["--disable-agent"]);
     server.kubectl("create namespace team");
     eventually("the default account", || {
         let found = server.kubectl("-n team get serviceaccounts,configmaps -o name");
@@ -62,7 +62,7 @@ fn a_namespace_empties_and_goes() {
 
 #[test]
 fn apply_owns_fields_and_tells_conflicts() {
-    let server = Server::start(&[]);
+    let server = Server::start(&["--disable-agent"]);
     let manifest = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: shared\ndata:\n  a: one\n";
     let apply = |manager: &str, text: &str| {
         server.try_kubectl(&format!("apply --server-side --field-manager={manager} -f -"), text)
@@ -82,7 +82,7 @@ fn apply_owns_fields_and_tells_conflicts() {
 
 #[test]
 fn custom_resources_are_kinds_like_any_other() {
-    let server = Server::start(&[]);
+    let server = Server::start(&["--disable-agent"]);
     let definition = r#"
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition

@@ -36,13 +36,6 @@ pub(crate) struct ResourcePath {
     pub watch_prefix: bool,
 }
 
-impl ResourcePath {
-    /// `group/version`, or the bare version for core.
-    pub(crate) fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
-    }
-}
-
 /// Reads a path.
 pub(crate) fn parse_path(path: &str) -> Target {
     let raw: Vec<&str> = path.trim_matches('/').split('/').collect();

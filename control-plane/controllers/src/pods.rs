@@ -181,7 +181,7 @@ mod tests {
             }))
         };
         let mut pods =
-            vec![running("f", "True", "5"), running("e", "True", "0"), running("d", "False", "9"), pending, unassigned];
+            [running("f", "True", "5"), running("e", "True", "0"), running("d", "False", "9"), pending, unassigned];
         pods.sort_by(by_dispensability);
         assert_eq!(pods.iter().map(ResourceExt::name_any).collect::<Vec<_>>(), ["a", "b", "d", "e", "f"]);
     }

@@ -150,9 +150,19 @@ mod tests {
         let cordoned = node("b", "4", &json!({"spec": {"unschedulable": true}}));
         let labelled = node("c", "4", &json!({"metadata": {"labels": {"disk": "ssd"}}}));
         let tolerates = json!({"tolerations": [{"key": "k", "operator": "Exists"}], "nodeSelector": {"kubernetes.io/hostname": "a"}});
-        check(&[tainted.clone()], &[], json!({}), "0/1 nodes are available: 1 node(s) had untolerated taint(s).");
+        check(
+            std::slice::from_ref(&tainted),
+            &[],
+            json!({}),
+            "0/1 nodes are available: 1 node(s) had untolerated taint(s).",
+        );
         check(&[tainted.clone(), cordoned.clone()], &[], tolerates, "a");
-        check(&[cordoned.clone()], &[], json!({}), "0/1 nodes are available: 1 node(s) were unschedulable.");
+        check(
+            std::slice::from_ref(&cordoned),
+            &[],
+            json!({}),
+            "0/1 nodes are available: 1 node(s) were unschedulable.",
+        );
         check(&[tainted, cordoned, labelled], &[], json!({"nodeSelector": {"disk": "ssd"}}), "c");
     }
 

@@ -46,7 +46,7 @@ fn rank(pod: &PodView) -> Rank {
 impl Queue {
     /// Puts a pod in, or takes in its change: a pod whose spec changed may fit now.
     pub fn put(&mut self, pod: PodView) {
-        self.remove(&pod.key.clone());
+        self.remove(&pod.key);
         self.active.insert(rank(&pod), (pod, 0));
     }
 

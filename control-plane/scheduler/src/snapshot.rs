@@ -154,7 +154,7 @@ impl NodeView {
     }
 
     fn add(&mut self, pod: PodView) {
-        self.remove(&pod.key.clone());
+        self.remove(&pod.key);
         self.requested.combine(&pod.requests, |a, b| a + b);
         self.scored.combine(&pod.scored, |a, b| a + b);
         self.pods.insert(pod.key.clone(), pod);
@@ -214,7 +214,7 @@ impl Snapshot {
 
     /// Counts a pod on a node.
     pub fn place(&mut self, pod: PodView, node: &str) {
-        self.remove_pod(&pod.key.clone());
+        self.remove_pod(&pod.key);
         self.node_of.insert(pod.key.clone(), node.to_owned());
         match self.nodes.get_mut(node) {
             Some(view) => view.add(pod),

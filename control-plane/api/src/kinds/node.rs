@@ -5,10 +5,12 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
+use kedge_schema::field::{FieldError, Path};
+use kedge_schema::names;
 use serde_json::Value;
 
 use super::fill::{keep_spec, or_none, text};
-use super::{Column, Rules};
+use super::{Column, Rules, check, pod_spec};
 use crate::object;
 
 const ROLE_PREFIX: &str = "node-role.kubernetes.io/";
@@ -31,6 +33,32 @@ impl Rules for Node {
 
     fn prepare_status_update(&self, new: &mut Value, old: &Value) {
         keep_spec(new, old);
+    }
+
+    fn validate(&self, node: &Value) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        taints(&mut errors, &node["spec"], &Path::new("spec").child("taints"));
+        for (index, range) in object::items(&node["spec"], "podCIDRs").enumerate() {
+            if check::cidr(text(range)).is_none() {
+                let why = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
+                errors.push(FieldError::invalid(&Path::new("spec").child("podCIDRs").index(index), text(range), why));
+            }
+        }
+        errors
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        let (is, was, path) = (&new["spec"], &old["spec"], Path::new("spec"));
+        let mut errors = Vec::new();
+        if was["podCIDRs"].is_array() && is["podCIDRs"] != was["podCIDRs"] {
+            let why = "node updates may not change podCIDR except from \"\" to valid";
+            errors.push(FieldError::forbidden(&path.child("podCIDRs"), why));
+        }
+        if !text(&was["providerID"]).is_empty() && is["providerID"] != was["providerID"] {
+            let why = "node updates may not change providerID except from \"\" to valid";
+            errors.push(FieldError::forbidden(&path.child("providerID"), why));
+        }
+        errors
     }
 
     fn selectable(&self) -> Cow<'_, [(Cow<'static, str>, &'static str)]> {
@@ -74,6 +102,30 @@ impl Rules for Node {
             kernel.into(),
             known("containerRuntimeVersion").into(),
         ]
+    }
+}
+
+/// `validateNodeTaints`: a key and an effect together are there once.
+fn taints(errors: &mut Vec<FieldError>, spec: &Value, at: &Path) {
+    let mut known = Vec::new();
+    for (index, taint) in object::items(spec, "taints").enumerate() {
+        let path = at.index(index);
+        let (key, value, effect) = (text(&taint["key"]), text(&taint["value"]), text(&taint["effect"]));
+        check::problems(errors, &path.child("key"), key, names::label_key(key));
+        let found = names::label_value(value);
+        if !found.is_empty() {
+            errors.push(FieldError::invalid(&path.child("value"), value, found.join(";")));
+        }
+        match effect {
+            "" => errors.push(FieldError::required(&path.child("effect"), "")),
+            effect => pod_spec::taint_effect(errors, effect, &path.child("effect")),
+        }
+        if known.contains(&(key, effect)) {
+            let mut error = FieldError::duplicate(&path, taint.clone());
+            error.detail = "taints must be unique by key and effect pair".into();
+            errors.push(error);
+        }
+        known.push((key, effect));
     }
 }
 

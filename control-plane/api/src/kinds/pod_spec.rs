@@ -25,6 +25,7 @@ mod volume;
 pub(super) use affinity::node_selector;
 pub(super) use container::image_is_trimmed;
 pub(super) use resources::{STANDARD, amount, resource_name};
+pub(super) use scheduling::taint_effect;
 pub(super) use volume::{access_modes, claim_spec};
 
 /// What the parts need to know of the whole.

@@ -51,7 +51,7 @@ pub(super) fn status(
     };
     set_condition(&mut conditions, "Available", value, reason, message, now);
     let next = progress(deployment, sets, &old, &status, &mut conditions, now);
-    let failure = sets.all().filter_map(|set| failure_of(set)).next();
+    let failure = sets.all().find_map(failure_of);
     match failure {
         Some((reason, message)) => set_condition(&mut conditions, "ReplicaFailure", "True", &reason, &message, now),
         None => conditions.retain(|condition| condition.type_ != "ReplicaFailure"),
