@@ -26,7 +26,8 @@ use crate::links::{End, Netlink, VethPlan, hardware_of};
 use crate::namespace::{is_pinned, pin, pinned_names, set_sysctl, unpin};
 use crate::node::loopback_up;
 use crate::services::TableFacts;
-use crate::{HostPort, Ipv4Cidr, Namespace, NetworkError, NodeKey, PodRef, nft};
+use crate::services::conntrack::{self, Doomed};
+use crate::{HostPort, Ipv4Cidr, Namespace, NetworkError, NodeKey, PodRef, Protocol, nft};
 use rules::{TablePlan, conflict};
 
 /// The link inside a pod.
@@ -127,6 +128,8 @@ impl PodNetworks {
         }
         if !host_ports.is_empty() {
             nft::apply(&self.settings.namespace, self.table.open_ports(address, host_ports)).await?;
+            let ports = udp(host_ports).map(|port| port.host_port).collect();
+            conntrack::forget(&self.settings.namespace, Doomed { ports, ..Doomed::default() }).await?;
         }
         Ok(network)
     }
@@ -141,6 +144,8 @@ impl PodNetworks {
         let ports = lease.map(|lease| lease.host_ports).unwrap_or_default();
         if !ports.is_empty() {
             nft::apply(&self.settings.namespace, self.table.close_ports(address, &ports)).await?;
+            let backends = udp(&ports).map(|port| (address, port.container_port)).collect();
+            conntrack::forget(&self.settings.namespace, Doomed { backends, ..Doomed::default() }).await?;
         }
         self.clear(&self.network(uid, address).namespace, address).await?;
         let mut state = self.state.lock();
@@ -361,6 +366,11 @@ fn read(leases: &Leases, mut addresses: AddressPlan) -> Result<State, NetworkErr
         }
     }
     Ok(State { addresses, by_pod })
+}
+
+/// Connections over UDP have no end of their own, so they are told of ports that open and close.
+fn udp(ports: &[HostPort]) -> impl Iterator<Item = &HostPort> {
+    ports.iter().filter(|port| port.protocol == Protocol::Udp)
 }
 
 /// A uid becomes a file name.

@@ -1,7 +1,7 @@
 //! Forgets UDP connections to backends that are gone, by way of ctnetlink.
 //!
-//! The kernel's list is read once, each translated connection whose answers would come from a lost backend is deleted
-//! by its own tuple. Reading and writing messages is pure; [`forget_udp`] is the shell around it.
+//! The kernel's list is read once, each connection that is meant is deleted by its own tuple. Reading and writing
+//! messages is pure; [`forget`] is the shell around it.
 //! Numbers: `linux/netfilter/nfnetlink.h`, `nfnetlink_conntrack.h`.
 
 use std::collections::BTreeSet;
@@ -12,7 +12,7 @@ use std::path::Path;
 use rtnetlink::sys::{Socket, SocketAddr};
 
 use super::endpoints::Backend;
-use crate::NetworkError;
+use crate::{Namespace, NetworkError};
 
 const NETLINK_NETFILTER: isize = 12;
 const GET: u16 = 0x0101;
@@ -28,8 +28,30 @@ const UDP: u8 = 17;
 /// Flags in an attribute's kind: nested, network order.
 const KIND_MASK: u16 = 0x3fff;
 
-/// Deletes every translated UDP connection that leads to one of `lost`, in the calling thread's namespace; how many.
-pub fn forget_udp(lost: &BTreeSet<Backend>) -> Result<usize, NetworkError> {
+/// Which UDP connections to forget.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Doomed {
+    /// Translated ones that lead here.
+    pub backends: BTreeSet<Backend>,
+    /// Ones to these ports that were not translated, because nothing was open when they began.
+    pub ports: BTreeSet<u16>,
+}
+
+/// Deletes what is meant inside `namespace`; how many there were.
+pub async fn forget(namespace: &Namespace, doomed: Doomed) -> Result<usize, NetworkError> {
+    if doomed == Doomed::default() {
+        return Ok(0);
+    }
+    let namespace = namespace.clone();
+    let task = tokio::task::spawn_blocking(move || namespace.run(|| forget_here(&doomed)));
+    let ended = |e| NetworkError::Invalid(format!("the task that forgets connections ended: {e}"));
+    let count = task.await.map_err(ended)???;
+    tracing::debug!(count, "forgot UDP connections");
+    Ok(count)
+}
+
+/// The same in the calling thread's namespace.
+fn forget_here(meant: &Doomed) -> Result<usize, NetworkError> {
     let fail = |e| NetworkError::kernel("list or delete connections through", Path::new("ctnetlink"), e);
     let mut socket = Socket::new(NETLINK_NETFILTER).map_err(fail)?;
     socket.bind_auto().map_err(fail)?;
@@ -42,7 +64,7 @@ pub fn forget_udp(lost: &BTreeSet<Backend>) -> Result<usize, NetworkError> {
             match kind {
                 DONE => break 'dump,
                 ERROR => return answer(body).map(|()| 0).map_err(fail),
-                _ => doomed.extend(leads_to(body, lost)),
+                _ => doomed.extend(tuple_of(body, meant)),
             }
         }
     }
@@ -94,14 +116,14 @@ fn answer(body: &[u8]) -> io::Result<()> {
     }
 }
 
-/// The original tuple, ready to be sent back, of a translated UDP connection to one of `lost`.
-fn leads_to(body: &[u8], lost: &BTreeSet<Backend>) -> Option<Vec<u8>> {
+/// The original tuple, ready to be sent back, of a UDP connection that is meant.
+fn tuple_of(body: &[u8], meant: &Doomed) -> Option<Vec<u8>> {
     let all = attributes(body.get(4..)?);
     let original = all.iter().find(|a| a.0 == TUPLE_ORIG)?;
-    let reply = tuple(all.iter().find(|a| a.0 == TUPLE_REPLY)?.1)?;
+    let (answers, _) = tuple(all.iter().find(|a| a.0 == TUPLE_REPLY)?.1)?;
     let (_, asked) = tuple(original.1)?;
-    let (from, _) = reply;
-    (lost.contains(&from) && asked != from).then(|| original.2.to_vec())
+    let meant = if asked == answers { meant.ports.contains(&asked.1) } else { meant.backends.contains(&answers) };
+    meant.then(|| original.2.to_vec())
 }
 
 /// Source and destination of a UDP tuple.
@@ -165,14 +187,18 @@ mod tests {
     fn only_translated_udp_connections_to_what_is_gone_are_meant() {
         let (service, gone, here) =
             ((Ipv4Addr::new(10, 43, 0, 1), 53), (Ipv4Addr::new(10, 42, 0, 2), 53), (Ipv4Addr::new(10, 42, 0, 3), 53));
-        let lost = BTreeSet::from([gone]);
-        let meant = |body: &[u8]| leads_to(body, &lost).is_some();
+        let lost = Doomed { backends: BTreeSet::from([gone]), ports: BTreeSet::from([5300]) };
+        let meant = |body: &[u8]| tuple_of(body, &lost).is_some();
+        let (opened, other) = ((Ipv4Addr::new(192, 0, 2, 1), 5300), (Ipv4Addr::new(192, 0, 2, 1), 5301));
+        assert!(meant(&connection(17, opened, opened)), "from before the port was open");
+        assert!(!meant(&connection(17, opened, here)), "already translated");
+        assert!(!meant(&connection(17, other, other)));
         assert!(meant(&connection(17, service, gone)));
         assert!(!meant(&connection(6, service, gone)), "TCP ends by itself");
         assert!(!meant(&connection(17, service, here)));
         assert!(!meant(&connection(17, gone, gone)), "asked directly, not through a Service");
         let body = connection(17, service, gone);
-        let sent_back = leads_to(&body, &lost).unwrap();
+        let sent_back = tuple_of(&body, &lost).unwrap();
         assert_eq!(tuple(attributes(&sent_back)[0].1).unwrap().1, service);
     }
 
@@ -182,7 +208,7 @@ mod tests {
             for (_, body) in messages(&bytes) {
                 let _ = answer(body);
             }
-            let _ = leads_to(&bytes, &BTreeSet::new());
+            let _ = tuple_of(&bytes, &Doomed::default());
         }
     }
 }

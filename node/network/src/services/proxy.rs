@@ -147,14 +147,8 @@ impl ServiceProxy {
     /// Connections to a UDP backend that is gone would be sent there for as long as the client keeps asking. Another
     /// Service's connections to the same backend are forgotten too, and find a backend anew.
     async fn forget(&mut self) -> Result<(), NetworkError> {
-        if self.lost.is_empty() {
-            return Ok(());
-        }
-        let (namespace, lost) = (self.namespace.clone(), self.lost.clone());
-        let task = tokio::task::spawn_blocking(move || namespace.run(|| conntrack::forget_udp(&lost)));
-        let ended = |e| NetworkError::Invalid(format!("the task that forgets connections ended: {e}"));
-        let count = task.await.map_err(ended)???;
-        tracing::debug!(count, "forgot UDP connections to backends that are gone");
+        let doomed = conntrack::Doomed { backends: self.lost.clone(), ..conntrack::Doomed::default() };
+        conntrack::forget(&self.namespace, doomed).await?;
         self.lost.clear();
         Ok(())
     }

@@ -8,7 +8,7 @@ use kedge_network::{HostPort, NamespaceNet, NetworkError, Protocol};
 use kedge_world::Net;
 use tokio::io::AsyncReadExt;
 
-use crate::lab::{Lab, ask, cannot_run, ip, pod, remove_all, run, serve, text};
+use crate::lab::{Lab, ask, ask_from, cannot_run, ip, pod, remove_all, run, serve, text};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pods_reach_each_other_and_a_restart_adopts_them() {
@@ -94,6 +94,28 @@ async fn streams_open_where_the_pods_are() {
     assert!(accepted.await.unwrap().starts_with("10.42.0.2:"));
     assert_eq!(said.await.unwrap(), "", "closed without a word");
     assert!(net.listen("203.0.113.1:1").await.is_err(), "not the node's address");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn udp_connections_follow_host_ports() {
+    if cannot_run() {
+        return;
+    }
+    let lab = Lab::new().await;
+    let networks = lab.networks().await;
+    let client = networks.setup(&pod("client"), &[]).await.unwrap();
+    let port = [HostPort { host_ip: None, protocol: Protocol::Udp, host_port: 5300, container_port: 53 }];
+    let says = || ask_from(&client.namespace, "192.0.2.10", 5300, 4053);
+    // The connection begins before the port is open, and is the same one all along.
+    assert_eq!(says(), "ConnectionRefusedError");
+    let one = networks.setup(&pod("one"), &port).await.unwrap();
+    let server = serve(&one.namespace, "one", "udp", 53);
+    assert_eq!(says(), format!("one {}", ip(&client)));
+    drop(server);
+    networks.teardown("uid-one").await.unwrap();
+    let two = networks.setup(&pod("two"), &port).await.unwrap();
+    let _server = serve(&two.namespace, "two", "udp", 53);
+    assert_eq!(says(), format!("two {}", ip(&client)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
