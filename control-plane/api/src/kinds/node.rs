@@ -37,7 +37,8 @@ impl Rules for Node {
 
     fn validate(&self, node: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
-        taints(&mut errors, &node["spec"], &Path::new("spec").child("taints"));
+        // Upstream tells of taints as if they were metadata.
+        taints(&mut errors, &node["spec"], &Path::new("metadata").child("taints"));
         for (index, range) in object::items(&node["spec"], "podCIDRs").enumerate() {
             if check::cidr(text(range)).is_none() {
                 let why = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
