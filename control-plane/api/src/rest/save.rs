@@ -81,14 +81,15 @@ pub(crate) async fn create(call: &Call<'_>, mut new: Value, ownership: Ownership
         object::metadata_mut(&mut new).insert("generation".into(), 1.into());
     }
     complete(call, &mut new);
+    // Before admission: what the server adds is nobody's, so that nobody takes it away by not sending it again.
+    if ownership == Ownership::Updated {
+        note_owners(call, None, &mut new, Part::Main)?;
+    }
     let dry_run = call.dry_run()?;
     let mut attempt = Attempt { call, new: &mut new, old: None, part: Part::Main, held: Vec::new() };
     let _held = admission::mutate(&mut attempt)?;
     complete(call, &mut new);
     rules.finish_create(&mut new);
-    if ownership == Ownership::Updated {
-        note_owners(call, None, &mut new, Part::Main)?;
-    }
     let mut errors = validation::metadata(&new, call.kind);
     errors.extend(call.kind.check_schema(&new, None));
     errors.extend(rules.validate(&new));
@@ -130,15 +131,15 @@ pub(crate) async fn replace(
         Part::Other(_) => {}
     }
     complete(call, &mut new);
+    if ownership == Ownership::Updated {
+        note_owners(call, Some(old), &mut new, part)?;
+    }
     let dry_run = call.dry_run()?;
     let mut attempt = Attempt { call, new: &mut new, old: Some(old), part, held: Vec::new() };
     let _held = admission::mutate(&mut attempt)?;
     complete(call, &mut new);
     if rules.has_generation() && part != Part::Status {
         count_generation(call, &mut new, old);
-    }
-    if ownership == Ownership::Updated {
-        note_owners(call, Some(old), &mut new, part)?;
     }
     if same_but_times(&new, old) {
         return Ok(Saved::Stored(old_entry.clone()));
