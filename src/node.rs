@@ -12,9 +12,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
-use kedge_api::Api;
+use kedge_api::{Api, advertise, serve};
 use kedge_client::Informers;
-use kedge_network::{DnsPlan, NetworkSettings, NodeFacts, NodeNetwork};
+use kedge_network::{NamespaceNet, DnsPlan, NetworkSettings, NodeFacts, NodeNetwork};
 use kedge_network::{HostPort, Ipv4Cidr, Namespace, PodNetworks, PodRef, PodSettings, Protocol};
 use kedge_node::agent::{Agent, Parts, Settings};
 use kedge_node::etc::Dns;
@@ -45,6 +45,8 @@ pub(crate) struct Node {
     /// The client of what makes Services work, which may read no more than that.
     pub(crate) proxy_client: kube::Client,
     pub(crate) world: World,
+    /// TLS of the API's second listener, which pods reach.
+    pub(crate) tls: Arc<rustls::ServerConfig>,
     pub(crate) name: String,
     pub(crate) folders: Arc<Resolved>,
     pub(crate) flags: ServerFlags,
@@ -98,14 +100,20 @@ async fn attempt(node: &Node) -> Result<()> {
     let network = NodeNetwork::start(network_settings(node, pods)?, &node.world).await?;
     let connected = Arc::new(Connected(network.pods().clone()));
     let following = network.follow(Informers::new(node.proxy_client.clone()));
+    // What the agent and the API open must lie where pods are: their probes, and the way to the API.
+    let world = World { net: Arc::new(NamespaceNet::new(namespace.clone())), ..node.world.clone() };
+    let listener = world.net.listen(&format!("{node_ip}:{}", node.flags.https_listen_port)).await?;
+    let serving = serve(node.api.clone(), listener, node.tls.clone(), std::future::pending());
+    advertise(&node.api, node_ip.into(), node.flags.https_listen_port).await?;
     node.api.attach_node(&node.name, Arc::new(Streams::new(runtime.clone(), node.world.clone())));
     let parts =
-        Parts { client: node.client.clone(), runtime, network: connected, puller: None, world: node.world.clone() };
+        Parts { client: node.client.clone(), runtime, network: connected, puller: None, world };
     let agent = Agent::new(parts, settings(node, &namespace, node_ip)?)?;
     tracing::info!(node = node.name, %node_ip, containerd = daemon.pid(), adopted = daemon.was_adopted(), "the node is up");
     tokio::select! {
         ended = agent.run() => ended.context("the agent ended"),
         () = following => Ok(()),
+        () = serving => Ok(()),
         ended = daemon.ended() => ended.context("cannot watch containerd"),
     }
 }
@@ -137,13 +145,28 @@ fn resolvers(text: &str) -> Vec<SocketAddr> {
 }
 
 async fn network_namespace(node: &Node) -> Result<(Namespace, Ipv4Addr)> {
+    let ip = address(&node.flags)?;
     match &node.flags.network_namespace {
-        Some(name) => {
-            let ip = node.flags.node_ip.unwrap_or(OWN_NAMESPACE_IP);
-            Ok((kedge_network::node::open(name, ip).await?, ip))
-        }
-        None => Ok((Namespace::own(), node.flags.node_ip.map_or_else(first_address, Ok)?)),
+        Some(name) => Ok((kedge_network::node::open(name, ip).await?, ip)),
+        None => Ok((Namespace::own(), ip)),
     }
+}
+
+/// The node's address.
+pub(crate) fn address(flags: &ServerFlags) -> Result<Ipv4Addr> {
+    match (flags.node_ip, &flags.network_namespace) {
+        (Some(ip), _) => Ok(ip),
+        (None, Some(_)) => Ok(OWN_NAMESPACE_IP),
+        (None, None) => first_address(),
+    }
+}
+
+/// The names under which pods reach the API: the node's address, and those of the Service `kubernetes`.
+pub(crate) fn api_names(flags: &ServerFlags) -> Result<Vec<String>> {
+    let services: Ipv4Cidr = flags.service_cidr.parse().context("--service-cidr")?;
+    let service = services.nth(1).context("--service-cidr has no room for a Service")?;
+    let domain = format!("kubernetes.default.svc.{}", flags.cluster_domain);
+    Ok(vec![address(flags)?.to_string(), service.to_string(), domain])
 }
 
 /// The first address of this machine that is not loopback's.

@@ -36,7 +36,12 @@ async fn serve_cluster(flags: ServerFlags) -> Result<()> {
     let listener = world.net.listen(&address).await?;
     let writer = Writer::open(engine(&world, &state, flags.datastore)?)?;
     let store = Store::start(writer);
-    let authority = Authority::open(&world, &state.join("tls"), &Names(flags.tls_san.clone()))?;
+    let mut names = flags.tls_san.clone();
+    if !flags.disable_agent {
+        names.extend(node::api_names(&flags)?);
+    }
+    let authority = Authority::open(&world, &state.join("tls"), &Names(names))?;
+    let tls = authority.server_config()?;
     let issuer = format!("https://kubernetes.default.svc.{}", flags.cluster_domain);
     let guard = Rbac::new(authority.token_signer()?, &issuer);
     let settings = Settings { service_cidr: flags.service_cidr.clone(), ..Settings::default() };
@@ -59,6 +64,7 @@ async fn serve_cluster(flags: ServerFlags) -> Result<()> {
             api: api.clone(),
             client: node_client,
             proxy_client,
+            tls: tls.clone(),
             world: world.clone(),
             name: node_name,
             folders,
@@ -67,7 +73,7 @@ async fn serve_cluster(flags: ServerFlags) -> Result<()> {
     }
     write_kubeconfig(&world, &flags.write_kubeconfig, &authority.kubeconfig(&format!("https://{address}")))?;
     tracing::info!(%address, kubeconfig = %flags.write_kubeconfig.display(), "the API server is ready");
-    serve(api, listener, authority.server_config()?, stopped()).await;
+    serve(api, listener, tls, stopped()).await;
     Ok(())
 }
 
