@@ -3,6 +3,8 @@
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use kedge_runtimes::private::{Paths, killall::killall};
+use kedge_network::Namespace;
+use kedge_network::pods::remove_all;
 use kedge_world::World;
 
 use crate::images::{self, ImageVerb};
@@ -68,8 +70,14 @@ fn block_on(work: impl Future<Output = Result<()>>) -> Result<()> {
 }
 
 async fn end_all(given: Folders) -> Result<()> {
-    let resolved = folders::resolve(&World::real(), &given)?;
+    let world = World::real();
+    let resolved = folders::resolve(&world, &given)?;
     let killed = killall(&Paths::below(&resolved.data_dir, &resolved.run_dir)?).await?;
+    let namespace = match folders::namespace(&world, &resolved) {
+        Some(name) => Namespace::named(&name)?.0,
+        None => Namespace::own(),
+    };
+    remove_all(&resolved.data_dir, &resolved.run_dir, &namespace, world.disk.clone()).await?;
     println!("ended {} processes, unmounted {} mounts", killed.processes, killed.mounts);
     Ok(())
 }

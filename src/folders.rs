@@ -10,6 +10,8 @@ use crate::settings::Folders;
 const DEFAULT_RUN_DIR: &str = "/run/kedge";
 /// The file in the data directory that names the run directory.
 const MEMO: &str = "run-dir";
+/// The file in the data directory that names the node's network namespace; empty for the machine's own.
+const NAMESPACE_MEMO: &str = "network-namespace";
 
 /// Both directories, absolute.
 pub(crate) struct Resolved {
@@ -38,6 +40,22 @@ pub(crate) fn remember(world: &World, resolved: &Resolved) -> Result<()> {
         world.disk.replace(&memo, text.as_bytes())?;
     }
     Ok(())
+}
+
+/// Notes the node's network namespace, so that what clears up after the node finds it.
+pub(crate) fn remember_namespace(world: &World, resolved: &Resolved, name: Option<&str>) -> Result<()> {
+    let memo = resolved.data_dir.join(NAMESPACE_MEMO);
+    let text = name.unwrap_or_default();
+    if !world.disk.read(&memo).is_ok_and(|bytes| bytes == text.as_bytes()) {
+        world.disk.replace(&memo, text.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// The network namespace of the node that last ran here; none for the machine's own.
+pub(crate) fn namespace(world: &World, resolved: &Resolved) -> Option<String> {
+    let bytes = world.disk.read(&resolved.data_dir.join(NAMESPACE_MEMO)).ok()?;
+    String::from_utf8(bytes).ok().filter(|name| !name.is_empty())
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {

@@ -32,6 +32,7 @@ async fn serve_cluster(flags: ServerFlags) -> Result<()> {
     let state = folders.data_dir.join("server");
     world.disk.create_dir_all(&state)?;
     folders::remember(&world, &folders)?;
+    folders::remember_namespace(&world, &folders, flags.network_namespace.as_deref())?;
     let address = format!("127.0.0.1:{}", flags.https_listen_port);
     let listener = world.net.listen(&address).await?;
     let writer = Writer::open(engine(&world, &state, flags.datastore)?)?;
