@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod adopt;
+mod cluster_roles;
 mod deployment;
 mod endpoint_slices;
 mod garbage;
@@ -15,6 +16,7 @@ mod namespaces;
 mod pods;
 mod replica_sets;
 mod service_accounts;
+mod storage_protection;
 mod write;
 
 use kedge_client::{Context, run};
@@ -33,6 +35,9 @@ pub fn start(context: &Context, settings: &Settings) {
     tokio::spawn(run(replica_sets::Controller, spawn(context)));
     tokio::spawn(run(endpoint_slices::Controller, spawn(context)));
     tokio::spawn(run(namespaces::Controller, spawn(context)));
+    tokio::spawn(run(cluster_roles::Controller, spawn(context)));
+    tokio::spawn(run(storage_protection::Claims, spawn(context)));
+    tokio::spawn(run(storage_protection::Volumes, spawn(context)));
     tokio::spawn(garbage::run(spawn(context)));
     tokio::spawn(run(service_accounts::Controller::new(&settings.root_ca), spawn(context)));
 }
