@@ -103,7 +103,12 @@ impl Op {
 
     fn writes(&self) -> Buffer {
         match self {
-            Op::Embed { out } | Op::LayerNorm { out, .. } | Op::Linear { out, .. } | Op::Attention { out, .. } | Op::Pool { out, .. } | Op::Normalize { out, .. } => *out,
+            Op::Embed { out }
+            | Op::LayerNorm { out, .. }
+            | Op::Linear { out, .. }
+            | Op::Attention { out, .. }
+            | Op::Pool { out, .. }
+            | Op::Normalize { out, .. } => *out,
         }
     }
 
@@ -123,7 +128,12 @@ impl Op {
             *read = to[*read];
         }
         match self {
-            Op::Embed { out } | Op::LayerNorm { out, .. } | Op::Linear { out, .. } | Op::Attention { out, .. } | Op::Pool { out, .. } | Op::Normalize { out, .. } => *out = to[*out],
+            Op::Embed { out }
+            | Op::LayerNorm { out, .. }
+            | Op::Linear { out, .. }
+            | Op::Attention { out, .. }
+            | Op::Pool { out, .. }
+            | Op::Normalize { out, .. } => *out = to[*out],
         }
     }
 }
@@ -155,7 +165,16 @@ impl Plan {
         let (ops, lengths) = operations(config, batch * sequence, batch);
         let (ops, buffers) = assign(ops, &lengths);
         let result = ops.last().expect("an encoder has operations").writes();
-        Self { batch, sequence, hidden: config.hidden, heads: config.heads, epsilon: config.epsilon, buffers, ops, result }
+        Self {
+            batch,
+            sequence,
+            hidden: config.hidden,
+            heads: config.heads,
+            epsilon: config.epsilon,
+            buffers,
+            ops,
+            result,
+        }
     }
 
     /// `batch · sequence`.
@@ -174,9 +193,11 @@ fn operations(config: &EncoderConfig, rows: usize, batch: usize) -> (Vec<Op>, Ve
     let d = config.hidden;
     let sum = value(rows * d);
     let mut x = value(rows * d);
-    let mut ops = vec![Op::Embed { out: sum }, Op::LayerNorm { x: sum, residual: None, norm: NormOf::Embedding, out: x }];
+    let mut ops =
+        vec![Op::Embed { out: sum }, Op::LayerNorm { x: sum, residual: None, norm: NormOf::Embedding, out: x }];
     for layer in 0..config.layers {
-        let (qkv, mixed, projected, attended) = (value(rows * 3 * d), value(rows * d), value(rows * d), value(rows * d));
+        let (qkv, mixed, projected, attended) =
+            (value(rows * 3 * d), value(rows * d), value(rows * d), value(rows * d));
         let (wide, narrow, out) = (value(rows * config.intermediate), value(rows * d), value(rows * d));
         ops.push(Op::Linear { x, layer, matrix: Matrix::Qkv, gelu: false, out: qkv });
         ops.push(Op::Attention { qkv, out: mixed });
@@ -202,7 +223,8 @@ fn assign(mut ops: Vec<Op>, lengths: &[usize]) -> (Vec<Op>, Vec<usize>) {
     for (step, op) in ops.iter().enumerate() {
         op.reads().into_iter().for_each(|value| last_read[value] = step);
     }
-    let (mut buffers, mut free, mut place) = (Vec::<usize>::new(), Vec::<Buffer>::new(), vec![usize::MAX; lengths.len()]);
+    let (mut buffers, mut free, mut place) =
+        (Vec::<usize>::new(), Vec::<Buffer>::new(), vec![usize::MAX; lengths.len()]);
     for (step, op) in ops.iter().enumerate() {
         let value = op.writes();
         let fits = free.iter().copied().filter(|b| buffers[*b] >= lengths[value]).min_by_key(|b| buffers[*b]);
@@ -226,12 +248,27 @@ mod tests {
     use super::*;
 
     fn config(layers: usize, intermediate: usize, normalize: bool) -> EncoderConfig {
-        EncoderConfig { hidden: 8, layers, heads: 2, intermediate, vocabulary: 9, positions: 16, types: 2, epsilon: 1e-12, pooling: Pooling::Mean, normalize, sequence_max: 16 }
+        EncoderConfig {
+            hidden: 8,
+            layers,
+            heads: 2,
+            intermediate,
+            vocabulary: 9,
+            positions: 16,
+            types: 2,
+            epsilon: 1e-12,
+            pooling: Pooling::Mean,
+            normalize,
+            sequence_max: 16,
+        }
     }
 
     #[test]
     fn deep_models_need_no_more_buffers_than_shallow_ones() {
-        assert_eq!(Plan::encoder(&config(12, 32, true), 2, 8).buffers.len(), Plan::encoder(&config(2, 32, true), 2, 8).buffers.len());
+        assert_eq!(
+            Plan::encoder(&config(12, 32, true), 2, 8).buffers.len(),
+            Plan::encoder(&config(2, 32, true), 2, 8).buffers.len()
+        );
     }
 
     proptest! {

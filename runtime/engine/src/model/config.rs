@@ -3,7 +3,10 @@
 //!
 //! What must hold: a setting that would change the numbers and is not supported is refused, never passed over.
 
-#![allow(clippy::disallowed_methods, reason = "this file is the shell that reads a model directory; the engine has no simulated disk")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "this file is the shell that reads a model directory; the engine has no simulated disk"
+)]
 
 use std::path::{Path, PathBuf};
 
@@ -76,8 +79,11 @@ impl EncoderConfig {
             normalize,
             sequence_max: read_sequence_max(directory)?.unwrap_or(positions).min(positions),
         };
-        if config.hidden % config.heads != 0 {
-            return Err(file.wrong("num_attention_heads", format!("{} does not divide hidden_size {}", config.heads, config.hidden)));
+        if !config.hidden.is_multiple_of(config.heads) {
+            return Err(file.wrong(
+                "num_attention_heads",
+                format!("{} does not divide hidden_size {}", config.heads, config.hidden),
+            ));
         }
         Ok(config)
     }
@@ -96,27 +102,44 @@ fn read_modules(directory: &Path) -> Result<(Pooling, bool), EngineError> {
         let kind = module["type"].as_str().unwrap_or_default();
         match kind.rsplit('.').next().unwrap_or_default() {
             "Transformer" => {}
-            "Pooling" => pooling = Some(read_pooling(&directory.join(module["path"].as_str().unwrap_or("1_Pooling")).join("config.json"))?),
+            "Pooling" => {
+                pooling = Some(read_pooling(
+                    &directory.join(module["path"].as_str().unwrap_or("1_Pooling")).join("config.json"),
+                )?)
+            }
             "Normalize" => normalize = true,
             _ => {
-                return Err(EngineError::Field { path, field: format!("[{index}].type"), reason: format!("{kind:?} is not supported; Transformer, Pooling and Normalize are") });
+                return Err(EngineError::Field {
+                    path,
+                    field: format!("[{index}].type"),
+                    reason: format!("{kind:?} is not supported; Transformer, Pooling and Normalize are"),
+                });
             }
         }
     }
-    let pooling = pooling.ok_or_else(|| EngineError::Field { path, field: "[].type".into(), reason: "no Pooling module: one vector for each text needs one".into() })?;
+    let pooling = pooling.ok_or_else(|| EngineError::Field {
+        path,
+        field: "[].type".into(),
+        reason: "no Pooling module: one vector for each text needs one".into(),
+    })?;
     Ok((pooling, normalize))
 }
 
 fn read_pooling(path: &Path) -> Result<Pooling, EngineError> {
     let file = Fields { json: read_json(path)?, path: path.to_owned() };
-    let known = [("pooling_mode_cls_token", Pooling::Cls), ("pooling_mode_mean_tokens", Pooling::Mean), ("pooling_mode_max_tokens", Pooling::Max)];
+    let known = [
+        ("pooling_mode_cls_token", Pooling::Cls),
+        ("pooling_mode_mean_tokens", Pooling::Mean),
+        ("pooling_mode_max_tokens", Pooling::Max),
+    ];
     let mut chosen = None;
     for (field, on) in file.json.as_object().into_iter().flatten() {
         if !field.starts_with("pooling_mode_") || on != &Value::Bool(true) {
             continue;
         }
         let pooling = known.iter().find(|(name, _)| name == field).map(|(_, pooling)| *pooling);
-        let pooling = pooling.ok_or_else(|| file.wrong(field, "is not supported; cls_token, mean_tokens and max_tokens are"))?;
+        let pooling =
+            pooling.ok_or_else(|| file.wrong(field, "is not supported; cls_token, mean_tokens and max_tokens are"))?;
         if chosen.replace(pooling).is_some() {
             return Err(file.wrong(field, "a second pooling mode is on; joined poolings are not supported"));
         }
@@ -135,7 +158,9 @@ fn read_sequence_max(directory: &Path) -> Result<Option<usize>, EngineError> {
     }
     let length = file.number("max_seq_length")?;
     if length < 3 {
-        return Err(file.wrong("max_seq_length", format!("{length} leaves no room for a token between the special ones")));
+        return Err(
+            file.wrong("max_seq_length", format!("{length} leaves no room for a token between the special ones"))
+        );
     }
     Ok(Some(length))
 }
@@ -145,10 +170,18 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, EngineError> {
     let read = |source| EngineError::Read { path: path.to_owned(), source };
     let length = std::fs::metadata(path).map_err(read)?.len();
     if length > SETTINGS_BYTES_MAX {
-        return Err(EngineError::Field { path: path.to_owned(), field: "(file)".into(), reason: format!("{length} bytes; at most {SETTINGS_BYTES_MAX} are read") });
+        return Err(EngineError::Field {
+            path: path.to_owned(),
+            field: "(file)".into(),
+            reason: format!("{length} bytes; at most {SETTINGS_BYTES_MAX} are read"),
+        });
     }
     let bytes = std::fs::read(path).map_err(read)?;
-    serde_json::from_slice(&bytes).map_err(|error| EngineError::Field { path: path.to_owned(), field: "(file)".into(), reason: error.to_string() })
+    serde_json::from_slice(&bytes).map_err(|error| EngineError::Field {
+        path: path.to_owned(),
+        field: "(file)".into(),
+        reason: error.to_string(),
+    })
 }
 
 /// A JSON object and the file it came from, so that every complaint names both.
@@ -164,7 +197,9 @@ impl Fields {
 
     /// A count between 1 and a bound far above every real model, so that products of two cannot overflow.
     fn number(&self, field: &str) -> Result<usize, EngineError> {
-        let value = self.json[field].as_u64().ok_or_else(|| self.wrong(field, format!("must be a whole number, is {}", self.json[field])))?;
+        let value = self.json[field]
+            .as_u64()
+            .ok_or_else(|| self.wrong(field, format!("must be a whole number, is {}", self.json[field])))?;
         if value == 0 || value > 1 << 24 {
             return Err(self.wrong(field, format!("{value} is not between 1 and {}", 1 << 24)));
         }
@@ -217,7 +252,11 @@ mod tests {
         check(&GOOD.replace("\"gelu\"", "\"relu\""), mean, "config.json: hidden_act: \"relu\" is not supported");
         check(&GOOD.replace("\"bert\"", "\"llama\""), mean, "config.json: model_type");
         check(&GOOD.replace("heads\":2", "heads\":3"), mean, "num_attention_heads: 3 does not divide");
-        check(&GOOD.replace("\"vocab_size\":9", "\"vocab_size\":-9"), mean, "vocab_size: must be a whole number, is -9");
+        check(
+            &GOOD.replace("\"vocab_size\":9", "\"vocab_size\":-9"),
+            mean,
+            "vocab_size: must be a whole number, is -9",
+        );
         check(&GOOD.replace("1e-12", "0"), mean, "layer_norm_eps");
         check("{", mean, "config.json: (file)");
     }

@@ -80,12 +80,15 @@ impl SafetensorsFile {
 fn parse(bytes: &[u8], path: &Path) -> Result<(usize, BTreeMap<String, Entry>), EngineError> {
     let broken = |reason: String| EngineError::Weights { path: path.to_owned(), reason };
     let length = bytes.first_chunk::<8>().map(|length| u64::from_le_bytes(*length));
-    let length = length.ok_or_else(|| broken(format!("is {} bytes long; a safetensors file starts with 8 bytes of header length", bytes.len())))?;
+    let length = length.ok_or_else(|| {
+        broken(format!("is {} bytes long; a safetensors file starts with 8 bytes of header length", bytes.len()))
+    })?;
     if length > HEADER_BYTES_MAX || length > bytes.len() as u64 - 8 {
         return Err(broken(format!("claims a header of {length} bytes, and has {} after the length", bytes.len() - 8)));
     }
     let data_start = 8 + length as usize;
-    let mut raw: BTreeMap<String, serde_json::Value> = serde_json::from_slice(&bytes[8..data_start]).map_err(|error| broken(format!("header is not a JSON object: {error}")))?;
+    let mut raw: BTreeMap<String, serde_json::Value> = serde_json::from_slice(&bytes[8..data_start])
+        .map_err(|error| broken(format!("header is not a JSON object: {error}")))?;
     raw.remove("__metadata__");
     let mut tensors = BTreeMap::new();
     for (name, value) in raw {
@@ -113,7 +116,12 @@ fn check_entry(entry: &Entry, data_length: usize) -> Result<(), String> {
     let needed = entry.shape.iter().try_fold(width, |product: usize, size| product.checked_mul(*size));
     match needed {
         Some(needed) if needed == end - start => Ok(()),
-        Some(needed) => Err(format!("shape {:?} of {} needs {needed} bytes, and {} are claimed", entry.shape, entry.dtype, end - start)),
+        Some(needed) => Err(format!(
+            "shape {:?} of {} needs {needed} bytes, and {} are claimed",
+            entry.shape,
+            entry.dtype,
+            end - start
+        )),
         None => Err(format!("shape {:?} is larger than memory can be", entry.shape)),
     }
 }
@@ -125,12 +133,19 @@ fn check_order(tensors: &BTreeMap<String, Entry>, data_length: usize, path: &Pat
     let mut next = 0;
     for ((start, end), name) in order {
         if start != next {
-            return Err(EngineError::Tensor { path: path.to_owned(), tensor: name.clone(), reason: format!("starts at byte {start}, and the one before it ends at {next}") });
+            return Err(EngineError::Tensor {
+                path: path.to_owned(),
+                tensor: name.clone(),
+                reason: format!("starts at byte {start}, and the one before it ends at {next}"),
+            });
         }
         next = end;
     }
     if next != data_length {
-        return Err(EngineError::Weights { path: path.to_owned(), reason: format!("has {data_length} bytes of data, and its tensors take {next}") });
+        return Err(EngineError::Weights {
+            path: path.to_owned(),
+            reason: format!("has {data_length} bytes of data, and its tensors take {next}"),
+        });
     }
     Ok(())
 }
@@ -163,7 +178,10 @@ mod tests {
         check(&u64::MAX.to_le_bytes(), "claims a header of 18446744073709551615 bytes, and has 0");
         check(&file("[", b""), "header is not a JSON object");
         check(&file(&good.replace("[2]", "[3]"), &[0; 10]), "tensor a: shape [3] of F32 needs 12 bytes");
-        check(&file(&good.replace("[2]", "[4294967296,4294967296]"), &[0; 10]), "tensor a: shape [4294967296, 4294967296] is larger");
+        check(
+            &file(&good.replace("[2]", "[4294967296,4294967296]"), &[0; 10]),
+            "tensor a: shape [4294967296, 4294967296] is larger",
+        );
         check(&file(&good.replace("[8,10]", "[6,8]"), &[0; 10]), "tensor b: starts at byte 6");
         check(&file(&good.replace("F16", "Q4"), &[0; 10]), "tensor b: has the unknown type \"Q4\"");
         check(&file(&good.replace("[0,8]", "[8,0]"), &[0; 10]), "tensor a: claims bytes 8..0");

@@ -96,7 +96,10 @@ impl Source {
     }
 
     fn norm(&self, name: &str, width: usize) -> Result<Norm, EngineError> {
-        Ok(Norm { gamma: self.tensor(&format!("{name}.weight"), &[width])?, beta: self.tensor(&format!("{name}.bias"), &[width])? })
+        Ok(Norm {
+            gamma: self.tensor(&format!("{name}.weight"), &[width])?,
+            beta: self.tensor(&format!("{name}.bias"), &[width])?,
+        })
     }
 
     fn layer(&self, index: usize, config: &EncoderConfig) -> Result<Layer, EngineError> {

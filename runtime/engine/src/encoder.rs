@@ -1,0 +1,187 @@
+//! Texts to vectors: tokenizing, batching by length, and running a plan for each batch.
+//!
+//! Texts are sorted by length and taken 32 at a time; a batch is padded to the next multiple of eight tokens, so that
+//! a few plans serve every length. What must hold: the answer is in the order of the texts, and truncation is that
+//! of sentence-transformers (the special tokens are kept, the text's end goes).
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokenizers::{Tokenizer, TruncationParams};
+
+use crate::EngineError;
+use crate::backend::{Backend, Capabilities, Input, Prepared};
+use crate::model::{EncoderConfig, EncoderWeights};
+use crate::plan::Plan;
+
+/// Most texts in one run of a plan.
+pub const BATCH_MAX: usize = 32;
+/// Sequences are padded to a multiple of this.
+const SEQUENCE_STEP: usize = 8;
+/// Most plans kept; all are dropped when there would be more, which a steady load never reaches.
+const PLANS_KEPT_MAX: usize = 1024;
+
+/// An embedding model, loaded.
+pub struct Encoder {
+    config: EncoderConfig,
+    tokenizer: Tokenizer,
+    prepared: Box<dyn Prepared>,
+    capabilities: Capabilities,
+    /// Plans by (batch, sequence). Held only to look one up or put one in.
+    plans: Mutex<HashMap<(usize, usize), Arc<Plan>>>,
+}
+
+/// A text as the model sees it, special tokens included.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokens {
+    /// The token ids.
+    pub ids: Vec<u32>,
+    /// The segment each belongs to.
+    pub types: Vec<u32>,
+}
+
+/// What came out for one text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Embedding {
+    /// As long as [`Encoder::dimensions`].
+    pub vector: Vec<f32>,
+    /// How many tokens were read, special tokens included.
+    pub tokens: usize,
+}
+
+impl Encoder {
+    /// Opens the model at `path`: a directory, or a `.safetensors` file whose settings lie beside it.
+    pub fn open(path: &Path, backend: &dyn Backend) -> Result<Self, EngineError> {
+        let (directory, weights) = locate(path);
+        let config = EncoderConfig::read(&directory)?;
+        let tokenizer = read_tokenizer(&directory.join("tokenizer.json"), &config)?;
+        let weights = EncoderWeights::read(&weights, &config)?;
+        let prepared = backend.prepare(weights)?;
+        Ok(Self { config, tokenizer, prepared, capabilities: backend.capabilities(), plans: Mutex::default() })
+    }
+
+    /// Length of every vector.
+    pub fn dimensions(&self) -> usize {
+        self.config.hidden
+    }
+
+    /// The settings the model came with.
+    pub fn config(&self) -> &EncoderConfig {
+        &self.config
+    }
+
+    /// What it runs on.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// A vector for each text.
+    pub fn encode<T: AsRef<str>>(&self, texts: &[T]) -> Result<Vec<Embedding>, EngineError> {
+        let tokens: Vec<Tokens> = texts
+            .iter()
+            .enumerate()
+            .map(|(index, text)| self.tokenize(index, text.as_ref()))
+            .collect::<Result<_, _>>()?;
+        self.encode_tokens(&tokens)
+    }
+
+    /// Tokens of one text, cut at the model's longest sequence; `index` is for the error.
+    pub fn tokenize(&self, index: usize, text: &str) -> Result<Tokens, EngineError> {
+        let encoding = self
+            .tokenizer
+            .encode(text, true)
+            .map_err(|error| EngineError::Tokenize { index, reason: error.to_string() })?;
+        Ok(Tokens { ids: encoding.get_ids().to_vec(), types: encoding.get_type_ids().to_vec() })
+    }
+
+    /// Tokens from ids the caller made; nothing is added and nothing cut off, and ids the model lacks are refused.
+    pub fn tokens(&self, index: usize, ids: &[u32]) -> Result<Tokens, EngineError> {
+        let tokens = Tokens { ids: ids.to_vec(), types: vec![0; ids.len()] };
+        self.check(index, &tokens)?;
+        Ok(tokens)
+    }
+
+    /// A vector for each list of tokens.
+    pub fn encode_tokens(&self, inputs: &[Tokens]) -> Result<Vec<Embedding>, EngineError> {
+        inputs.iter().enumerate().try_for_each(|(index, tokens)| self.check(index, tokens))?;
+        let mut order: Vec<usize> = (0..inputs.len()).collect();
+        order.sort_by_key(|index| inputs[*index].ids.len());
+        let mut out: Vec<Option<Embedding>> = vec![None; inputs.len()];
+        for batch in order.chunks(BATCH_MAX) {
+            let longest = batch.last().map_or(1, |index| inputs[*index].ids.len());
+            let sequence = longest.next_multiple_of(SEQUENCE_STEP).min(self.config.positions);
+            let plan = self.plan(batch.len(), sequence);
+            let vectors = self.prepared.run(&plan, &pad(batch.iter().map(|index| &inputs[*index]), sequence))?;
+            for (index, vector) in batch.iter().zip(vectors.chunks_exact(self.config.hidden)) {
+                out[*index] = Some(Embedding { vector: vector.to_vec(), tokens: inputs[*index].ids.len() });
+            }
+        }
+        Ok(out.into_iter().map(|embedding| embedding.expect("every input is in one batch")).collect())
+    }
+
+    fn check(&self, index: usize, tokens: &Tokens) -> Result<(), EngineError> {
+        let wrong = |reason| Err(EngineError::Tokens { index, reason });
+        if tokens.ids.is_empty() {
+            return wrong("there are none".into());
+        }
+        if tokens.ids.len() > self.config.sequence_max {
+            return wrong(format!("there are {}, and the model takes {}", tokens.ids.len(), self.config.sequence_max));
+        }
+        if tokens.types.len() != tokens.ids.len() {
+            return wrong(format!("there are {} ids and {} types", tokens.ids.len(), tokens.types.len()));
+        }
+        match tokens.ids.iter().find(|id| **id as usize >= self.config.vocabulary) {
+            Some(id) => wrong(format!("id {id} is not below the vocabulary's {}", self.config.vocabulary)),
+            None => Ok(()),
+        }
+    }
+
+    fn plan(&self, batch: usize, sequence: usize) -> Arc<Plan> {
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        if plans.len() >= PLANS_KEPT_MAX {
+            plans.clear();
+        }
+        plans.entry((batch, sequence)).or_insert_with(|| Arc::new(Plan::encoder(&self.config, batch, sequence))).clone()
+    }
+}
+
+fn locate(path: &Path) -> (PathBuf, PathBuf) {
+    if path.is_file() {
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        return (directory.unwrap_or(Path::new(".")).to_owned(), path.to_owned());
+    }
+    (path.to_owned(), path.join("model.safetensors"))
+}
+
+fn read_tokenizer(path: &Path, config: &EncoderConfig) -> Result<Tokenizer, EngineError> {
+    let wrong = |reason: String| EngineError::Field { path: path.to_owned(), field: "(file)".into(), reason };
+    let mut tokenizer = Tokenizer::from_file(path).map_err(|error| wrong(error.to_string()))?;
+    tokenizer.with_padding(None);
+    let truncation = TruncationParams { max_length: config.sequence_max, ..TruncationParams::default() };
+    tokenizer.with_truncation(Some(truncation)).map_err(|error| wrong(error.to_string()))?;
+    if tokenizer.get_vocab_size(true) > config.vocabulary {
+        return Err(EngineError::Field {
+            path: path.to_owned(),
+            field: "model.vocab".into(),
+            reason: format!(
+                "has {} tokens, and config.json's vocab_size is {}",
+                tokenizer.get_vocab_size(true),
+                config.vocabulary
+            ),
+        });
+    }
+    Ok(tokenizer)
+}
+
+fn pad<'a>(inputs: impl Iterator<Item = &'a Tokens>, sequence: usize) -> Input {
+    let mut input = Input { ids: Vec::new(), types: Vec::new(), lengths: Vec::new() };
+    for tokens in inputs {
+        input.lengths.push(tokens.ids.len());
+        input.ids.extend(&tokens.ids);
+        input.types.extend(&tokens.types);
+        input.ids.resize(input.lengths.len() * sequence, 0);
+        input.types.resize(input.lengths.len() * sequence, 0);
+    }
+    input
+}
