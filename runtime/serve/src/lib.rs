@@ -1,1 +1,73 @@
 //! Models over HTTP: OpenAI and Open Inference Protocol endpoints in front of the engine.
+//!
+//! [`run`] opens a model and serves it until the process is told to stop; [`serve`] is the same on a listener and a
+//! stop signal handed in. What must hold: nothing is computed on the async threads; every queue has a bound, and a
+//! full one is said with 429 and `Retry-After`; a field that is not supported is refused by name.
+//! Not here: authentication and TLS (the node's gateway does both), generation, gRPC, several models.
+
+mod api;
+mod batch;
+mod metrics;
+mod server;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use kedge_engine::{Cpu, Encoder, EngineError};
+use kedge_world::{Net, RealNet};
+
+pub use server::{ServeOptions, serve};
+
+/// What `kedge infer` is told.
+#[derive(Clone, Debug)]
+pub struct InferOptions {
+    /// The model directory, or its `.safetensors` file.
+    pub model: PathBuf,
+    /// The name clients call it by.
+    pub name: String,
+    /// Where to listen, as `host:port`.
+    pub listen: String,
+    /// Threads that compute; as many as the process may use when absent.
+    pub threads: Option<usize>,
+}
+
+/// Why a model is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The model could not be opened.
+    #[error("opening the model: {0}")]
+    Model(#[from] EngineError),
+    /// The address could not be taken, or the listener broke.
+    #[error("serving on {address}: {source}")]
+    Listen {
+        /// The address asked for.
+        address: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A thread could not be started.
+    #[error("starting the inference thread: {0}")]
+    Thread(std::io::Error),
+    /// The process cannot be told to stop.
+    #[error("listening for the stop signal: {0}")]
+    Signal(std::io::Error),
+}
+
+/// Opens the model and serves it until SIGTERM or SIGINT; requests under way are finished first.
+pub async fn run(options: InferOptions) -> Result<(), ServeError> {
+    let (path, threads) = (options.model.clone(), options.threads);
+    let opened = tokio::task::spawn_blocking(move || Encoder::open(&path, &Cpu::new(threads)?));
+    let encoder = Arc::new(opened.await.expect("opening a model does not panic")?);
+    let listen = |source| ServeError::Listen { address: options.listen.clone(), source };
+    let listener = RealNet.listen(&options.listen).await.map_err(listen)?;
+    let on = encoder.capabilities();
+    tracing::info!(model = %options.name, address = %listener.address().map_err(listen)?, backend = on.name, features = on.features, threads = on.threads, "serving");
+    let mut terminate =
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(ServeError::Signal)?;
+    let mut interrupt =
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt()).map_err(ServeError::Signal)?;
+    let stop = async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+    };
+    serve(ServeOptions::new(options.name), encoder, listener, stop).await
+}

@@ -1,0 +1,277 @@
+//! Wire types to engine inputs and back, without I/O: OpenAI embeddings and Open Inference Protocol `infer`.
+//!
+//! What must hold: a refusal names the field; a field that would change the answer and is not supported is refused.
+
+use base64::Engine;
+use kedge_engine::{Embedding, Encoder, Tokens};
+use serde_json::{Map, Value, json};
+
+/// Most texts in one request, as at OpenAI.
+pub(crate) const INPUTS_MAX: usize = 2048;
+
+/// Why a request is refused.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Refusal {
+    pub(crate) status: u16,
+    pub(crate) field: Option<String>,
+    pub(crate) reason: String,
+}
+
+impl Refusal {
+    pub(crate) fn field(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self { status: 400, field: Some(field.into()), reason: reason.into() }
+    }
+
+    pub(crate) fn plain(status: u16, reason: impl Into<String>) -> Self {
+        Self { status, field: None, reason: reason.into() }
+    }
+
+    /// In OpenAI's error shape.
+    pub(crate) fn openai(&self) -> Value {
+        let kind = if self.status < 500 { "invalid_request_error" } else { "server_error" };
+        let code = if self.status == 404 && self.field.as_deref() == Some("model") {
+            json!("model_not_found")
+        } else {
+            Value::Null
+        };
+        json!({"error": {"message": self.text(), "type": kind, "param": self.field, "code": code}})
+    }
+
+    /// In the Open Inference Protocol's error shape.
+    pub(crate) fn v2(&self) -> Value {
+        json!({"error": self.text()})
+    }
+
+    fn text(&self) -> String {
+        self.field.as_ref().map_or(self.reason.clone(), |field| format!("{field}: {}", self.reason))
+    }
+}
+
+/// One input of a request.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Item {
+    Text(String),
+    Ids(Vec<u32>),
+}
+
+/// A request for vectors, understood.
+#[derive(Debug, PartialEq)]
+pub(crate) struct EmbeddingsRequest {
+    pub(crate) items: Vec<Item>,
+    pub(crate) base64: bool,
+}
+
+pub(crate) fn object(body: &[u8]) -> Result<Map<String, Value>, Refusal> {
+    serde_json::from_slice(body).map_err(|error| Refusal::plain(400, format!("the body is not a JSON object: {error}")))
+}
+
+/// `POST /v1/embeddings`.
+pub(crate) fn embeddings(body: &[u8], model: &str, dimensions: usize) -> Result<EmbeddingsRequest, Refusal> {
+    let mut body = object(body)?;
+    match body.remove("model") {
+        Some(Value::String(name)) if name == model => {}
+        Some(Value::String(name)) => {
+            return Err(Refusal {
+                status: 404,
+                ..Refusal::field("model", format!("{name:?} is not served here; {model:?} is"))
+            });
+        }
+        _ => return Err(Refusal::field("model", "must be a string")),
+    }
+    let base64 = match body.remove("encoding_format") {
+        None | Some(Value::Null) => false,
+        Some(Value::String(format)) if format == "float" => false,
+        Some(Value::String(format)) if format == "base64" => true,
+        Some(other) => return Err(Refusal::field("encoding_format", format!("{other} is not float or base64"))),
+    };
+    match body.remove("dimensions") {
+        None | Some(Value::Null) => {}
+        Some(asked) if asked == json!(dimensions) => {}
+        Some(asked) => {
+            return Err(Refusal::field(
+                "dimensions",
+                format!("{asked} is not supported: this model's vectors have {dimensions}"),
+            ));
+        }
+    }
+    // A name for the caller's own bookkeeping; it changes nothing in the answer.
+    body.remove("user");
+    let items = inputs(body.remove("input").ok_or_else(|| Refusal::field("input", "is missing"))?)?;
+    match body.keys().next() {
+        Some(field) => Err(Refusal::field(field, "is not a field of this request")),
+        None => Ok(EmbeddingsRequest { items, base64 }),
+    }
+}
+
+fn inputs(input: Value) -> Result<Vec<Item>, Refusal> {
+    let list = match input {
+        Value::String(text) => return Ok(vec![Item::Text(text)]),
+        Value::Array(list) => list,
+        other => return Err(Refusal::field("input", format!("must be a string or an array, is {other}"))),
+    };
+    if list.is_empty() || list.len() > INPUTS_MAX {
+        return Err(Refusal::field("input", format!("has {} elements; 1 to {INPUTS_MAX} are taken", list.len())));
+    }
+    if list[0].is_number() {
+        return Ok(vec![ids("input", &list)?]);
+    }
+    let item = |(index, value)| match value {
+        Value::String(text) => Ok(Item::Text(text)),
+        Value::Array(list) => ids(&format!("input[{index}]"), &list),
+        other => Err(Refusal::field(
+            format!("input[{index}]"),
+            format!("must be a string or an array of token ids, is {other}"),
+        )),
+    };
+    list.into_iter().enumerate().map(item).collect()
+}
+
+fn ids(field: &str, list: &[Value]) -> Result<Item, Refusal> {
+    let id = |(index, value): (usize, &Value)| {
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        id.ok_or_else(|| Refusal::field(format!("{field}[{index}]"), format!("must be a token id, is {value}")))
+    };
+    list.iter().enumerate().map(id).collect::<Result<_, _>>().map(Item::Ids)
+}
+
+/// Items to tokens; long texts are cut, lists of ids that do not fit are refused.
+pub(crate) fn tokens(encoder: &Encoder, items: &[Item]) -> Result<Vec<Tokens>, Refusal> {
+    let token = |(index, item): (usize, &Item)| match item {
+        Item::Text(text) => encoder.tokenize(index, text),
+        Item::Ids(ids) => encoder.tokens(index, ids),
+    };
+    items
+        .iter()
+        .enumerate()
+        .map(token)
+        .collect::<Result<_, _>>()
+        .map_err(|error| Refusal::field("input", error.to_string()))
+}
+
+/// The answer of `POST /v1/embeddings`.
+pub(crate) fn embeddings_answer(model: &str, vectors: &[Embedding], base64: bool) -> Value {
+    let data: Vec<Value> = vectors.iter().enumerate().map(|(index, embedding)| json!({"object": "embedding", "index": index, "embedding": vector(&embedding.vector, base64)})).collect();
+    let tokens: usize = vectors.iter().map(|embedding| embedding.tokens).sum();
+    json!({"object": "list", "data": data, "model": model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}})
+}
+
+fn vector(vector: &[f32], base64: bool) -> Value {
+    if !base64 {
+        return json!(vector);
+    }
+    let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
+    json!(base64::engine::general_purpose::STANDARD.encode(bytes))
+}
+
+/// `POST /v2/models/NAME/infer`: one BYTES tensor `text` of shape `[n]` or `[n, 1]`. Gives the id and the texts.
+pub(crate) fn infer(body: &[u8]) -> Result<(Option<Value>, Vec<Item>), Refusal> {
+    let mut body = object(body)?;
+    let id = body.remove("id");
+    if id.as_ref().is_some_and(|id| !id.is_string()) {
+        return Err(Refusal::field("id", "must be a string"));
+    }
+    for field in ["parameters", "outputs"] {
+        if body.contains_key(field) {
+            return Err(Refusal::field(field, "is not supported"));
+        }
+    }
+    let input = match body.get("inputs").and_then(Value::as_array).map(Vec::as_slice) {
+        Some([input]) => input,
+        _ => return Err(Refusal::field("inputs", "must be an array of one tensor, text")),
+    };
+    for (field, expected) in [("name", "text"), ("datatype", "BYTES")] {
+        if input[field] != expected {
+            return Err(Refusal::field(
+                format!("inputs[0].{field}"),
+                format!("must be {expected:?}, is {}", input[field]),
+            ));
+        }
+    }
+    let data =
+        input["data"].as_array().ok_or_else(|| Refusal::field("inputs[0].data", "must be an array of strings"))?;
+    let count = data.len();
+    if count == 0 || count > INPUTS_MAX {
+        return Err(Refusal::field("inputs[0].data", format!("has {count} elements; 1 to {INPUTS_MAX} are taken")));
+    }
+    if input["shape"] != json!([count]) && input["shape"] != json!([count, 1]) {
+        return Err(Refusal::field(
+            "inputs[0].shape",
+            format!("must be [{count}] or [{count}, 1] for {count} elements, is {}", input["shape"]),
+        ));
+    }
+    let text = |(index, value): (usize, &Value)| {
+        value
+            .as_str()
+            .map(|text| Item::Text(text.into()))
+            .ok_or_else(|| Refusal::field(format!("inputs[0].data[{index}]"), "must be a string"))
+    };
+    Ok((id, data.iter().enumerate().map(text).collect::<Result<_, _>>()?))
+}
+
+/// The answer of `infer`.
+pub(crate) fn infer_answer(model: &str, id: Option<Value>, vectors: &[Embedding]) -> Value {
+    let width = vectors.first().map_or(0, |embedding| embedding.vector.len());
+    let data: Vec<f32> = vectors.iter().flat_map(|embedding| embedding.vector.iter().copied()).collect();
+    let mut answer = json!({"model_name": model, "outputs": [{"name": "embedding", "datatype": "FP32", "shape": [vectors.len(), width], "data": data}]});
+    if let Some(id) = id {
+        answer["id"] = id;
+    }
+    answer
+}
+
+/// `GET /v2/models/NAME`.
+pub(crate) fn v2_model(model: &str, dimensions: usize) -> Value {
+    json!({"name": model, "platform": "kedge", "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1]}], "outputs": [{"name": "embedding", "datatype": "FP32", "shape": [-1, dimensions]}]})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(body: &str, expected: &str) {
+        let said = match embeddings(body.as_bytes(), "m", 4) {
+            Ok(request) => format!("{:?} {}", request.items, request.base64),
+            Err(refusal) => format!("{} {}", refusal.status, refusal.openai()["error"]["message"]),
+        };
+        assert!(said.contains(expected), "{said} does not say {expected}");
+    }
+
+    #[test]
+    fn an_embeddings_request_is_understood_or_refused_by_field() {
+        check(r#"{"model":"m","input":"a"}"#, r#"[Text("a")] false"#);
+        check(
+            r#"{"model":"m","input":["a",[1,2]],"encoding_format":"base64","dimensions":4,"user":"u"}"#,
+            r#"[Text("a"), Ids([1, 2])] true"#,
+        );
+        check(r#"{"model":"m","input":[1,2]}"#, "[Ids([1, 2])]");
+        check(r#"{"model":"x","input":"a"}"#, "404 ");
+        check(r#"{"input":"a"}"#, "400 \"model: must be a string");
+        check(r#"{"model":"m"}"#, "input: is missing");
+        check(r#"{"model":"m","input":[]}"#, "input: has 0 elements");
+        check(r#"{"model":"m","input":["a",7]}"#, "input[1]: must be a string");
+        check(r#"{"model":"m","input":[1,-2]}"#, "input[1]: must be a token id, is -2");
+        check(r#"{"model":"m","input":"a","dimensions":2}"#, "dimensions: 2 is not supported");
+        check(r#"{"model":"m","input":"a","encoding_format":"hex"}"#, "encoding_format: ");
+        check(r#"{"model":"m","input":"a","truncate":1}"#, "truncate: is not a field");
+        check("[]", "the body is not a JSON object");
+    }
+
+    #[test]
+    fn base64_is_little_endian_floats() {
+        assert_eq!(vector(&[1.0, -2.0], true), json!("AACAPwAAAMA="));
+    }
+
+    #[test]
+    fn infer_names_the_field_at_fault() {
+        let good = r#"{"id":"7","inputs":[{"name":"text","datatype":"BYTES","shape":[1],"data":["a"]}]}"#;
+        assert_eq!(infer(good.as_bytes()).unwrap(), (Some(json!("7")), vec![Item::Text("a".into())]));
+        for (from, to, field) in [
+            ("[1]", "[2]", "inputs[0].shape"),
+            ("BYTES", "FP32", "inputs[0].datatype"),
+            ("\"a\"", "1", "inputs[0].data[0]"),
+            ("\"id\":\"7\"", "\"outputs\":[]", "outputs"),
+        ] {
+            assert_eq!(infer(good.replace(from, to).as_bytes()).unwrap_err().field.as_deref(), Some(field));
+        }
+    }
+}

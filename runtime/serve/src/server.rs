@@ -1,0 +1,222 @@
+//! The HTTP shell: connections, routes, limits and draining.
+//!
+//! What must hold: a connection, its headers and a body each have a bound in size or time; after the stop signal no
+//! connection is accepted, those open finish the request they are in, and the ones that do not in time are closed.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use kedge_engine::{Embedding, Encoder};
+use kedge_world::BoxedListener;
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+
+use crate::ServeError;
+use crate::api::{self, Item, Refusal};
+use crate::batch::{Queue, QueueError};
+use crate::metrics::{Labels, Metrics, Status};
+
+/// Name and limits of a server.
+#[derive(Clone, Debug)]
+pub struct ServeOptions {
+    /// The name clients call the model by.
+    pub name: String,
+    /// Longest request body.
+    pub body_bytes_max: usize,
+    /// Most connections at once; further ones wait to be accepted.
+    pub connections_max: usize,
+    /// Longest time for the headers, and again for the body.
+    pub read_timeout: Duration,
+    /// Longest time for open connections to finish after the stop signal.
+    pub drain_timeout: Duration,
+}
+
+impl ServeOptions {
+    /// The defaults: 2 MiB, 512 connections, 10 and 30 seconds.
+    pub fn new(name: String) -> Self {
+        let seconds = Duration::from_secs;
+        Self {
+            name,
+            body_bytes_max: 2 << 20,
+            connections_max: 512,
+            read_timeout: seconds(10),
+            drain_timeout: seconds(30),
+        }
+    }
+}
+
+struct Server {
+    options: ServeOptions,
+    encoder: Arc<Encoder>,
+    queue: Queue,
+    metrics: Metrics,
+}
+
+/// Serves the model on the listener until `stop` resolves, then drains.
+pub async fn serve(
+    options: ServeOptions,
+    encoder: Arc<Encoder>,
+    listener: BoxedListener,
+    stop: impl Future<Output = ()> + Send,
+) -> Result<(), ServeError> {
+    let queue = Queue::start(encoder.clone())?;
+    let connections = Arc::new(Semaphore::new(options.connections_max));
+    let server = Arc::new(Server { options, encoder, queue, metrics: Metrics::new() });
+    let graceful = GracefulShutdown::new();
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(server.options.read_timeout);
+    tokio::pin!(stop);
+    loop {
+        let accept = async {
+            let permit = connections.clone().acquire_owned().await.expect("the semaphore is never closed");
+            (listener.accept().await, permit)
+        };
+        let (accepted, permit) = tokio::select! { accepted = accept => accepted, () = &mut stop => break };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, most often: some are freed as connections end.
+                tracing::warn!(%error, "accepting a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let handler = server.clone();
+        let service = service_fn(move |request| {
+            let server = handler.clone();
+            async move { Ok::<_, Infallible>(server.answer(request).await) }
+        });
+        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%peer, %error, "a connection ended early");
+            }
+            drop(permit);
+        });
+    }
+    drop(listener);
+    if tokio::time::timeout(server.options.drain_timeout, graceful.shutdown()).await.is_err() {
+        tracing::warn!("connections were still busy at the end of the drain time");
+    }
+    Ok(())
+}
+
+impl Server {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let v2 = request.uri().path().starts_with("/v2");
+        let response = match self.route(request).await {
+            Ok(response) => response,
+            Err(refusal) => {
+                let body = if v2 { refusal.v2() } else { refusal.openai() };
+                let mut response = reply(refusal.status, "application/json", body.to_string());
+                if refusal.status == 429 {
+                    response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+                }
+                response
+            }
+        };
+        self.metrics.responses.get_or_create(&Status { code: response.status().as_u16().into() }).inc();
+        response
+    }
+
+    async fn route(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Refusal> {
+        let (name, path) = (&self.options.name, request.uri().path().trim_end_matches('/').to_owned());
+        let parts: Vec<&str> = path.split('/').skip(1).collect();
+        let (wanted, answer) = match parts[..] {
+            ["health"] | ["v2", "health", "live" | "ready"] => (Method::GET, json!({})),
+            ["metrics"] => (Method::GET, Value::Null),
+            ["v1", "models"] => (
+                Method::GET,
+                json!({"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "kedge"}]}),
+            ),
+            ["v1", "embeddings"] => (Method::POST, Value::Null),
+            ["v2"] => (Method::GET, json!({"name": "kedge", "version": env!("CARGO_PKG_VERSION"), "extensions": []})),
+            ["v2", "models", model, ..] if model != name => {
+                return Err(Refusal::plain(404, format!("model {model:?} is not served here; {name:?} is")));
+            }
+            ["v2", "models", _] => (Method::GET, api::v2_model(name, self.encoder.dimensions())),
+            ["v2", "models", _, "ready"] => (Method::GET, json!({})),
+            ["v2", "models", _, "infer"] => (Method::POST, Value::Null),
+            _ => return Err(Refusal::plain(404, format!("{path:?} is not served here"))),
+        };
+        if request.method() != wanted {
+            return Err(Refusal::plain(405, format!("{path:?} takes {wanted}, not {}", request.method())));
+        }
+        let answer = match parts[0] {
+            "metrics" => {
+                return Ok(reply(
+                    200,
+                    "application/openmetrics-text; version=1.0.0; charset=utf-8",
+                    self.metrics_text(),
+                ));
+            }
+            "v1" if wanted == Method::POST => self.embeddings(&self.body(request).await?).await?,
+            "v2" if wanted == Method::POST => self.infer(&self.body(request).await?).await?,
+            _ => answer,
+        };
+        Ok(reply(200, "application/json", answer.to_string()))
+    }
+
+    fn labels(&self) -> Labels {
+        Labels { model_name: self.options.name.clone() }
+    }
+
+    fn metrics_text(&self) -> String {
+        self.metrics.waiting.get_or_create(&self.labels()).set(self.queue.waiting() as i64);
+        self.metrics.text()
+    }
+
+    async fn body(&self, request: Request<Incoming>) -> Result<Bytes, Refusal> {
+        let max = self.options.body_bytes_max;
+        let read =
+            tokio::time::timeout(self.options.read_timeout, Limited::new(request.into_body(), max).collect()).await;
+        match read {
+            Err(_) => Err(Refusal::plain(408, "the body did not arrive in time")),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                Err(Refusal::plain(413, format!("the body is longer than {max} bytes")))
+            }
+            Ok(Err(error)) => Err(Refusal::plain(400, format!("reading the body: {error}"))),
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+        }
+    }
+
+    async fn embeddings(&self, body: &[u8]) -> Result<Value, Refusal> {
+        let request = api::embeddings(body, &self.options.name, self.encoder.dimensions())?;
+        let vectors = self.vectors(request.items).await?;
+        Ok(api::embeddings_answer(&self.options.name, &vectors, request.base64))
+    }
+
+    async fn infer(&self, body: &[u8]) -> Result<Value, Refusal> {
+        let (id, items) = api::infer(body)?;
+        Ok(api::infer_answer(&self.options.name, id, &self.vectors(items).await?))
+    }
+
+    async fn vectors(&self, items: Vec<Item>) -> Result<Vec<Embedding>, Refusal> {
+        let encoder = self.encoder.clone();
+        let tokenized = tokio::task::spawn_blocking(move || api::tokens(&encoder, &items)).await;
+        let tokens = tokenized.map_err(|error| Refusal::plain(500, format!("tokenizing: {error}")))??;
+        let vectors = self.queue.embed(tokens).await.map_err(|error| match error {
+            QueueError::Full => Refusal::plain(429, "as many requests wait as may; try again"),
+            QueueError::Failed(reason) => Refusal::plain(500, reason),
+        })?;
+        let tokens: usize = vectors.iter().map(|embedding| embedding.tokens).sum();
+        self.metrics.prompt_tokens.get_or_create(&self.labels()).inc_by(tokens as u64);
+        Ok(vectors)
+    }
+}
+
+fn reply(status: u16, kind: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = StatusCode::from_u16(status).expect("the codes above are valid");
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+    response
+}

@@ -1,0 +1,92 @@
+//! The server over a real socket with the real model, where `KEDGE_MINILM` names its directory.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use kedge_engine::{Cpu, Encoder};
+use kedge_serve::{ServeOptions, serve};
+use kedge_world::{Net, RealNet};
+use serde_json::{Value, json};
+
+type Http = Client<hyper_util::client::legacy::connect::HttpConnector, Full<Bytes>>;
+
+async fn call(client: &Http, base: &str, path: &str, body: Option<String>) -> (u16, String) {
+    let method = if body.is_some() { "POST" } else { "GET" };
+    let request = http::Request::builder().method(method).uri(format!("{base}{path}"));
+    let response = client.request(request.body(Full::from(body.unwrap_or_default())).unwrap()).await.unwrap();
+    let status = response.status().as_u16();
+    (status, String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_protocols_give_the_engine_s_vectors() {
+    let Some(directory) = std::env::var_os("KEDGE_MINILM").map(PathBuf::from) else {
+        println!("skipped: no model (KEDGE_MINILM is not set)");
+        return;
+    };
+    let encoder = Arc::new(Encoder::open(&directory, &Cpu::new(None).unwrap()).unwrap());
+    let expected = encoder.encode(&["hello world"]).unwrap().remove(0);
+    let listener = RealNet.listen("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.address().unwrap());
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let serving =
+        tokio::spawn(serve(ServeOptions::new("minilm".into()), encoder, listener, async { stopped.await.unwrap() }));
+    let client: Http = Client::builder(TokioExecutor::new()).build_http();
+
+    let ask = json!({"model": "minilm", "input": ["hello world", "another"]}).to_string();
+    let together = futures_of(&client, &base, &ask).await;
+    for (status, body) in together {
+        let answer: Value = serde_json::from_str(&body).unwrap();
+        let close = |values: &Value| {
+            values
+                .as_array()
+                .unwrap()
+                .iter()
+                .zip(&expected.vector)
+                .all(|(a, e)| (a.as_f64().unwrap() - f64::from(*e)).abs() < 1e-6)
+        };
+        assert!(status == 200 && close(&answer["data"][0]["embedding"]), "{body}");
+        assert_eq!(answer["usage"]["prompt_tokens"], expected.tokens + 3);
+    }
+    let infer =
+        json!({"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["hello world"]}]}).to_string();
+    let (status, body) = call(&client, &base, "/v2/models/minilm/infer", Some(infer)).await;
+    let answer: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, &answer["outputs"][0]["shape"]), (200, &json!([1, 384])));
+    let first = answer["outputs"][0]["data"][0].as_f64().unwrap();
+    assert!((first - f64::from(expected.vector[0])).abs() < 1e-6);
+
+    let wrong = json!({"model": "other", "input": "a"}).to_string();
+    for (path, body, status, says) in [
+        ("/v1/models", None, 200, "\"id\":\"minilm\""),
+        ("/health", None, 200, "{}"),
+        ("/v2/models/minilm/ready", None, 200, "{}"),
+        ("/v2/models/other", None, 404, "other"),
+        ("/v1/embeddings", None, 405, "takes POST, not GET"),
+        ("/v1/embeddings", Some(wrong), 404, "model_not_found"),
+        ("/v1/embeddings", Some("x".repeat((2 << 20) + 1)), 413, "longer than 2097152 bytes"),
+        ("/metrics", None, 200, "vllm:prompt_tokens_total{model_name=\"minilm\"}"),
+    ] {
+        let got = call(&client, &base, path, body).await;
+        assert!(got.0 == status && got.1.contains(says), "{path}: {got:?}");
+    }
+    stop.send(()).unwrap();
+    serving.await.unwrap().unwrap();
+    assert!(client.request(http::Request::get(format!("{base}/health")).body(Full::default()).unwrap()).await.is_err());
+}
+
+/// Eight of the same request at once.
+async fn futures_of(client: &Http, base: &str, ask: &str) -> Vec<(u16, String)> {
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let (client, base, ask) = (client.clone(), base.to_owned(), ask.to_owned());
+        calls.spawn(async move { call(&client, &base, "/v1/embeddings", Some(ask)).await });
+    }
+    calls.join_all().await
+}
