@@ -1,7 +1,8 @@
 //! The HTTP shell: connections, routes, limits and draining.
 //!
 //! What must hold: a connection, its headers and a body each have a bound in size or time; after the stop signal no
-//! connection is accepted, those open finish the request they are in, and the ones that do not in time are closed.
+//! connection is accepted, and those open finish the request they are in; one that does not in time is left behind, to
+//! end with the process.
 
 use std::convert::Infallible;
 use std::future::Future;
