@@ -1,10 +1,13 @@
 //! The command line. Flags follow k3s where it has one; a flag has meaning or is unknown.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
-use kedge_runtimes::private::{Paths, killall::killall};
+use clap::{Args, Parser, Subcommand};
 use kedge_network::Namespace;
 use kedge_network::pods::remove_all;
+use kedge_runtimes::private::{Paths, killall::killall};
+use kedge_serve::InferOptions;
 use kedge_world::World;
 
 use crate::images::{self, ImageVerb};
@@ -24,6 +27,9 @@ enum Verb {
     /// Run the API server, controllers, scheduler and node of a cluster
     #[command(after_help = SERVER_EXAMPLES)]
     Server(Box<ServerFlags>),
+    /// Serve an encoder model over HTTP: OpenAI embeddings and the Open Inference Protocol
+    #[command(after_help = INFER_EXAMPLES)]
+    Infer(InferFlags),
     /// Take in and list images
     #[command(subcommand, after_help = IMAGE_EXAMPLES)]
     Image(ImageVerb),
@@ -43,6 +49,28 @@ Examples:
   # Use it
   kubectl --kubeconfig /etc/kedge/kedge.yaml get nodes";
 
+/// Settings of `kedge infer`.
+#[derive(Args, Debug)]
+struct InferFlags {
+    /// The model: a folder, or its .safetensors file with the other files beside it
+    #[arg(long, value_name = "DIR|FILE")]
+    model: PathBuf,
+    /// The name under which clients ask for it
+    #[arg(long, value_name = "NAME")]
+    name: String,
+    /// Where to listen
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8000")]
+    listen: String,
+    /// Threads that compute (default: the processors that this process may use)
+    #[arg(long, value_name = "COUNT")]
+    threads: Option<usize>,
+}
+
+const INFER_EXAMPLES: &str = "\
+Examples:
+  kedge infer --model ./all-MiniLM-L6-v2 --name minilm
+  curl -s http://127.0.0.1:8000/v1/embeddings -H 'Content-Type: application/json' -d '{\"model\": \"minilm\", \"input\": \"hello\"}'";
+
 const IMAGE_EXAMPLES: &str = "\
 Examples:
   kedge image import web.tar
@@ -59,6 +87,9 @@ Examples:
 pub(crate) fn run(cli: Cli) -> Result<()> {
     match cli.verb {
         Verb::Server(flags) => server::run(*flags),
+        Verb::Infer(InferFlags { model, name, listen, threads }) => {
+            block_on(async { Ok(kedge_serve::run(InferOptions { model, name, listen, threads }).await?) })
+        }
         Verb::Image(verb) => block_on(images::run(verb)),
         Verb::Killall(folders) => block_on(end_all(folders)),
     }

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
 use kedge_api::{Api, advertise, serve};
 use kedge_client::Informers;
-use kedge_network::{NamespaceNet, DnsPlan, NetworkSettings, NodeFacts, NodeNetwork};
+use kedge_network::{DnsPlan, NamespaceNet, NetworkSettings, NodeFacts, NodeNetwork};
 use kedge_network::{HostPort, Ipv4Cidr, Namespace, PodNetworks, PodRef, PodSettings, Protocol};
 use kedge_node::agent::{Agent, Parts, Settings};
 use kedge_node::etc::Dns;
@@ -65,7 +65,7 @@ pub(crate) fn name(flags: &ServerFlags) -> Result<String> {
 /// Runs the node for ever; whatever ends it is told, and it begins again.
 pub(crate) async fn run(node: Node) {
     loop {
-        match attempt(&node).await {
+        match Box::pin(attempt(&node)).await {
             Ok(()) => tracing::warn!("containerd has ended; starting it again, pods go on"),
             Err(error) => tracing::warn!("the node is not up: {error:#}"),
         }
@@ -106,8 +106,7 @@ async fn attempt(node: &Node) -> Result<()> {
     let serving = serve(node.api.clone(), listener, node.tls.clone(), std::future::pending());
     advertise(&node.api, node_ip.into(), node.flags.https_listen_port).await?;
     node.api.attach_node(&node.name, Arc::new(Streams::new(runtime.clone(), node.world.clone())));
-    let parts =
-        Parts { client: node.client.clone(), runtime, network: connected, puller: None, world };
+    let parts = Parts { client: node.client.clone(), runtime, network: connected, puller: None, world };
     let agent = Agent::new(parts, settings(node, &namespace, node_ip)?)?;
     tracing::info!(node = node.name, %node_ip, containerd = daemon.pid(), adopted = daemon.was_adopted(), "the node is up");
     tokio::select! {
