@@ -22,8 +22,17 @@ fn missing() -> Option<&'static str> {
         (there(&["/usr/sbin/runc", "/usr/bin/runc"]), "runc (Debian: runc)"),
         (there(&["/usr/sbin/nft"]), "nft (Debian: nftables)"),
         (there(&["/bin/busybox"]), "busybox (Debian: busybox-static)"),
+        (kubectl_minor() >= 31, "kubectl 1.31 or later, which executes over WebSocket"),
     ];
     checks.into_iter().find(|(ok, _)| !ok).map(|(_, what)| what)
+}
+
+/// The minor version of the kubectl on the PATH; 0 when there is none.
+fn kubectl_minor() -> u32 {
+    let Ok(output) = Command::new("kubectl").args(["version", "--client", "-o", "json"]).output() else { return 0 };
+    let version: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let minor = version["clientVersion"]["minor"].as_str().unwrap_or_default();
+    minor.trim_end_matches('+').parse().unwrap_or(0)
 }
 
 /// A cluster whose pods live in a namespace of their own; everything it started ends with the value.
