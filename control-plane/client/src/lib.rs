@@ -12,10 +12,12 @@
 mod informer;
 mod queue;
 mod runner;
+mod selector;
 
 pub use informer::{Change, Informer, Informers, Watched};
 pub use queue::{Backoff, Queue};
 pub use runner::{Context, Next, Reconcile, Trigger, run};
+pub use selector::selects;
 
 /// An object's place: namespace (empty for cluster scope) and name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

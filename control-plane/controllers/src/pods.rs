@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
+pub(crate) use kedge_client::selects;
 use kube::{Resource, ResourceExt};
 use sha2::{Digest, Sha256};
 
@@ -49,23 +50,6 @@ pub(crate) fn available_in(pod: &Pod, seconds: i32, now: Timestamp) -> Option<Si
     }
     let since = condition(pod, "Ready")?.last_transition_time.as_ref()?.0;
     Some(SignedDuration::from_secs(i64::from(seconds)) - now.duration_since(since))
-}
-
-/// Whether a label selector selects these labels. One that selects nothing and one that is missing select no pod.
-pub(crate) fn selects(selector: &LabelSelector, labels: Option<&BTreeMap<String, String>>) -> bool {
-    let value = |key: &str| labels.and_then(|labels| labels.get(key)).map(String::as_str);
-    let equal = selector.match_labels.iter().flatten().all(|(key, wanted)| value(key) == Some(wanted));
-    equal
-        && selector.match_expressions.iter().flatten().all(|rule| {
-            let listed = |found: &str| rule.values.iter().flatten().any(|wanted| wanted == found);
-            match &*rule.operator {
-                "In" => value(&rule.key).is_some_and(listed),
-                "NotIn" => !value(&rule.key).is_some_and(listed),
-                "Exists" => value(&rule.key).is_some(),
-                "DoesNotExist" => value(&rule.key).is_none(),
-                _ => false,
-            }
-        })
 }
 
 /// Whether a selector says nothing at all; such a one is never taken to mean everything.

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 
 use k8s_openapi::api::core::v1::TopologySpreadConstraint;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 use super::node_affinity;
 use crate::framework::{Event, Plugin, Refusal, normalize};
@@ -91,21 +90,5 @@ fn selects(constraint: &TopologySpreadConstraint, pod: &PodView, other: &PodView
         let of = |view: &PodView| view.labels().and_then(|labels| labels.get(key)).cloned();
         of(pod) == of(other)
     });
-    pod.key.namespace == other.key.namespace && same_keys && label_selector(selector, other)
-}
-
-fn label_selector(selector: &LabelSelector, pod: &PodView) -> bool {
-    let value = |key: &str| pod.labels().and_then(|labels| labels.get(key)).map(String::as_str);
-    let equal = selector.match_labels.iter().flatten().all(|(key, wanted)| value(key) == Some(wanted));
-    equal
-        && selector.match_expressions.iter().flatten().all(|rule| {
-            let listed = |found: &str| rule.values.iter().flatten().any(|wanted| wanted == found);
-            match &*rule.operator {
-                "In" => value(&rule.key).is_some_and(listed),
-                "NotIn" => !value(&rule.key).is_some_and(listed),
-                "Exists" => value(&rule.key).is_some(),
-                "DoesNotExist" => value(&rule.key).is_none(),
-                _ => false,
-            }
-        })
+    pod.key.namespace == other.key.namespace && same_keys && kedge_client::selects(selector, other.labels())
 }
