@@ -47,7 +47,7 @@ async fn serve_cluster(flags: ServerFlags) -> Result<()> {
     let guard = Rbac::new(authority.token_signer()?, &issuer);
     let settings = Settings { service_cidr: flags.service_cidr.clone(), ..Settings::default() };
     let api = Api::new(world.clone(), store, settings, Box::new(guard));
-    bootstrap(&api).await?;
+    bootstrap(&api, kedge_own::definitions()).await?;
     let informers = Informers::new(in_process(&api, "system:kube-controller-manager"));
     let context = ClientContext { informers, world: world.clone() };
     kedge_controllers::start(&context, &kedge_controllers::Settings { root_ca: authority.server_ca_pem() });

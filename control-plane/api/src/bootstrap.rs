@@ -28,15 +28,19 @@ pub struct BootstrapError {
     message: String,
 }
 
-/// Creates what is missing.
-pub async fn bootstrap(api: &Api) -> Result<(), BootstrapError> {
+/// Creates what is missing, and brings `definitions`, the CustomResourceDefinitions of this version, up to date.
+pub async fn bootstrap(api: &Api, definitions: Vec<Value>) -> Result<(), BootstrapError> {
     let namespaces =
         NAMESPACES.iter().map(|name| json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } }));
     create_all(api, namespaces.collect()).await?;
     let mut objects = bootstrap_objects();
     objects.extend(priority_classes());
     objects.push(own_service(api)?);
-    create_all(api, objects).await
+    create_all(api, objects).await?;
+    for definition in definitions {
+        put(api, definition).await?;
+    }
+    Ok(())
 }
 
 /// The service by which pods find the API: the first address of the range, which nobody else may get.

@@ -1,0 +1,94 @@
+//! `Model`: files that are known by their digest.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
+use serde::{Deserialize, Serialize};
+
+/// Which model, and who gets it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelSpec {
+    /// Where its files come from.
+    pub source: Source,
+    /// The digest that the files must have (`sha256:…`, as `kedge model digest` prints it); any when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// On a hub: the sites that get it. None when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sites: Option<SiteChoice>,
+}
+
+/// Where a model's files come from; exactly one of these.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Source {
+    /// A folder below `<data-dir>/models`.
+    Path(String),
+    /// An archive fetched over HTTP.
+    Url(UrlSource),
+    /// The hub that this cluster is a site of; written by the sync, not by users.
+    Hub(HubSource),
+}
+
+impl Default for Source {
+    fn default() -> Self {
+        Self::Path(String::new())
+    }
+}
+
+/// An archive fetched over HTTP.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UrlSource {
+    /// `http://` or `https://`; a `.tar`, `.tar.gz` or `.tar.zst` that holds the model's files.
+    pub location: String,
+    /// The digest of the archive itself, `sha256:…`.
+    pub digest: String,
+}
+
+/// A model that comes down from the hub.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HubSource {
+    /// The uid of the Model at the hub.
+    pub uid: String,
+}
+
+/// Sites chosen by name or by label; a site that either chooses is chosen.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SiteChoice {
+    /// By name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
+    /// By labels of the `Site`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<LabelSelector>,
+}
+
+/// What is known of a model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelStatus {
+    /// The spec's generation that this is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// The digest of its files, once they were read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// Bytes of its files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<i64>,
+    /// What it is, such as `bert`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// `Ready`: its files are here, have the right digest, and are of a format that can be served.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+impl ModelStatus {
+    /// Whether the model can be served.
+    pub fn is_ready(&self) -> bool {
+        self.conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    }
+}
