@@ -39,7 +39,7 @@ impl Default for Source {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct UrlSource {
-    /// `http://` or `https://`; a `.tar`, `.tar.gz` or `.tar.zst` that holds the model's files.
+    /// `http://` or `https://`; a `.tar` or `.tar.gz` that holds the model's files.
     pub location: String,
     /// The digest of the archive itself, `sha256:…`.
     pub digest: String,

@@ -1,0 +1,489 @@
+//! The models that this machine holds, below `<data-dir>/model-store`.
+//!
+//! ```text
+//! <64 digits>/manifest.json    the model's manifest; the folder's name is its digest
+//! <64 digits>/files/…          its files, never changed again
+//! staging-<64 digits>/…        the same, on the way
+//! taking-<random>/…            a model being taken in, its digest not yet known
+//! trash-<random>/…             on the way out
+//! ```
+//!
+//! A model appears by one rename after everything in it was made durable, and goes by one rename. What a power cut
+//! leaves in `staging-…` is read again and only what is missing fetched again; `taking-…` and `trash-…` are cleared at
+//! the next start. One process writes ([`ModelStore::clean`] belongs to it); others may read.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a shell: models are large files in folders with modes, which the Disk seam does not know"
+)]
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kedge_world::Random;
+use sha2::{Digest as _, Sha256};
+
+use crate::manifest::{CHUNK_BYTES, Digest, FileEntry, MANIFEST_BYTES_MAX, Manifest, ManifestError};
+use crate::source::{self, SourceError};
+
+const MANIFEST: &str = "manifest.json";
+const FILES: &str = "files";
+
+/// Why the store could not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The disk failed, or is full.
+    #[error("{}: {source}", path.display())]
+    Disk {
+        /// The file or folder.
+        path: PathBuf,
+        /// What happened.
+        source: io::Error,
+    },
+    /// What is taken in is no model's folder.
+    #[error("{0}")]
+    Source(#[from] SourceError),
+    /// A manifest makes no sense.
+    #[error("{0}")]
+    Manifest(#[from] ManifestError),
+    /// Bytes that were sent have another digest than the manifest says.
+    #[error("piece {index} of {path:?} has the wrong digest")]
+    Chunk {
+        /// The file.
+        path: String,
+        /// Which piece.
+        index: usize,
+    },
+    /// Something was asked for that the model does not have.
+    #[error("the model {digest} has no {what}")]
+    Absent {
+        /// The model.
+        digest: Digest,
+        /// What was asked for.
+        what: String,
+    },
+    /// A model whose pieces are not all here cannot be activated.
+    #[error("{0} pieces are still missing")]
+    Incomplete(usize),
+}
+
+fn disk(path: &Path) -> impl FnOnce(io::Error) -> StoreError + '_ {
+    move |source| StoreError::Disk { path: path.to_owned(), source }
+}
+
+/// A piece of a file of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Piece {
+    /// The file, by its place in the manifest.
+    pub file: usize,
+    /// The piece, by its place in the file.
+    pub index: usize,
+}
+
+/// The models that this machine holds.
+#[derive(Clone)]
+pub struct ModelStore {
+    root: PathBuf,
+    random: Arc<dyn Random>,
+}
+
+impl std::fmt::Debug for ModelStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ModelStore").field("root", &self.root).finish_non_exhaustive()
+    }
+}
+
+impl ModelStore {
+    /// The store of the node whose data directory is `data_dir`; made when missing.
+    pub fn open(data_dir: &Path, random: Arc<dyn Random>) -> Result<Self, StoreError> {
+        let root = data_dir.join("model-store");
+        make_folder(&root, 0o700)?;
+        Ok(Self { root, random })
+    }
+
+    /// Removes what a process that ended left half-made. Only the process that writes may call it, before it writes.
+    pub fn clean(&self) -> Result<(), StoreError> {
+        for name in self.names()? {
+            if name.starts_with("taking-") || name.starts_with("trash-") {
+                let path = self.root.join(name);
+                fs::remove_dir_all(&path).map_err(disk(&path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The folder with the files of an active model.
+    pub fn active(&self, digest: &Digest) -> Option<PathBuf> {
+        let files = self.root.join(digest.hex()).join(FILES);
+        files.is_dir().then_some(files)
+    }
+
+    /// The digests of all active models.
+    pub fn list(&self) -> Result<BTreeSet<Digest>, StoreError> {
+        let names = self.names()?;
+        Ok(names.iter().filter_map(|name| Digest::parse(&format!("sha256:{name}"))).collect())
+    }
+
+    /// The manifest of an active model.
+    pub fn manifest(&self, digest: &Digest) -> Result<Manifest, StoreError> {
+        self.manifest_in(&self.root.join(digest.hex()), digest)
+    }
+
+    /// Bytes of an active model's file, at most `length` from `offset`.
+    pub fn read_range(
+        &self,
+        digest: &Digest,
+        file: &FileEntry,
+        offset: u64,
+        length: u64,
+    ) -> Result<Vec<u8>, StoreError> {
+        let path = self.root.join(digest.hex()).join(FILES).join(&file.path);
+        let length = length.min(file.size.saturating_sub(offset));
+        let mut bytes = vec![0; usize::try_from(length).expect("a range fits memory")];
+        let opened = File::open(&path).map_err(disk(&path))?;
+        opened.read_exact_at(&mut bytes, offset).map_err(disk(&path))?;
+        Ok(bytes)
+    }
+
+    /// Takes in the folder `path` below `below`: copies it (by reference where the file system can), reads the copy,
+    /// makes it durable and activates it. Blocks for as long as reading and writing the model takes.
+    pub fn take_folder(&self, below: &Path, path: &str) -> Result<(Digest, Manifest), StoreError> {
+        let taking = self.scratch("taking")?;
+        self.guarded(&taking, || source::copy_folder(below, path, &taking.join(FILES)).map_err(Into::into))
+    }
+
+    /// Takes in the tar archive `archive`, which may be compressed with gzip.
+    pub fn take_archive(&self, archive: &Path) -> Result<(Digest, Manifest), StoreError> {
+        let taking = self.scratch("taking")?;
+        self.guarded(&taking, || source::unpack(archive, &taking.join(FILES)).map_err(Into::into))
+    }
+
+    /// Fills `taking`, then makes it a model. Whatever fails, nothing of it stays.
+    fn guarded(
+        &self,
+        taking: &Path,
+        fill: impl FnOnce() -> Result<Vec<String>, StoreError>,
+    ) -> Result<(Digest, Manifest), StoreError> {
+        let taken = fill().and_then(|names| {
+            let manifest = read_all(&taking.join(FILES), names)?;
+            let digest = manifest.digest();
+            self.finish(taking, &manifest)?;
+            Ok((digest, manifest))
+        });
+        if taken.is_err() {
+            // The error that counts is the first; what cannot be removed now is cleared at the next start.
+            let _ = fs::remove_dir_all(taking);
+        }
+        taken
+    }
+
+    /// Begins, or goes on with, a model whose pieces come one by one. Reads what is already there, which takes as long
+    /// as reading it takes.
+    pub fn stage(&self, manifest: Manifest) -> Result<Staging, StoreError> {
+        manifest.check()?;
+        let digest = manifest.digest();
+        let folder = self.root.join(format!("staging-{}", digest.hex()));
+        let mut missing = BTreeSet::new();
+        make_folder(&folder.join(FILES), 0o755)?;
+        for (number, file) in manifest.files.iter().enumerate() {
+            let path = folder.join(FILES).join(&file.path);
+            make_folder(path.parent().expect("a file is in a folder"), 0o755)?;
+            let opened = writable(&path)?;
+            opened.set_len(file.size).map_err(disk(&path))?;
+            let there = digests(&opened).map_err(disk(&path))?;
+            let wrong = file.chunks.iter().zip(there).enumerate().filter(|(_, (expected, actual))| *expected != actual);
+            missing.extend(wrong.map(|(index, _)| Piece { file: number, index }));
+        }
+        Ok(Staging { store: self.clone(), folder, manifest, digest, missing })
+    }
+
+    /// Removes a model; whoever has its files open or mounted keeps them. That it is not there is as good.
+    pub fn remove(&self, digest: &Digest) -> Result<(), StoreError> {
+        for name in [digest.hex().to_owned(), format!("staging-{}", digest.hex())] {
+            let path = self.root.join(name);
+            if path.exists() {
+                let trash = self.root.join(self.scratch_name("trash"));
+                fs::rename(&path, &trash).map_err(disk(&path))?;
+                sync_folder(&self.root)?;
+                fs::remove_dir_all(&trash).map_err(disk(&trash))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes every model, active or on the way, that is not in `keep`; says which.
+    pub fn prune(&self, keep: &BTreeSet<Digest>) -> Result<Vec<Digest>, StoreError> {
+        let mut removed = BTreeSet::new();
+        for name in self.names()? {
+            let digits = name.strip_prefix("staging-").unwrap_or(&name);
+            let Some(digest) = Digest::parse(&format!("sha256:{digits}")) else { continue };
+            if !keep.contains(&digest) && removed.insert(digest.clone()) {
+                self.remove(&digest)?;
+            }
+        }
+        Ok(removed.into_iter().collect())
+    }
+
+    /// Where a download of `digest` is collected.
+    pub(crate) fn download(&self, digest: &Digest) -> PathBuf {
+        self.root.join(format!("download-{}", digest.hex()))
+    }
+
+    fn manifest_in(&self, folder: &Path, digest: &Digest) -> Result<Manifest, StoreError> {
+        let path = folder.join(MANIFEST);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(StoreError::Absent { digest: digest.clone(), what: "manifest here".into() });
+            }
+            Err(error) => return Err(disk(&path)(error)),
+        };
+        let mut bytes = Vec::new();
+        file.take(MANIFEST_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(disk(&path))?;
+        Ok(Manifest::read(&bytes, digest)?)
+    }
+
+    /// Makes everything in `folder` durable and gives it its name.
+    fn finish(&self, folder: &Path, manifest: &Manifest) -> Result<PathBuf, StoreError> {
+        let place = self.root.join(manifest.digest().hex());
+        if place.join(FILES).is_dir() {
+            fs::remove_dir_all(folder).map_err(disk(folder))?;
+            return Ok(place.join(FILES));
+        }
+        let files = folder.join(FILES);
+        let mut folders = BTreeSet::from([files.clone(), folder.to_owned()]);
+        for file in &manifest.files {
+            let path = files.join(&file.path);
+            File::open(&path).and_then(|file| file.sync_all()).map_err(disk(&path))?;
+            let above = path.ancestors().skip(1).take_while(|above| above.starts_with(&files));
+            folders.extend(above.map(Path::to_owned));
+        }
+        let path = folder.join(MANIFEST);
+        fs::write(&path, manifest.bytes()).map_err(disk(&path))?;
+        File::open(&path).and_then(|file| file.sync_all()).map_err(disk(&path))?;
+        for folder in &folders {
+            sync_folder(folder)?;
+        }
+        fs::rename(folder, &place).map_err(disk(&place))?;
+        sync_folder(&self.root)?;
+        Ok(place.join(FILES))
+    }
+
+    fn names(&self) -> Result<Vec<String>, StoreError> {
+        let entries = fs::read_dir(&self.root).map_err(disk(&self.root))?;
+        let names: io::Result<Vec<_>> = entries.map(|entry| Ok(entry?.file_name())).collect();
+        let names = names.map_err(disk(&self.root))?;
+        Ok(names.into_iter().filter_map(|name| name.into_string().ok()).collect())
+    }
+
+    fn scratch_name(&self, kind: &str) -> String {
+        let mut bytes = [0; 8];
+        self.random.fill(&mut bytes);
+        format!("{kind}-{}", hex::encode(bytes))
+    }
+
+    fn scratch(&self, kind: &str) -> Result<PathBuf, StoreError> {
+        let path = self.root.join(self.scratch_name(kind));
+        make_folder(&path.join(FILES), 0o755)?;
+        Ok(path)
+    }
+}
+
+/// A model on the way.
+#[derive(Debug)]
+pub struct Staging {
+    store: ModelStore,
+    folder: PathBuf,
+    manifest: Manifest,
+    digest: Digest,
+    missing: BTreeSet<Piece>,
+}
+
+impl Staging {
+    /// What the model consists of.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The model's digest.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// The pieces that are not here yet.
+    pub fn missing(&self) -> &BTreeSet<Piece> {
+        &self.missing
+    }
+
+    /// Bytes of the pieces that are not here yet.
+    pub fn missing_bytes(&self) -> u64 {
+        self.missing.iter().map(|piece| self.manifest.files[piece.file].chunk_len(piece.index)).sum()
+    }
+
+    /// Puts a piece in its place, if its digest is right. Durable when the model is activated; what a power cut loses
+    /// before that is missing again.
+    pub fn write(&mut self, piece: Piece, bytes: &[u8]) -> Result<(), StoreError> {
+        let absent = || StoreError::Absent { digest: self.digest.clone(), what: format!("piece {piece:?}") };
+        let file = self.manifest.files.get(piece.file).ok_or_else(absent)?;
+        let expected = file.chunks.get(piece.index).ok_or_else(absent)?;
+        if Digest::of(bytes) != *expected {
+            return Err(StoreError::Chunk { path: file.path.clone(), index: piece.index });
+        }
+        let path = self.folder.join(FILES).join(&file.path);
+        let opened = OpenOptions::new().write(true).open(&path).map_err(disk(&path))?;
+        opened.write_all_at(bytes, piece.index as u64 * CHUNK_BYTES).map_err(disk(&path))?;
+        self.missing.remove(&piece);
+        Ok(())
+    }
+
+    /// Makes the model active: durable, complete, at once. Gives the folder of its files.
+    pub fn activate(self) -> Result<PathBuf, StoreError> {
+        if !self.missing.is_empty() {
+            return Err(StoreError::Incomplete(self.missing.len()));
+        }
+        self.store.finish(&self.folder, &self.manifest)
+    }
+}
+
+fn make_folder(path: &Path, mode: u32) -> Result<(), StoreError> {
+    fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(disk(path))
+}
+
+fn writable(path: &Path) -> Result<File, StoreError> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o644);
+    options.open(path).map_err(disk(path))
+}
+
+fn sync_folder(path: &Path) -> Result<(), StoreError> {
+    File::open(path).and_then(|folder| folder.sync_all()).map_err(disk(path))
+}
+
+/// The manifest of the files `names` below `folder`.
+fn read_all(folder: &Path, mut names: Vec<String>) -> Result<Manifest, StoreError> {
+    names.sort();
+    let mut files = Vec::with_capacity(names.len());
+    for name in names {
+        let path = folder.join(&name);
+        let opened = File::open(&path).map_err(disk(&path))?;
+        let size = opened.metadata().map_err(disk(&path))?.len();
+        let chunks = digests(&opened).map_err(disk(&path))?;
+        files.push(FileEntry { path: name, size, chunks });
+    }
+    let manifest = Manifest { files };
+    manifest.check()?;
+    Ok(manifest)
+}
+
+/// The digest of each piece of a file.
+fn digests(file: &File) -> io::Result<Vec<Digest>> {
+    let mut buffer = vec![0; CHUNK_BYTES as usize];
+    let mut all = Vec::new();
+    loop {
+        let start = all.len() as u64 * CHUNK_BYTES;
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match file.read_at(&mut buffer[filled..], start + filled as u64)? {
+                0 => break,
+                read => filled += read,
+            }
+        }
+        if filled == 0 {
+            return Ok(all);
+        }
+        all.push(Digest::from_hash(Sha256::digest(&buffer[..filled]).as_slice()));
+        if filled < buffer.len() {
+            return Ok(all);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kedge_world::World;
+
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, ModelStore) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = ModelStore::open(folder.path(), World::real().random).unwrap();
+        (folder, store)
+    }
+
+    fn a_model(folder: &Path) -> PathBuf {
+        let models = folder.join("models");
+        fs::create_dir_all(models.join("m/1_Pooling")).unwrap();
+        let weights: Vec<u8> = (0..CHUNK_BYTES * 2 + 5).map(|n| (n % 251) as u8).collect();
+        fs::write(models.join("m/model.safetensors"), weights).unwrap();
+        fs::write(models.join("m/config.json"), "{}").unwrap();
+        fs::write(models.join("m/1_Pooling/config.json"), "{}").unwrap();
+        fs::write(models.join("m/empty"), "").unwrap();
+        models
+    }
+
+    #[test]
+    fn a_folder_is_taken_in_and_known_by_its_digest() {
+        let (folder, store) = store();
+        let models = a_model(folder.path());
+        let (digest, manifest) = store.take_folder(&models, "m").unwrap();
+        assert_eq!(store.manifest(&digest).unwrap(), manifest);
+        let files = store.active(&digest).unwrap();
+        assert_eq!(fs::read(files.join("1_Pooling/config.json")).unwrap(), b"{}");
+        // What changes at the source afterwards does not change the model.
+        fs::write(models.join("m/config.json"), "{\"a\":1}").unwrap();
+        assert_eq!(fs::read(files.join("config.json")).unwrap(), b"{}");
+        let (other, _) = store.take_folder(&models, "m").unwrap();
+        assert_ne!(digest, other);
+        assert_eq!(store.list().unwrap(), BTreeSet::from([digest.clone(), other.clone()]));
+        assert_eq!(store.prune(&BTreeSet::from([other.clone()])).unwrap(), vec![digest.clone()]);
+        assert_eq!(store.active(&digest), None);
+        assert_eq!(store.names().unwrap(), [other.hex()]);
+    }
+
+    #[test]
+    fn pieces_come_in_any_order_and_only_the_missing_ones_are_asked_for_again() {
+        let (folder, store) = store();
+        let (digest, manifest) = store.take_folder(&a_model(folder.path()), "m").unwrap();
+        let (other_folder, other) = self::store();
+        let mut staging = other.stage(manifest.clone()).unwrap();
+        assert_eq!((staging.missing().len(), staging.missing_bytes()), (5, manifest.size()));
+        let read = |piece: Piece| {
+            let file = &manifest.files[piece.file];
+            store.read_range(&digest, file, piece.index as u64 * CHUNK_BYTES, CHUNK_BYTES).unwrap()
+        };
+        let pieces: Vec<Piece> = staging.missing().iter().rev().copied().collect();
+        for piece in &pieces[..3] {
+            staging.write(*piece, &read(*piece)).unwrap();
+        }
+        let error = staging.write(pieces[3], b"something else").unwrap_err();
+        assert!(matches!(error, StoreError::Chunk { .. }), "{error}");
+        drop(staging);
+        // A new process finds what is there; a piece that was torn is missing again.
+        let torn = other_folder.path().join(format!("model-store/staging-{}/files/model.safetensors", digest.hex()));
+        OpenOptions::new().write(true).open(&torn).unwrap().write_all_at(b"torn", 10).unwrap();
+        let mut staging = other.stage(manifest.clone()).unwrap();
+        assert!(matches!(other.stage(manifest.clone()).unwrap().activate(), Err(StoreError::Incomplete(_))));
+        assert!(staging.missing().contains(&Piece { file: 3, index: 0 }));
+        for piece in staging.missing().clone() {
+            staging.write(piece, &read(piece)).unwrap();
+        }
+        let files = staging.activate().unwrap();
+        assert_eq!(other.active(&digest), Some(files));
+        assert_eq!(other.names().unwrap(), [digest.hex()]);
+    }
+
+    #[test]
+    fn what_cannot_be_taken_in_leaves_nothing() {
+        let (folder, store) = store();
+        let models = a_model(folder.path());
+        std::os::unix::fs::symlink("/etc/passwd", models.join("m/link")).unwrap();
+        assert!(store.take_folder(&models, "m").unwrap_err().to_string().contains("link"));
+        assert_eq!(store.names().unwrap(), Vec::<String>::new());
+        fs::create_dir_all(store.root.join("taking-0011223344556677/files")).unwrap();
+        store.clean().unwrap();
+        assert_eq!(store.names().unwrap(), Vec::<String>::new());
+    }
+}
