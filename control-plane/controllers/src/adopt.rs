@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use kedge_client::Context;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, OwnerReference};
+use kedge_client::{Context, Key, Trigger};
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 
@@ -32,12 +32,51 @@ fn judge<O: Resource, K: Resource>(owner: &O, selector: &LabelSelector, object: 
     }
 }
 
+/// Wakes owners of kind `O` when an object without a controller appears that their selector takes in.
+pub(crate) fn watch_orphans<K, O>(
+    context: &Context,
+    trigger: &Trigger,
+    selector: impl Fn(&O) -> Option<LabelSelector> + Send + 'static,
+) where
+    O: Namespaced,
+    K: Namespaced,
+{
+    let owners = context.informers.of::<O>();
+    context.watch::<K>(trigger, move |change| {
+        let object = change.latest();
+        if change.new.is_none() || controller_of(&**object).is_some() {
+            return Vec::new();
+        }
+        let here = owners.list_in(&object.namespace().unwrap_or_default());
+        let wanting = here.iter().filter(|owner| {
+            selector(owner)
+                .is_some_and(|selector| !is_empty(&selector) && selects(&selector, object.meta().labels.as_ref()))
+        });
+        wanting.map(|owner| Key::of(&**owner)).collect()
+    });
+}
+
 /// The objects of `all` that belong to `owner` from now on; orphans are adopted and strangers released on the way.
 pub(crate) async fn claim<O, K>(
     context: &Context,
     owner: &O,
     selector: &LabelSelector,
     all: Vec<Arc<K>>,
+) -> kube::Result<Vec<Arc<K>>>
+where
+    O: Namespaced,
+    K: Namespaced,
+{
+    claim_with(context, owner, selector, all, None).await
+}
+
+/// Like [`claim`]; what is adopted also gets this finalizer.
+pub(crate) async fn claim_with<O, K>(
+    context: &Context,
+    owner: &O,
+    selector: &LabelSelector,
+    all: Vec<Arc<K>>,
+    finalizer: Option<&str>,
 ) -> kube::Result<Vec<Arc<K>>>
 where
     O: Namespaced,
@@ -56,7 +95,7 @@ where
                     return Ok(mine);
                 }
                 confirmed = true;
-                if let Some(adopted) = adopt(context, owner, &*object).await? {
+                if let Some(adopted) = adopt(context, owner, &*object, finalizer).await? {
                     mine.push(Arc::new(adopted));
                 }
             }
@@ -71,27 +110,38 @@ async fn exists<O: Namespaced>(context: &Context, owner: &O) -> kube::Result<boo
     Ok(found.is_some_and(|found| found.uid() == owner.uid() && found.meta().deletion_timestamp.is_none()))
 }
 
-async fn adopt<O: Namespaced, K: Namespaced>(context: &Context, owner: &O, object: &K) -> kube::Result<Option<K>> {
+async fn adopt<O: Namespaced, K: Namespaced>(
+    context: &Context,
+    owner: &O,
+    object: &K,
+    finalizer: Option<&str>,
+) -> kube::Result<Option<K>> {
     let mut owners = object.meta().owner_references.clone().unwrap_or_default();
     owners.push(owned_by(owner));
-    change_owners(context, object, &owners).await
+    let mut finalizers = object.finalizers().to_vec();
+    finalizers.extend(finalizer.filter(|new| !object.finalizers().iter().any(|f| f == new)).map(str::to_owned));
+    change_owners(context, object, &owners, &finalizers).await
 }
 
 async fn release<O: Namespaced, K: Namespaced>(context: &Context, owner: &O, object: &K) -> kube::Result<()> {
     let mut owners = object.meta().owner_references.clone().unwrap_or_default();
     owners.retain(|reference| Some(&reference.uid) != owner.meta().uid.as_ref());
-    change_owners(context, object, &owners).await.map(drop)
+    change_owners(context, object, &owners, object.finalizers()).await.map(drop)
 }
 
 /// Sets the owners of exactly this object at this revision; one that changed or went meanwhile is left alone.
 async fn change_owners<K: Namespaced>(
     context: &Context,
     object: &K,
-    owners: &impl serde::Serialize,
+    owners: &[OwnerReference],
+    finalizers: &[String],
 ) -> kube::Result<Option<K>> {
-    let patch = json!({ "metadata": {
+    let mut patch = json!({ "metadata": {
         "uid": object.uid(), "resourceVersion": object.resource_version(), "ownerReferences": owners,
     }});
+    if finalizers != object.finalizers() {
+        patch["metadata"]["finalizers"] = json!(finalizers);
+    }
     match write::merge(context, object, &patch).await {
         Ok(changed) => Ok(Some(changed)),
         Err(error) if is(&error, 404) || is(&error, 409) || is(&error, 422) => Ok(None),

@@ -9,14 +9,17 @@
 
 mod adopt;
 mod cluster_roles;
+mod cron_jobs;
 mod deployment;
 mod endpoint_slices;
 mod garbage;
+mod jobs;
 mod namespaces;
 mod pods;
 mod replica_sets;
 mod service_accounts;
 mod storage_protection;
+mod ttl_after_finished;
 mod write;
 
 use kedge_client::{Context, run};
@@ -38,6 +41,10 @@ pub fn start(context: &Context, settings: &Settings) {
     tokio::spawn(run(cluster_roles::Controller, spawn(context)));
     tokio::spawn(run(storage_protection::Claims, spawn(context)));
     tokio::spawn(run(storage_protection::Volumes, spawn(context)));
+    tokio::spawn(run(jobs::Controller, spawn(context)));
+    tokio::spawn(run(jobs::Orphans, spawn(context)));
+    tokio::spawn(run(cron_jobs::Controller, spawn(context)));
+    tokio::spawn(run(ttl_after_finished::Controller, spawn(context)));
     tokio::spawn(garbage::run(spawn(context)));
     tokio::spawn(run(service_accounts::Controller::new(&settings.root_ca), spawn(context)));
 }

@@ -23,6 +23,35 @@ pub(crate) fn is_finished(pod: &Pod) -> bool {
     matches!(phase(pod), "Succeeded" | "Failed")
 }
 
+/// Whether a pod has begun to go away and has not ended yet.
+pub(crate) fn is_terminating(pod: &Pod) -> bool {
+    !is_finished(pod) && pod.metadata.deletion_timestamp.is_some()
+}
+
+/// When a pod ended: when its last container did; else when it stopped serving, else when it was told to go.
+/// (`getFinishedTime` of the job controller.)
+pub(crate) fn finished_at(pod: &Pod) -> Option<Timestamp> {
+    let status = pod.status.as_ref();
+    let specs = pod.spec.as_ref().and_then(|spec| spec.init_containers.as_ref());
+    let is_sidecar = |name: &str| {
+        let mut all = specs.into_iter().flatten();
+        all.any(|container| container.name == name && container.restart_policy.as_deref() == Some("Always"))
+    };
+    let mains = status.and_then(|s| s.container_statuses.as_ref()).into_iter().flatten();
+    let sidecars = status.and_then(|s| s.init_container_statuses.as_ref()).into_iter().flatten();
+    let ends: Option<Vec<Timestamp>> = mains
+        .chain(sidecars.filter(|container| is_sidecar(&container.name)))
+        .map(|container| Some(container.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref()?.0))
+        .collect();
+    let unready = || Some(condition(pod, "Ready").filter(|c| c.status == "False")?.last_transition_time.as_ref()?.0);
+    let told = || {
+        let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
+        Some(pod.metadata.deletion_timestamp.as_ref()?.0 - SignedDuration::from_secs(grace))
+    };
+    let created = || Some(pod.metadata.creation_timestamp.as_ref()?.0);
+    ends.and_then(|ends| ends.into_iter().max()).or_else(unready).or_else(told).or_else(created)
+}
+
 /// The pod's phase; empty before a node has said one.
 pub(crate) fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()

@@ -27,22 +27,7 @@ impl Reconcile for Controller {
     fn watch(&self, context: &Context, trigger: &Trigger) {
         context.watch_self::<ReplicaSet>(trigger);
         context.watch_owned::<Pod, ReplicaSet>(trigger);
-        // A pod without a controller may be one that a selector is waiting for.
-        let sets = context.informers.of::<ReplicaSet>();
-        context.watch::<Pod>(trigger, move |change| {
-            let pod = change.latest();
-            if change.new.is_none() || pods::controller_of(&**pod).is_some() {
-                return Vec::new();
-            }
-            let here = sets.list_in(&pod.namespace().unwrap_or_default());
-            let wanting = here.iter().filter(|set| {
-                let spec = set.spec.as_ref();
-                spec.is_some_and(|spec| {
-                    !pods::is_empty(&spec.selector) && pods::selects(&spec.selector, pod.metadata.labels.as_ref())
-                })
-            });
-            wanting.map(|set| Key::of(&**set)).collect()
-        });
+        adopt::watch_orphans::<Pod, ReplicaSet>(context, trigger, |set| Some(set.spec.as_ref()?.selector.clone()));
     }
 
     async fn reconcile(&self, context: &Context, key: &Key) -> kube::Result<Next> {
@@ -95,7 +80,8 @@ async fn carry_out(context: &Context, set: &ReplicaSet, steps: &Steps) -> Option
     let namespace = set.namespace().unwrap_or_default();
     if steps.create > 0 {
         let template = set.spec.as_ref().and_then(|spec| spec.template.clone()).unwrap_or_default();
-        return write::create_pods(context, &namespace, steps.create, || pods::from_template(set, &template)).await.1;
+        let new = vec![pods::from_template(set, &template); steps.create];
+        return write::create_pods(context, &namespace, new).await.err();
     }
     let informer = context.informers.of::<Pod>();
     let doomed = steps.delete.iter().filter_map(|name| informer.get(&Key::new(&namespace, name)));

@@ -6,7 +6,7 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A kind that lives in namespaces and is watched by this process.
 pub(crate) trait Namespaced: Watched + Resource<Scope = NamespaceResourceScope> + Serialize {}
@@ -75,37 +75,50 @@ pub(crate) fn is(error: &kube::Error, code: u16) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == code)
 }
 
-/// Creates `count` pods made by `make`: first one, then two, then four, so that a refusal that holds for all of them
-/// costs one request and not all. (`slowStartBatch`.) Returns how many were made and the first refusal.
-pub(crate) async fn create_pods(
-    context: &Context,
-    namespace: &str,
-    count: usize,
-    make: impl Fn() -> Pod,
-) -> (usize, Option<kube::Error>) {
+/// Creates pods: first one, then two, then four, so that a refusal that holds for all of them costs one request and
+/// not all. (`slowStartBatch`.) The first refusal is the error.
+pub(crate) async fn create_pods(context: &Context, namespace: &str, new: Vec<Pod>) -> kube::Result<()> {
     let api = api::<Pod>(context, namespace);
     let (mut made, mut batch, mut newest) = (0, 1, 0);
-    while made < count {
-        let size = batch.min(count - made);
+    let mut refused = Ok(());
+    while made < new.len() && refused.is_ok() {
+        let upto = (made + batch).min(new.len());
         let parameters = PostParams::default();
-        let pods: Vec<Pod> = (0..size).map(|_| make()).collect();
-        let results = futures::future::join_all(pods.iter().map(|pod| api.create(&parameters, pod))).await;
-        let mut refused = None;
+        let results = futures::future::join_all(new[made..upto].iter().map(|pod| api.create(&parameters, pod))).await;
         for result in results {
             match result {
-                Ok(pod) => {
-                    made += 1;
-                    newest = newest.max(revision(&pod));
-                }
-                Err(error) => refused = refused.or(Some(error)),
+                Ok(pod) => newest = newest.max(revision(&pod)),
+                Err(error) => refused = refused.and(Err(error)),
             }
         }
-        if refused.is_some() {
-            context.informers.of::<Pod>().reached(newest).await;
-            return (made, refused);
-        }
+        made = upto;
         batch *= 2;
     }
     context.informers.of::<Pod>().reached(newest).await;
-    (made, None)
+    refused
+}
+
+/// Takes a finalizer off an object, whatever else changed about it. That it is gone is as good.
+pub(crate) async fn remove_finalizer<K: Namespaced>(
+    context: &Context,
+    object: &K,
+    finalizer: &str,
+) -> kube::Result<()> {
+    if !object.finalizers().iter().any(|f| f == finalizer) {
+        return Ok(());
+    }
+    let api = api::<K>(context, &object.namespace().unwrap_or_default());
+    let patch = json!({ "metadata": { "uid": object.uid(), "$deleteFromPrimitiveList/finalizers": [finalizer] } });
+    match api.patch(&object.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await {
+        Ok(made) => context.informers.of::<K>().reached(revision(&made)).await,
+        // By the uid, a conflict is another object of the same name.
+        Err(error) if is(&error, 404) || is(&error, 409) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+/// Runs what concerns many objects, all at once; the first error is the result.
+pub(crate) async fn all(many: impl IntoIterator<Item = impl Future<Output = kube::Result<()>>>) -> kube::Result<()> {
+    futures::future::join_all(many).await.into_iter().collect()
 }
