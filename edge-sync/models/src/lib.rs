@@ -4,10 +4,13 @@
 //! What must hold: what is active is complete, durable and never changed; whatever fails on the way leaves nothing
 //! half-made. Not here: serving models, and the link over which a hub sends them.
 
+mod controller;
+mod download;
 mod manifest;
 mod source;
 mod store;
 
+pub use controller::{Failure, Inspect, ModelController};
 pub use manifest::{CHUNK_BYTES, Digest, FILES_MAX, FileEntry, MANIFEST_BYTES_MAX, Manifest, ManifestError, check_path};
 pub use source::SourceError;
 pub use store::{ModelStore, Piece, Staging, StoreError};

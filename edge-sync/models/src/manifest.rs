@@ -14,7 +14,7 @@ pub const CHUNK_BYTES: u64 = 1 << 20;
 /// More files than any published model has.
 pub const FILES_MAX: usize = 10_000;
 /// The longest name of a file with its folders, in bytes.
-pub const PATH_BYTES_MAX: usize = 1024;
+const PATH_BYTES_MAX: usize = 1024;
 /// The largest manifest that is read: enough for a model of 900 GB.
 pub const MANIFEST_BYTES_MAX: usize = 64 << 20;
 

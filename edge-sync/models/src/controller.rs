@@ -1,0 +1,315 @@
+//! The controller of `Model`: takes its files in, checks them, and says in its conditions what is so.
+//!
+//! The files of a model are read once for each change of its spec. Contents that no `Model` names are removed.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use kedge_client::{Context, Key, Next, Reconcile, Trigger};
+use kedge_fetch::Fetcher;
+use kedge_own::{Model, ModelStatus, Source, UrlSource, set_condition};
+use kube::api::PostParams;
+use kube::{Api, ResourceExt};
+use tokio::sync::RwLock;
+
+use crate::download::{self, DownloadError};
+use crate::manifest::{Digest, Manifest};
+use crate::source::SourceError;
+use crate::store::{ModelStore, StoreError};
+
+/// After a failure that may end without anybody changing the object.
+const RETRY: Duration = Duration::from_secs(15);
+
+/// Says what format the model in a folder is of, or why none that can be served.
+pub type Inspect = Arc<dyn Fn(&Path) -> Result<String, String> + Send + Sync>;
+
+/// The controller.
+pub struct ModelController {
+    store: ModelStore,
+    models: PathBuf,
+    fetcher: Fetcher,
+    inspect: Inspect,
+    /// Read while something new is on its way into an object's status, written while contents are removed.
+    removing: RwLock<()>,
+}
+
+impl ModelController {
+    /// One that keeps contents in `store` and takes folders from below `models`.
+    pub fn new(store: ModelStore, models: PathBuf, fetcher: Fetcher, inspect: Inspect) -> Self {
+        Self { store, models, fetcher, inspect, removing: RwLock::default() }
+    }
+
+    /// Contents that some `Model` names stay, everything else goes.
+    async fn prune(&self, context: &Context) -> Result<(), Failure> {
+        let _alone = self.removing.write().await;
+        let models = context.informers.of::<Model>().list();
+        let named = models.iter().flat_map(|model| {
+            let status = model.status.as_ref().and_then(|status| status.digest.as_deref());
+            [status, model.spec.digest.as_deref()]
+        });
+        let keep: BTreeSet<Digest> = named.flatten().filter_map(Digest::parse).collect();
+        let store = self.store.clone();
+        let removed = blocking(move || store.prune(&keep)).await.map_err(Failure::from)?;
+        for digest in removed {
+            tracing::info!(%digest, "removed a model that no Model names");
+        }
+        Ok(())
+    }
+
+    /// The files of `model`, in the store.
+    async fn obtain(&self, context: &Context, model: &Model) -> Result<(Digest, Manifest), Failure> {
+        let store = self.store.clone();
+        match &model.spec.source {
+            Source::Path(path) => {
+                let (models, path) = (self.models.clone(), path.clone());
+                Ok(blocking(move || store.take_folder(&models, &path)).await?)
+            }
+            Source::Url(url) => {
+                let archive = self.download(context, model, url).await?;
+                let taken = archive.clone();
+                let result = blocking(move || store.take_archive(&taken)).await?;
+                download::discard(&archive);
+                Ok(result)
+            }
+            Source::Hub(_) => {
+                let digest = model.spec.digest.as_deref().and_then(Digest::parse);
+                let digest = digest.ok_or_else(|| Failure::lasting("DigestMissing", "the hub named no digest"))?;
+                if self.store.active(&digest).is_none() {
+                    return Err(Failure::awaited("Pulling", "the model is on its way from the hub"));
+                }
+                let of = digest.clone();
+                Ok((digest, blocking(move || store.manifest(&of)).await?))
+            }
+        }
+    }
+
+    async fn download(&self, context: &Context, model: &Model, url: &UrlSource) -> Result<PathBuf, Failure> {
+        let digest = Digest::parse(&url.digest)
+            .ok_or_else(|| Failure::lasting("DigestMissing", "spec.source.url.digest is no digest"))?;
+        let path = self.store.download(&digest);
+        let mut progress = download::Progress::new(&path, &context.world);
+        let mut shown = model.clone();
+        loop {
+            let step = progress.step(&self.fetcher, &url.location, &digest).await;
+            match step? {
+                download::Step::Done => return Ok(path),
+                download::Step::More { done, total } => {
+                    let total = total.map(|total| format!(" of {total}")).unwrap_or_default();
+                    let message = format!("{done}{total} bytes of {} are here", url.location);
+                    let failure = Failure::awaited("Fetching", &message);
+                    shown = self.say(context, &shown, None, Err(&failure)).await?;
+                }
+            }
+        }
+    }
+
+    /// Writes what is known into the object's status; gives the object as it is then.
+    async fn say(
+        &self,
+        context: &Context,
+        model: &Model,
+        taken: Option<(&Digest, &Manifest)>,
+        outcome: Result<&str, &Failure>,
+    ) -> Result<Model, Failure> {
+        let now = context.world.clock.wall();
+        let status = status(model, taken, outcome, now);
+        if model.status.as_ref() == Some(&status) {
+            return Ok(model.clone());
+        }
+        let mut changed = model.clone();
+        changed.status = Some(status);
+        let namespace = model.namespace().unwrap_or_default();
+        let api: Api<Model> = Api::namespaced(context.informers.client().clone(), &namespace);
+        let made = api.replace_status(&model.name_any(), &PostParams::default(), &changed).await?;
+        let revision = made.metadata.resource_version.as_deref().and_then(|text| text.parse().ok()).unwrap_or(0);
+        context.informers.of::<Model>().reached(revision).await;
+        Ok(made)
+    }
+}
+
+impl Reconcile for ModelController {
+    type Error = Failure;
+
+    fn name(&self) -> &'static str {
+        "model-controller"
+    }
+
+    fn watch(&self, context: &Context, trigger: &Trigger) {
+        context.watch_self::<Model>(trigger);
+        // A name that no object has: what was left behind while nobody looked is removed at the start.
+        trigger.wake(Key::new("", ""));
+    }
+
+    async fn reconcile(&self, context: &Context, key: &Key) -> Result<Next, Failure> {
+        let Some(model) = context.informers.of::<Model>().get(key) else {
+            self.prune(context).await?;
+            return Ok(Next::Change);
+        };
+        if model.metadata.deletion_timestamp.is_some() || is_done(&model, &self.store) {
+            return Ok(Next::Change);
+        }
+        let shared = self.removing.read().await;
+        let (taken, failure) = match self.obtain(context, &model).await {
+            Ok((digest, manifest)) => {
+                let outcome = self.judge(&model, &digest).await;
+                (Some((digest, manifest)), outcome)
+            }
+            Err(failure) => (None, Err(failure)),
+        };
+        let seen = taken.as_ref().map(|(digest, manifest)| (digest, manifest));
+        // The object may have been written while files were on their way.
+        let current = context.informers.of::<Model>().get(key).unwrap_or(model);
+        self.say(context, &current, seen, failure.as_deref()).await?;
+        drop(shared);
+        Ok(match failure {
+            Ok(_) => Next::Change,
+            Err(failure) => {
+                self.prune(context).await?;
+                if failure.may_pass { Next::After(RETRY) } else { Next::Change }
+            }
+        })
+    }
+}
+
+impl ModelController {
+    /// Whether the files that were taken in are what the object asks for; their format.
+    async fn judge(&self, model: &Model, digest: &Digest) -> Result<String, Failure> {
+        if let Some(expected) = model.spec.digest.as_deref().filter(|expected| *expected != digest.as_str()) {
+            let message = format!("the files have the digest {digest}, and spec.digest is {expected}");
+            return Err(Failure::lasting("DigestMismatch", &message));
+        }
+        let files = self.store.active(digest).ok_or_else(|| Failure::passing("Removed", "its files were removed"))?;
+        let inspect = self.inspect.clone();
+        let format = blocking(move || Ok::<_, StoreError>(inspect(&files))).await?;
+        format.map_err(|reason| Failure::lasting("FormatUnsupported", &reason))
+    }
+}
+
+/// Whether nothing is left to do: this spec was judged, and what was found good is still here.
+fn is_done(model: &Model, store: &ModelStore) -> bool {
+    let Some(status) = &model.status else { return false };
+    let active = || status.digest.as_deref().and_then(Digest::parse).is_some_and(|digest| store.active(&digest).is_some());
+    status.observed_generation == model.metadata.generation && status.is_ready() && active()
+}
+
+/// The status that says `outcome`: a format, or why there is none.
+fn status(
+    model: &Model,
+    taken: Option<(&Digest, &Manifest)>,
+    outcome: Result<&str, &Failure>,
+    now: Timestamp,
+) -> ModelStatus {
+    let mut status = model.status.clone().unwrap_or_default();
+    status.observed_generation = model.metadata.generation;
+    let kept = taken.filter(|_| !matches!(outcome, Err(failure) if failure.reason == "DigestMismatch"));
+    status.digest = kept.map(|(digest, _)| digest.to_string());
+    status.bytes = kept.map(|(_, manifest)| i64::try_from(manifest.size()).unwrap_or(i64::MAX));
+    status.format = outcome.ok().map(str::to_owned);
+    let (holds, reason, message) = match outcome {
+        Ok(format) => (true, "Available", format!("a {format} model, ready to be served")),
+        Err(failure) => (false, failure.reason, failure.message.clone()),
+    };
+    set_condition(
+        &mut status.conditions,
+        ("Ready", holds),
+        (reason, &message),
+        model.metadata.generation,
+        now,
+    );
+    status
+}
+
+/// Why a model is not ready.
+#[derive(Debug)]
+pub struct Failure {
+    reason: &'static str,
+    message: String,
+    /// Whether it may end without the object changing.
+    may_pass: bool,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl Failure {
+    /// The object has to change.
+    fn lasting(reason: &'static str, message: &str) -> Self {
+        Self { reason, message: message.to_owned(), may_pass: false }
+    }
+
+    /// Trying again may help.
+    fn passing(reason: &'static str, message: &str) -> Self {
+        Self { reason, message: message.to_owned(), may_pass: true }
+    }
+
+    /// Somebody else will say when it goes on.
+    fn awaited(reason: &'static str, message: &str) -> Self {
+        Self::lasting(reason, message)
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let message = error.to_string();
+        match error {
+            StoreError::Source(SourceError::Missing(_)) => Self::passing("PathNotFound", &message),
+            StoreError::Source(SourceError::Outside(_)) => Self::lasting("PathOutside", &message),
+            StoreError::Source(SourceError::Disk { .. }) | StoreError::Disk { .. } => Self::passing("Disk", &message),
+            StoreError::Source(_) | StoreError::Manifest(_) => Self::passing("SourceInvalid", &message),
+            StoreError::Chunk { .. } | StoreError::Absent { .. } | StoreError::Incomplete(_) => {
+                Self::passing("Incomplete", &message)
+            }
+        }
+    }
+}
+
+impl From<DownloadError> for Failure {
+    fn from(error: DownloadError) -> Self {
+        let message = error.to_string();
+        match error {
+            DownloadError::Digest { .. } => Self::passing("DigestMismatch", &message),
+            DownloadError::Fetch(_) | DownloadError::Disk { .. } => Self::passing("FetchFailed", &message),
+        }
+    }
+}
+
+impl From<kube::Error> for Failure {
+    fn from(error: kube::Error) -> Self {
+        Self::passing("Api", &error.to_string())
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(work).await.expect("taking models in does not panic")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_names_what_is_wrong_and_forgets_what_is_not_so() {
+        let mut model = Model { metadata: Default::default(), ..Model::default() };
+        model.metadata.generation = Some(3);
+        let manifest = Manifest { files: Vec::new() };
+        let digest = manifest.digest();
+        let good = status(&model, Some((&digest, &manifest)), Ok("bert"), Timestamp::UNIX_EPOCH);
+        assert_eq!((good.format.as_deref(), good.is_ready(), good.observed_generation), (Some("bert"), true, Some(3)));
+        model.status = Some(good);
+        let failure = Failure::lasting("DigestMismatch", "no");
+        let bad = status(&model, Some((&digest, &manifest)), Err(&failure), Timestamp::UNIX_EPOCH);
+        assert_eq!((bad.digest.as_deref(), bad.format.as_deref(), bad.is_ready()), (None, None, false));
+        assert_eq!(bad.conditions[0].reason, "DigestMismatch");
+        let failure = Failure::lasting("FormatUnsupported", "no");
+        let bad = status(&model, Some((&digest, &manifest)), Err(&failure), Timestamp::UNIX_EPOCH);
+        assert_eq!(bad.digest.as_deref(), Some(digest.as_str()));
+    }
+}
