@@ -24,6 +24,7 @@ use kedge_runtimes::containerd::{self, Containerd};
 use kedge_runtimes::private::{Paths, PrivateContainerd};
 use kedge_runtimes::{PodId, Runtime};
 use kedge_world::World;
+use parking_lot::Mutex;
 
 use crate::folders::Resolved;
 use crate::settings::ServerFlags;
@@ -50,6 +51,19 @@ pub(crate) struct Node {
     pub(crate) name: String,
     pub(crate) folders: Arc<Resolved>,
     pub(crate) flags: ServerFlags,
+    /// Where the container runtime is put once it answers.
+    pub(crate) runtime: RuntimeSlot,
+}
+
+/// The node's container runtime, once there is one, for others of this process.
+#[derive(Clone, Default)]
+pub(crate) struct RuntimeSlot(Arc<Mutex<Option<Arc<dyn Runtime>>>>);
+
+impl RuntimeSlot {
+    /// The runtime, if the node is up.
+    pub(crate) fn get(&self) -> Option<Arc<dyn Runtime>> {
+        self.0.lock().clone()
+    }
 }
 
 /// The name of this machine's node.
@@ -86,6 +100,7 @@ async fn attempt(node: &Node) -> Result<()> {
     };
     let mut daemon = PrivateContainerd::ensure(paths).await?;
     let runtime: Arc<dyn Runtime> = Arc::new(Containerd::connect(containerd_settings, node.world.clone()).await?);
+    *node.runtime.0.lock() = Some(runtime.clone());
     let cluster_cidr: Ipv4Cidr = node.flags.cluster_cidr.parse().context("--cluster-cidr")?;
     let first = cluster_cidr.nth(0).context("--cluster-cidr is empty")?;
     let pods = PodSettings {

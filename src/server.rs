@@ -13,6 +13,7 @@ use kedge_world::World;
 use tracing_subscriber::EnvFilter;
 
 use crate::folders;
+use crate::models;
 use crate::node::{self, Node};
 use crate::settings::{Datastore, ServerFlags};
 
@@ -50,7 +51,11 @@ async fn serve_cluster(flags: ServerFlags) -> Result<()> {
     bootstrap(&api, kedge_own::definitions()).await?;
     let informers = Informers::new(in_process(&api, "system:kube-controller-manager"));
     let context = ClientContext { informers, world: world.clone() };
-    kedge_controllers::start(&context, &kedge_controllers::Settings { root_ca: authority.server_ca_pem() });
+    let runtime = node::RuntimeSlot::default();
+    let serving = if flags.disable_agent { None } else { Some(models::serving(&folders, &runtime)) };
+    let settings = kedge_controllers::Settings { root_ca: authority.server_ca_pem(), serving };
+    kedge_controllers::start(&context, &settings);
+    models::start(&context, &folders)?;
     let informers = context.informers.clone();
     tokio::spawn(kedge_scheduler::run(ClientContext { informers, world: world.clone() }));
     let node_name = node::name(&flags)?;
@@ -70,6 +75,7 @@ async fn serve_cluster(flags: ServerFlags) -> Result<()> {
             name: node_name,
             folders,
             flags: flags.clone(),
+            runtime,
         }));
     }
     write_kubeconfig(&world, &flags.write_kubeconfig, &authority.kubeconfig(&format!("https://{address}")))?;

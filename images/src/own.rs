@@ -2,7 +2,10 @@
 //!
 //! One layer: `/kedge`, its loader, its libraries at the places where this process found them, `/tmp`. The layer is
 //! never held in memory: it is written once to be hashed, and again for whoever unpacks it, from the same files.
-#![allow(clippy::disallowed_methods, reason = "a shell: reads this program and its libraries, which are files of the system")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a shell: reads this program and its libraries, which are files of the system"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -69,8 +72,14 @@ impl OwnImage {
         let manifest_bytes = serde_json::to_vec(&manifest).expect("a manifest is plain data");
         let manifest_digest = Digest::of(&manifest_bytes);
         let name = format!("{repository}:{}", &manifest_digest.hex()[..16]);
-        let plan =
-            ImagePlan { names: vec![name], manifest_digest, manifest_bytes, manifest, config_bytes, diff_ids: vec![digest] };
+        let plan = ImagePlan {
+            names: vec![name],
+            manifest_digest,
+            manifest_bytes,
+            manifest,
+            config_bytes,
+            diff_ids: vec![digest],
+        };
         Ok(Self { layer, plan })
     }
 
@@ -141,25 +150,26 @@ impl Layer {
     /// The layer's bytes: headers in memory, contents from their files.
     fn read(&self) -> io::Result<LayerReader> {
         let mut parts: Vec<Part> = Vec::new();
-        let mut header = |name: &str, kind: tar::EntryType, mode: u32, size: u64, link: Option<&str>| -> io::Result<()> {
-            let mut builder = tar::Builder::new(Vec::new());
-            let mut header = tar::Header::new_gnu();
-            header.set_entry_type(kind);
-            header.set_mode(mode);
-            header.set_size(size);
-            header.set_uid(0);
-            header.set_gid(0);
-            header.set_mtime(0);
-            match link {
-                Some(target) => builder.append_link(&mut header, name, target)?,
-                // The contents follow from their file, so that none of them is held in memory.
-                None => builder.append_data(&mut header, name, io::empty())?,
-            }
-            let mut bytes = builder.into_inner()?;
-            bytes.truncate(bytes.len() - END_BYTES);
-            parts.push(Part::Bytes(io::Cursor::new(bytes)));
-            Ok(())
-        };
+        let mut header =
+            |name: &str, kind: tar::EntryType, mode: u32, size: u64, link: Option<&str>| -> io::Result<()> {
+                let mut builder = tar::Builder::new(Vec::new());
+                let mut header = tar::Header::new_gnu();
+                header.set_entry_type(kind);
+                header.set_mode(mode);
+                header.set_size(size);
+                header.set_uid(0);
+                header.set_gid(0);
+                header.set_mtime(0);
+                match link {
+                    Some(target) => builder.append_link(&mut header, name, target)?,
+                    // The contents follow from their file, so that none of them is held in memory.
+                    None => builder.append_data(&mut header, name, io::empty())?,
+                }
+                let mut bytes = builder.into_inner()?;
+                bytes.truncate(bytes.len() - END_BYTES);
+                parts.push(Part::Bytes(io::Cursor::new(bytes)));
+                Ok(())
+            };
         let mut folders = BTreeSet::new();
         for name in self.files.keys().chain(self.links.keys()) {
             folders.extend(Path::new(name).ancestors().skip(1).map(Path::to_owned));

@@ -14,6 +14,7 @@ mod deployment;
 mod endpoint_slices;
 mod garbage;
 mod jobs;
+mod model_services;
 mod namespaces;
 mod pods;
 mod replica_sets;
@@ -24,11 +25,15 @@ mod write;
 
 use kedge_client::{Context, run};
 
+pub use model_services::{Serving, ServingImage};
+
 /// What controllers must be told.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The certificate authority of the API server as PEM, published in every namespace.
     pub root_ca: String,
+    /// What `ModelService`s need; without a node they are stored only.
+    pub serving: Option<Serving>,
 }
 
 /// Starts every controller; they run as long as the runtime.
@@ -45,6 +50,9 @@ pub fn start(context: &Context, settings: &Settings) {
     tokio::spawn(run(jobs::Orphans, spawn(context)));
     tokio::spawn(run(cron_jobs::Controller, spawn(context)));
     tokio::spawn(run(ttl_after_finished::Controller, spawn(context)));
+    if let Some(serving) = &settings.serving {
+        tokio::spawn(run(model_services::Controller(serving.clone()), spawn(context)));
+    }
     tokio::spawn(garbage::run(spawn(context)));
     tokio::spawn(run(service_accounts::Controller::new(&settings.root_ca), spawn(context)));
 }

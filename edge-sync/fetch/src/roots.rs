@@ -14,7 +14,9 @@ const BUNDLES: [&str; 4] = [
 
 /// No authority can be read.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("no list of certificate authorities can be read ({0}); install the package ca-certificates or set SSL_CERT_FILE")]
+#[error(
+    "no list of certificate authorities can be read ({0}); install the package ca-certificates or set SSL_CERT_FILE"
+)]
 pub struct RootsError(String);
 
 /// A TLS configuration that trusts the machine's authorities (`SSL_CERT_FILE`, else the usual places); read once.

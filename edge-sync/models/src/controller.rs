@@ -191,7 +191,8 @@ impl ModelController {
 /// Whether nothing is left to do: this spec was judged, and what was found good is still here.
 fn is_done(model: &Model, store: &ModelStore) -> bool {
     let Some(status) = &model.status else { return false };
-    let active = || status.digest.as_deref().and_then(Digest::parse).is_some_and(|digest| store.active(&digest).is_some());
+    let active =
+        || status.digest.as_deref().and_then(Digest::parse).is_some_and(|digest| store.active(&digest).is_some());
     status.observed_generation == model.metadata.generation && status.is_ready() && active()
 }
 
@@ -212,13 +213,7 @@ fn status(
         Ok(format) => (true, "Available", format!("a {format} model, ready to be served")),
         Err(failure) => (false, failure.reason, failure.message.clone()),
     };
-    set_condition(
-        &mut status.conditions,
-        ("Ready", holds),
-        (reason, &message),
-        model.metadata.generation,
-        now,
-    );
+    set_condition(&mut status.conditions, ("Ready", holds), (reason, &message), model.metadata.generation, now);
     status
 }
 

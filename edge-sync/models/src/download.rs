@@ -108,8 +108,14 @@ impl Progress {
 
     async fn begin(&self, fetcher: &Fetcher, url: &str) -> Result<Running, DownloadError> {
         let mut options = OpenOptions::new();
-        let mut file =
-            options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&self.path).map_err(disk(&self.path))?;
+        let mut file = options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&self.path)
+            .map_err(disk(&self.path))?;
         let mut hash = Sha256::new();
         let here = read_all(&mut file, &mut hash).map_err(disk(&self.path))?;
         let answer = match fetcher.get(&Get { from: here, ..Get::new(url) }).await {

@@ -11,6 +11,8 @@ mod source;
 mod store;
 
 pub use controller::{Failure, Inspect, ModelController};
-pub use manifest::{CHUNK_BYTES, Digest, FILES_MAX, FileEntry, MANIFEST_BYTES_MAX, Manifest, ManifestError, check_path};
+pub use manifest::{
+    CHUNK_BYTES, Digest, FILES_MAX, FileEntry, MANIFEST_BYTES_MAX, Manifest, ManifestError, check_path,
+};
 pub use source::SourceError;
 pub use store::{ModelStore, Piece, Staging, StoreError};

@@ -120,7 +120,9 @@ pub enum ManifestError {
     #[error("the model has no files")]
     Empty,
     /// The name of a file leaves the model's folder or is no name.
-    #[error("the file name {0:?} is not allowed: names stay below the model's folder, without \".\", \"..\" and control characters")]
+    #[error(
+        "the file name {0:?} is not allowed: names stay below the model's folder, without \".\", \"..\" and control characters"
+    )]
     Path(String),
     /// Names are not in order, or one occurs twice, or is a file and a folder at once.
     #[error("the file {0:?} is out of order, named twice, or a file and a folder at once")]
@@ -156,8 +158,7 @@ impl Manifest {
         if actual != *expected {
             return Err(ManifestError::Digest { expected: expected.clone(), actual });
         }
-        let manifest: Self =
-            serde_json::from_slice(bytes).map_err(|error| ManifestError::Syntax(error.to_string()))?;
+        let manifest: Self = serde_json::from_slice(bytes).map_err(|error| ManifestError::Syntax(error.to_string()))?;
         manifest.check()?;
         if manifest.bytes() != bytes {
             return Err(ManifestError::Syntax("it is not in canonical form".into()));

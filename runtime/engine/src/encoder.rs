@@ -146,7 +146,8 @@ impl Encoder {
     }
 }
 
-fn locate(path: &Path) -> (PathBuf, PathBuf) {
+/// The folder with the settings, and the file with the weights.
+pub(crate) fn locate(path: &Path) -> (PathBuf, PathBuf) {
     if path.is_file() {
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         return (directory.unwrap_or(Path::new(".")).to_owned(), path.to_owned());

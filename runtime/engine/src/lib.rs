@@ -11,9 +11,11 @@
 pub mod backend;
 pub mod encoder;
 pub mod error;
+mod inspect;
 pub mod model;
 pub mod plan;
 
 pub use backend::{Backend, cpu::Cpu, reference::Reference};
 pub use encoder::{Embedding, Encoder, Tokens};
 pub use error::EngineError;
+pub use inspect::inspect;

@@ -66,9 +66,7 @@ pub struct EncoderWeights {
 impl EncoderWeights {
     /// Reads them from the safetensors file at `path`.
     pub fn read(path: &Path, config: &EncoderConfig) -> Result<Self, EngineError> {
-        let file = SafetensorsFile::open(path)?;
-        let prefix = if file.has("bert.embeddings.word_embeddings.weight") { "bert." } else { "" };
-        let source = Source { file, prefix };
+        let source = Source::open(path)?;
         let d = config.hidden;
         Ok(Self {
             words: source.tensor("embeddings.word_embeddings.weight", &[config.vocabulary, d])?,
@@ -78,6 +76,23 @@ impl EncoderWeights {
             layers: (0..config.layers).map(|index| source.layer(index, config)).collect::<Result<_, _>>()?,
         })
     }
+
+    /// Whether the file at `path` has the first and the last of the tensors that [`EncoderWeights::read`] needs, without
+    /// reading them.
+    pub fn check(path: &Path, config: &EncoderConfig) -> Result<(), EngineError> {
+        let source = Source::open(path)?;
+        let last = config.layers.saturating_sub(1);
+        for name in
+            ["embeddings.word_embeddings.weight".into(), format!("encoder.layer.{last}.output.LayerNorm.weight")]
+        {
+            let tensor = format!("{}{name}", source.prefix);
+            if !source.file.has(&tensor) {
+                let reason = "is not in the file".into();
+                return Err(EngineError::Tensor { path: path.to_owned(), tensor, reason });
+            }
+        }
+        Ok(())
+    }
 }
 
 struct Source {
@@ -86,6 +101,12 @@ struct Source {
 }
 
 impl Source {
+    fn open(path: &Path) -> Result<Self, EngineError> {
+        let file = SafetensorsFile::open(path)?;
+        let prefix = if file.has("bert.embeddings.word_embeddings.weight") { "bert." } else { "" };
+        Ok(Self { file, prefix })
+    }
+
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, EngineError> {
         self.file.tensor(&format!("{}{name}", self.prefix), shape)
     }

@@ -1,0 +1,446 @@
+//! `ModelService`: a Deployment of pods that serve a model, behind a Service of the same name.
+//!
+//! Both are made by server-side apply, so what others add to them stays; both are owned by the ModelService, so they go
+//! with it. The pods run the image that is made from this program, with the model's files mounted read-only.
+//!
+//! Not here: the model's files (`edge-sync/models`), and several variants of a service.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::jiff::Timestamp;
+use kedge_client::{Context, Key, Next, Reconcile, Trigger};
+use kedge_own::{Model, ModelService, ModelServiceStatus, set_condition};
+use kube::api::{Patch, PatchParams};
+use kube::{Resource, ResourceExt};
+use serde_json::{Value, json};
+
+use crate::write::{self, Namespaced, api, revision};
+
+/// The label that pods carry, and the selector of Deployment and Service.
+const LABEL: &str = "kedge.dev/modelservice";
+/// The port that the program listens on in its pod.
+const PORT: u16 = 8000;
+/// The user of the pods; nobody's, as distroless images have it.
+const USER: i64 = 65532;
+/// Field manager of what is applied.
+const MANAGER: &str = "modelservice-controller";
+
+/// Gives the image that serves models.
+#[async_trait]
+pub trait ServingImage: Send + Sync + 'static {
+    /// Makes sure that the node has the image, and names it; or says why it cannot be had now.
+    async fn ensure(&self) -> Result<String, String>;
+}
+
+/// What the controller must be told.
+#[derive(Clone)]
+pub struct Serving {
+    /// The folder of models that are active: `<digits of the digest>/files`.
+    pub model_store: PathBuf,
+    /// The image.
+    pub image: Arc<dyn ServingImage>,
+}
+
+impl std::fmt::Debug for Serving {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Serving").field("model_store", &self.model_store).finish_non_exhaustive()
+    }
+}
+
+pub(crate) struct Controller(pub(crate) Serving);
+
+impl Reconcile for Controller {
+    type Error = kube::Error;
+
+    fn name(&self) -> &'static str {
+        MANAGER
+    }
+
+    fn watch(&self, context: &Context, trigger: &Trigger) {
+        context.watch_self::<ModelService>(trigger);
+        context.watch_owned::<Deployment, ModelService>(trigger);
+        context.watch_owned::<Service, ModelService>(trigger);
+        let services = context.informers.of::<ModelService>();
+        context.watch::<Model>(trigger, move |change| {
+            let model = Key::of(&**change.latest());
+            let all = services.list().into_iter();
+            let users =
+                all.filter(|service| Key::new(&service.namespace().unwrap_or_default(), &service.spec.model) == model);
+            users.map(|service| Key::of(&*service)).collect()
+        });
+        context.watch::<Pod>(trigger, |change| {
+            let pod = change.latest();
+            let name = pod.labels().get(LABEL);
+            name.map(|name| Key::new(&pod.namespace().unwrap_or_default(), name)).into_iter().collect()
+        });
+    }
+
+    async fn reconcile(&self, context: &Context, key: &Key) -> kube::Result<Next> {
+        let informers = &context.informers;
+        let Some(service) = informers.of::<ModelService>().get(key) else { return Ok(Next::Change) };
+        if service.metadata.deletion_timestamp.is_some() {
+            return Ok(Next::Change);
+        }
+        let model = informers.of::<Model>().get(&Key::new(&key.namespace, &service.spec.model));
+        let deployment = informers.of::<Deployment>().get(key);
+        let front = informers.of::<Service>().get(key);
+        let outcome = match wanted(&service, model.as_deref(), deployment.as_deref(), front.as_deref()) {
+            Ok(digest) => match self.0.image.ensure().await {
+                Ok(image) => {
+                    let made = objects(&service, &self.0.model_store, digest, &image);
+                    apply::<Deployment>(context, &made.deployment, deployment.as_deref()).await?;
+                    apply::<Service>(context, &made.service, front.as_deref()).await?;
+                    let pods = informers.of::<Pod>().list();
+                    let own = pods.iter().filter(|pod| pod.namespace().as_deref() == Some(&key.namespace));
+                    let own = own.filter(|pod| pod.labels().get(LABEL) == Some(&key.name));
+                    progress(&service, digest, deployment.as_deref(), own.map(|pod| &**pod))
+                }
+                Err(reason) => Outcome::waiting("ImageNotReady", &reason),
+            },
+            Err(outcome) => outcome,
+        };
+        let next = status(&service, &outcome, deployment.as_deref(), context.world.clock.wall());
+        if service.status.as_ref() != Some(&next) {
+            let mut changed = (*service).clone();
+            changed.status = Some(next);
+            write::replace_status(context, &changed).await?;
+        }
+        Ok(outcome.next)
+    }
+}
+
+/// What is so, for the object's condition.
+#[derive(Debug, PartialEq)]
+struct Outcome {
+    ready: bool,
+    reason: &'static str,
+    message: String,
+    digest: Option<String>,
+    next: Next,
+}
+
+impl Outcome {
+    fn waiting(reason: &'static str, message: &str) -> Self {
+        let next =
+            if reason == "ImageNotReady" { Next::After(std::time::Duration::from_secs(5)) } else { Next::Change };
+        Self { ready: false, reason, message: message.to_owned(), digest: None, next }
+    }
+}
+
+/// The digest of the model that should be served now; or why nothing can be done yet.
+fn wanted<'a>(
+    service: &ModelService,
+    model: Option<&'a Model>,
+    deployment: Option<&Deployment>,
+    front: Option<&Service>,
+) -> Result<&'a str, Outcome> {
+    let foreign = |kind: &str| {
+        let message = format!("a {kind} named {} exists and belongs to somebody else", service.name_any());
+        Err(Outcome::waiting("NameTaken", &message))
+    };
+    if deployment.is_some_and(|object| !belongs(object, service)) {
+        return foreign("Deployment");
+    }
+    if front.is_some_and(|object| !belongs(object, service)) {
+        return foreign("Service");
+    }
+    let name = &service.spec.model;
+    let Some(model) = model else {
+        return Err(Outcome::waiting("ModelNotFound", &format!("there is no Model {name} in this namespace")));
+    };
+    let ready = model.status.as_ref().filter(|status| status.is_ready());
+    match ready.and_then(|status| status.digest.as_deref()) {
+        Some(digest) => Ok(digest),
+        None => {
+            let conditions = model.status.iter().flat_map(|status| &status.conditions);
+            let why = conditions.filter(|condition| condition.type_ == "Ready").map(|condition| &*condition.message);
+            let why = why.last().unwrap_or("it has not been looked at yet");
+            Err(Outcome::waiting("ModelNotReady", &format!("the Model {name} is not ready: {why}")))
+        }
+    }
+}
+
+fn belongs<K: Resource>(object: &K, service: &ModelService) -> bool {
+    let owners = object.meta().owner_references.iter().flatten();
+    owners.into_iter().any(|owner| Some(&owner.uid) == service.metadata.uid.as_ref())
+}
+
+/// How far the pods are.
+fn progress<'a>(
+    service: &ModelService,
+    digest: &str,
+    deployment: Option<&Deployment>,
+    pods: impl Iterator<Item = &'a Pod>,
+) -> Outcome {
+    let wanted = service.spec.replicas.unwrap_or(1);
+    let status = deployment.and_then(|deployment| deployment.status.as_ref());
+    let seen = deployment.and_then(|deployment| deployment.metadata.generation)
+        == status.and_then(|status| status.observed_generation);
+    let count = |of: Option<i32>| of.unwrap_or(0);
+    let ready = status.map_or(0, |status| count(status.ready_replicas));
+    let updated = status.map_or(0, |status| count(status.updated_replicas));
+    let done = seen && ready >= wanted && updated >= wanted;
+    let outcome = |ready, reason, message| Outcome {
+        ready,
+        reason,
+        message,
+        digest: Some(digest.to_owned()),
+        next: Next::Change,
+    };
+    if done {
+        return outcome(true, "Available", format!("{ready} of {wanted} pods answer"));
+    }
+    match pods.filter_map(trouble).next() {
+        Some(trouble) => outcome(false, "PodsFailing", trouble),
+        None => outcome(false, "Progressing", format!("{} of {wanted} pods answer", ready.min(updated))),
+    }
+}
+
+/// What keeps a pod from serving, in its own words.
+fn trouble(pod: &Pod) -> Option<String> {
+    let name = pod.name_any();
+    let status = pod.status.as_ref()?;
+    let unplaced = status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False");
+    if let Some(condition) = unplaced {
+        return Some(format!("pod {name}: {}", condition.message.as_deref().unwrap_or("no node takes it")));
+    }
+    for container in status.container_statuses.iter().flatten() {
+        let waiting = container.state.as_ref().and_then(|state| state.waiting.as_ref());
+        let ended = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+        let said =
+            ended.and_then(|ended| ended.message.as_deref()).map(|text| text.trim().lines().last().unwrap_or_default());
+        if let Some(waiting) = waiting.filter(|waiting| waiting.reason.as_deref() != Some("ContainerCreating")) {
+            let detail = said.or(waiting.message.as_deref()).unwrap_or_default();
+            return Some(format!("pod {name}: {}: {detail}", waiting.reason.as_deref().unwrap_or("waiting")));
+        }
+    }
+    None
+}
+
+fn status(
+    service: &ModelService,
+    outcome: &Outcome,
+    deployment: Option<&Deployment>,
+    now: Timestamp,
+) -> ModelServiceStatus {
+    let mut status = service.status.clone().unwrap_or_default();
+    let generation = service.metadata.generation;
+    status.observed_generation = generation;
+    let counts = deployment.and_then(|deployment| deployment.status.as_ref());
+    status.replicas = counts.and_then(|counts| counts.replicas).unwrap_or(0);
+    status.ready_replicas = counts.and_then(|counts| counts.ready_replicas).unwrap_or(0);
+    status.selector = Some(format!("{LABEL}={}", service.name_any()));
+    let port = service.spec.port.unwrap_or(80);
+    let host = format!("{}.{}.svc", service.name_any(), service.namespace().unwrap_or_default());
+    status.url = Some(if port == 80 { format!("http://{host}") } else { format!("http://{host}:{port}") });
+    if outcome.digest.is_some() {
+        status.digest.clone_from(&outcome.digest);
+    }
+    set_condition(
+        &mut status.conditions,
+        ("Ready", outcome.ready),
+        (outcome.reason, &outcome.message),
+        generation,
+        now,
+    );
+    status
+}
+
+struct Made {
+    deployment: Value,
+    service: Value,
+}
+
+/// The objects that serve `digest`.
+fn objects(service: &ModelService, store: &std::path::Path, digest: &str, image: &str) -> Made {
+    let name = service.name_any();
+    let digits = digest.trim_start_matches("sha256:");
+    let owner = json!([{
+        "apiVersion": kedge_own::API_VERSION, "kind": "ModelService", "name": name,
+        "uid": service.uid().unwrap_or_default(), "controller": true, "blockOwnerDeletion": true,
+    }]);
+    let labels = json!({ "app.kubernetes.io/name": name, "app.kubernetes.io/managed-by": "kedge", LABEL: name });
+    let metadata = json!({
+        "name": name, "namespace": service.namespace().unwrap_or_default(), "labels": labels, "ownerReferences": owner,
+    });
+    let probe = |period: i32, failures: i32| {
+        json!({
+            "httpGet": { "path": "/health", "port": "http" }, "periodSeconds": period, "failureThreshold": failures,
+        })
+    };
+    let mut container = json!({
+        "name": "infer", "image": image, "imagePullPolicy": "Never",
+        "args": [
+            "infer", "--model", "/model", "--name", service.spec.model, "--listen", format!("0.0.0.0:{PORT}"),
+        ],
+        "ports": [{ "name": "http", "containerPort": PORT, "protocol": "TCP" }],
+        "startupProbe": probe(1, 600), "readinessProbe": probe(5, 3), "livenessProbe": probe(10, 6),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": {
+            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": { "drop": ["ALL"] },
+        },
+        "volumeMounts": [{ "name": "model", "mountPath": "/model", "readOnly": true }],
+    });
+    if let Some(resources) = &service.spec.resources {
+        container["resources"] = serde_json::to_value(resources).expect("resources are plain data");
+    }
+    let pod = json!({
+        "metadata": { "labels": labels, "annotations": { "kedge.dev/model-digest": digest } },
+        "spec": {
+            "automountServiceAccountToken": false, "enableServiceLinks": false,
+            "securityContext": {
+                "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER, "seccompProfile": { "type": "RuntimeDefault" },
+            },
+            "containers": [container],
+            "volumes": [{
+                "name": "model",
+                "hostPath": { "path": store.join(digits).join("files"), "type": "Directory" },
+            }],
+        },
+    });
+    let selector = json!({ LABEL: name });
+    let ports =
+        json!([{ "name": "http", "port": service.spec.port.unwrap_or(80), "targetPort": "http", "protocol": "TCP" }]);
+    Made {
+        deployment: json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata,
+            "spec": {
+                "replicas": service.spec.replicas.unwrap_or(1), "selector": { "matchLabels": selector }, "template": pod,
+            },
+        }),
+        service: json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": { "selector": selector, "ports": ports },
+        }),
+    }
+}
+
+/// Applies `object` and waits until the shared copy shows it.
+async fn apply<K: Namespaced>(context: &Context, object: &Value, there: Option<&K>) -> kube::Result<()> {
+    let text = |key: &str| object["metadata"][key].as_str().unwrap_or_default();
+    let parameters = PatchParams::apply(MANAGER).force();
+    let made = api::<K>(context, text("namespace")).patch(text("name"), &parameters, &Patch::Apply(object)).await?;
+    if there.is_none_or(|there| revision(there) < revision(&made)) {
+        context.informers.of::<K>().reached(revision(&made)).await;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(spec: Value) -> ModelService {
+        serde_json::from_value(json!({
+            "apiVersion": kedge_own::API_VERSION, "kind": "ModelService",
+            "metadata": { "name": "answers", "namespace": "shop", "uid": "u1", "generation": 2 }, "spec": spec,
+        }))
+        .unwrap()
+    }
+
+    fn model(ready: &str) -> Model {
+        serde_json::from_value(json!({
+            "apiVersion": kedge_own::API_VERSION, "kind": "Model", "metadata": { "name": "m" },
+            "spec": { "source": { "path": "m" } },
+            "status": { "digest": "sha256:00", "conditions": [{
+                "type": "Ready", "status": ready, "reason": "R", "message": "why", "lastTransitionTime": "2026-01-01T00:00:00Z",
+            }]},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn what_is_in_the_way_is_named() {
+        let service = service(json!({ "model": "m" }));
+        let reason = |model: Option<&Model>, deployment: Option<&Deployment>| {
+            let outcome = wanted(&service, model, deployment, None);
+            outcome.map(str::to_owned).map_err(|outcome| (outcome.reason, outcome.message))
+        };
+        assert_eq!(reason(None, None).unwrap_err().0, "ModelNotFound");
+        let (reason_, message) = reason(Some(&model("False")), None).unwrap_err();
+        assert_eq!((reason_, message.contains("why")), ("ModelNotReady", true));
+        assert_eq!(reason(Some(&model("True")), None), Ok("sha256:00".into()));
+        let mut foreign = Deployment::default();
+        assert_eq!(reason(Some(&model("True")), Some(&foreign)).unwrap_err().0, "NameTaken");
+        foreign.metadata.owner_references =
+            Some(vec![serde_json::from_value(json!({"apiVersion":"a/v1","kind":"B","name":"c","uid":"u1"})).unwrap()]);
+        assert!(reason(Some(&model("True")), Some(&foreign)).is_ok());
+    }
+
+    #[test]
+    fn pods_get_the_model_read_only_and_no_rights() {
+        let service =
+            service(json!({ "model": "m", "replicas": 2, "port": 8080, "resources": {"limits": {"cpu": "1"}} }));
+        let made = objects(&service, std::path::Path::new("/d/model-store"), "sha256:00ff", "own:1");
+        let deployment: Deployment = serde_json::from_value(made.deployment).unwrap();
+        let spec = deployment.spec.unwrap();
+        assert_eq!(spec.replicas, Some(2));
+        let pod = spec.template.spec.unwrap();
+        assert_eq!(pod.automount_service_account_token, Some(false));
+        assert_eq!(pod.volumes.unwrap()[0].host_path.as_ref().unwrap().path, "/d/model-store/00ff/files");
+        let container = &pod.containers[0];
+        assert_eq!(container.volume_mounts.as_ref().unwrap()[0].read_only, Some(true));
+        assert_eq!(container.resources.as_ref().unwrap().limits.as_ref().unwrap()["cpu"].0, "1");
+        let front: Service = serde_json::from_value(made.service).unwrap();
+        assert_eq!(front.spec.unwrap().ports.unwrap()[0].port, 8080);
+    }
+
+    #[test]
+    fn ready_means_that_every_pod_of_the_newest_kind_answers() {
+        let service = service(json!({ "model": "m", "replicas": 2 }));
+        let deployment = |status: Value| -> Deployment {
+            serde_json::from_value(
+                json!({"metadata": {"generation": 3}, "spec": {"selector": {}, "template": {}}, "status": status}),
+            )
+            .unwrap()
+        };
+        let of = |status: Value, pods: &[Pod]| {
+            let outcome = progress(&service, "sha256:00", Some(&deployment(status)), pods.iter());
+            (outcome.ready, outcome.reason)
+        };
+        assert_eq!(
+            of(json!({"observedGeneration": 2, "readyReplicas": 2, "updatedReplicas": 2}), &[]),
+            (false, "Progressing")
+        );
+        assert_eq!(
+            of(json!({"observedGeneration": 3, "readyReplicas": 2, "updatedReplicas": 1}), &[]),
+            (false, "Progressing")
+        );
+        assert_eq!(
+            of(json!({"observedGeneration": 3, "readyReplicas": 2, "updatedReplicas": 2}), &[]),
+            (true, "Available")
+        );
+        let failing: Pod = serde_json::from_value(json!({"metadata": {"name": "p"}, "status": {"containerStatuses": [{
+            "name": "infer", "image": "", "imageID": "", "ready": false, "restartCount": 3,
+            "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}},
+            "lastState": {"terminated": {"exitCode": 1, "message": "kedge: opening the model: no\n"}}}]}}))
+        .unwrap();
+        let outcome = progress(&service, "d", Some(&deployment(json!({}))), [failing].iter());
+        assert_eq!(
+            (outcome.reason, outcome.message.as_str()),
+            ("PodsFailing", "pod p: CrashLoopBackOff: kedge: opening the model: no")
+        );
+    }
+
+    #[test]
+    fn the_url_names_the_port_unless_it_is_the_usual_one() {
+        let url = |spec: Value| {
+            let service = service(spec);
+            status(&service, &Outcome::waiting("R", "m"), None, Timestamp::UNIX_EPOCH).url.unwrap()
+        };
+        assert_eq!(url(json!({ "model": "m" })), "http://answers.shop.svc");
+        assert_eq!(url(json!({ "model": "m", "port": 81 })), "http://answers.shop.svc:81");
+    }
+
+    #[test]
+    fn selectors_are_labels_of_the_pods() {
+        let service = service(json!({ "model": "m" }));
+        let made = objects(&service, std::path::Path::new("/s"), "sha256:0", "i");
+        let labels: std::collections::BTreeMap<String, String> =
+            serde_json::from_value(made.deployment["spec"]["template"]["metadata"]["labels"].clone()).unwrap();
+        assert_eq!(labels.get(LABEL).map(String::as_str), Some("answers"));
+    }
+}

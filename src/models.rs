@@ -1,0 +1,61 @@
+//! Models in a server: the controller that takes them in, and the image that serves them.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use async_trait::async_trait;
+use kedge_client::{Context as ClientContext, run};
+use kedge_controllers::{Serving, ServingImage};
+use kedge_fetch::Fetcher;
+use kedge_images::OwnImage;
+use kedge_models::{ModelController, ModelStore};
+use tokio::sync::OnceCell;
+
+use crate::folders::Resolved;
+use crate::node::RuntimeSlot;
+
+/// The repository that the image of this program is named in; nothing is ever pulled from there.
+const REPOSITORY: &str = "kedge.dev/infer";
+
+/// Starts the controller of `Model`.
+pub(crate) fn start(context: &ClientContext, folders: &Resolved) -> Result<()> {
+    let world = &context.world;
+    let store = ModelStore::open(&folders.data_dir, world.random.clone())?;
+    store.clean().context("cannot clear what is left of models")?;
+    let models = folders.data_dir.join("models");
+    world.disk.create_dir_all(&models)?;
+    let inspect = |path: &Path| kedge_engine::inspect(path).map_err(|error| error.to_string());
+    let controller = ModelController::new(store, models, Fetcher::new(world.net.clone()), Arc::new(inspect));
+    tokio::spawn(run(controller, context.clone()));
+    Ok(())
+}
+
+/// What serves models on this node.
+pub(crate) fn serving(folders: &Resolved, runtime: &RuntimeSlot) -> Serving {
+    let image = Image { runtime: runtime.clone(), made: OnceCell::new() };
+    Serving { model_store: folders.data_dir.join("model-store"), image: Arc::new(image) }
+}
+
+/// The image of this program, made when first needed.
+struct Image {
+    runtime: RuntimeSlot,
+    made: OnceCell<Arc<OwnImage>>,
+}
+
+#[async_trait]
+impl ServingImage for Image {
+    async fn ensure(&self) -> Result<String, String> {
+        let runtime = self.runtime.get().ok_or("the node is not up yet")?;
+        let make = || async {
+            let made = tokio::task::spawn_blocking(|| OwnImage::of_this_program(REPOSITORY)).await;
+            made.expect("reading this program does not panic").map(Arc::new).map_err(|error| error.to_string())
+        };
+        let image = self.made.get_or_try_init(make).await?;
+        let failed = |error| format!("the image that serves models cannot be installed: {error}");
+        if runtime.resolve_image(image.name()).await.map_err(failed)?.is_none() {
+            runtime.install_image(image.plan(), image.clone()).await.map_err(failed)?;
+        }
+        Ok(image.name().to_owned())
+    }
+}
