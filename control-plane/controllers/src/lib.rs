@@ -13,12 +13,14 @@ mod cron_jobs;
 mod deployment;
 mod endpoint_slices;
 mod garbage;
+mod history;
 mod jobs;
 mod model_services;
 mod namespaces;
 mod pods;
 mod replica_sets;
 mod service_accounts;
+mod stateful_sets;
 mod storage_protection;
 mod ttl_after_finished;
 mod write;
@@ -49,6 +51,7 @@ pub fn start(context: &Context, settings: &Settings) {
     tokio::spawn(run(jobs::Controller, spawn(context)));
     tokio::spawn(run(jobs::Orphans, spawn(context)));
     tokio::spawn(run(cron_jobs::Controller, spawn(context)));
+    tokio::spawn(run(stateful_sets::Controller, spawn(context)));
     tokio::spawn(run(ttl_after_finished::Controller, spawn(context)));
     if let Some(serving) = &settings.serving {
         tokio::spawn(run(model_services::Controller(serving.clone()), spawn(context)));
