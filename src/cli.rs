@@ -12,7 +12,7 @@ use kedge_world::World;
 
 use crate::images::{self, ImageVerb};
 use crate::settings::{Folders, ServerFlags};
-use crate::{folders, server};
+use crate::{folders, logs, server};
 
 /// A Kubernetes cluster that serves AI models, in one binary.
 #[derive(Debug, Parser)]
@@ -88,6 +88,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
     match cli.verb {
         Verb::Server(flags) => server::run(*flags),
         Verb::Infer(InferFlags { model, name, listen, threads }) => {
+            logs::start();
             block_on(async { Ok(kedge_serve::run(InferOptions { model, name, listen, threads }).await?) })
         }
         Verb::Image(verb) => block_on(images::run(verb)),

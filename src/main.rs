@@ -4,6 +4,7 @@
 mod cli;
 mod folders;
 mod images;
+mod logs;
 mod models;
 mod node;
 mod server;

@@ -117,6 +117,7 @@ async fn attempt(node: &Node) -> Result<()> {
     let following = network.follow(Informers::new(node.proxy_client.clone()));
     // What the agent and the API open must lie where pods are: their probes, and the way to the API.
     let world = World { net: Arc::new(NamespaceNet::new(namespace.clone())), ..node.world.clone() };
+    node.api.attach_network(world.net.clone());
     let listener = world.net.listen(&format!("{node_ip}:{}", node.flags.https_listen_port)).await?;
     let serving = serve(node.api.clone(), listener, node.tls.clone(), std::future::pending());
     advertise(&node.api, node_ip.into(), node.flags.https_listen_port).await?;

@@ -10,19 +10,16 @@ use kedge_client::{Context as ClientContext, Informers};
 use kedge_store::engine::{Engine, RedbEngine, SledEngine};
 use kedge_store::{Store, Writer};
 use kedge_world::World;
-use tracing_subscriber::EnvFilter;
 
 use crate::folders;
+use crate::logs;
 use crate::models;
 use crate::node::{self, Node};
 use crate::settings::{Datastore, ServerFlags};
 
 /// Runs until a signal says to stop.
 pub(crate) fn run(flags: ServerFlags) -> Result<()> {
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_from_env("KEDGE_LOG").unwrap_or_else(|_| EnvFilter::new("info")))
-        .with_writer(std::io::stderr)
-        .init();
+    logs::start();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.context("cannot start the runtime")?.block_on(serve_cluster(flags))
 }

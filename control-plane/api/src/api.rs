@@ -13,7 +13,7 @@ use hyper::upgrade::OnUpgrade;
 use kedge_access::{Attributes, User};
 use kedge_store::{ResourceId, Store};
 use kedge_streams::NodeHandler;
-use kedge_world::World;
+use kedge_world::{Net, World};
 use parking_lot::{Mutex, RwLock};
 use serde_json::Value;
 
@@ -26,6 +26,7 @@ use crate::error::ApiError;
 use crate::guard::Guard;
 use crate::negotiate;
 use crate::openapi::Documents;
+use crate::proxy;
 use crate::registry::Registry;
 use crate::request::{self, Query, ResourcePath, Target, Verb};
 use crate::rest::{self, Call};
@@ -64,6 +65,8 @@ struct Inner {
     reservations: Reservations,
     /// The nodes that can be asked about their containers, by name.
     nodes: RwLock<HashMap<String, Arc<dyn NodeHandler>>>,
+    /// The network that pods are in.
+    network: RwLock<Option<Arc<dyn Net>>>,
 }
 
 /// A request whose body has been read.
@@ -104,6 +107,7 @@ impl Api {
             documents,
             reservations: Reservations::default(),
             nodes: RwLock::default(),
+            network: RwLock::default(),
         }))
     }
 
@@ -115,6 +119,16 @@ impl Api {
     /// Who answers for `node`.
     pub(crate) fn node(&self, node: &str) -> Option<Arc<dyn NodeHandler>> {
         self.0.nodes.read().get(node).cloned()
+    }
+
+    /// From now on pods and Services are reached through `net`.
+    pub fn attach_network(&self, net: Arc<dyn Net>) {
+        *self.0.network.write() = Some(net);
+    }
+
+    /// The network that pods are in, if this server has a way there.
+    pub(crate) fn network(&self) -> Option<Arc<dyn Net>> {
+        self.0.network.read().clone()
     }
 
     /// The clock and the random numbers.
@@ -177,6 +191,9 @@ impl Api {
         }
         if !kind.resource.namespaced && !path.namespace.is_empty() {
             return Err(ApiError::no_such_path());
+        }
+        if path.subresource == "proxy" && kind.resource.subresources.iter().any(|sub| &*sub.name == "proxy") {
+            return proxy::proxy(self, incoming, &path).await;
         }
         let answer = negotiate::answer(
             &incoming.headers,

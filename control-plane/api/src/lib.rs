@@ -28,6 +28,7 @@ mod kinds;
 mod negotiate;
 mod object;
 mod openapi;
+mod proxy;
 mod registry;
 mod request;
 mod rest;
