@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use jiff::Timestamp;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType, date_time_ymd,
+    KeyUsagePurpose, PublicKeyData, SanType, SubjectPublicKeyInfo, date_time_ymd,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -48,7 +48,7 @@ pub enum IdentityError {
 
 /// What a certificate is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Purpose {
+pub enum Purpose {
     /// Signing others.
     Authority,
     /// Serving under these names and addresses.
@@ -59,7 +59,7 @@ pub(crate) enum Purpose {
 
 impl Identity {
     /// A new key with a certificate signed by `issuer` (or by itself), lasting `days`.
-    pub(crate) fn make(
+    pub fn make(
         name: &str,
         purpose: &Purpose,
         issuer: Option<&Identity>,
@@ -77,6 +77,33 @@ impl Identity {
             }
         };
         Ok(Self { key, certificate: certificate.map_err(fail)?.der().clone() })
+    }
+
+    /// A certificate for somebody else's key, signed by this authority. `public_key` is a SubjectPublicKeyInfo: nothing
+    /// but the key is taken from whoever asks.
+    pub fn issue(
+        &self,
+        public_key: &[u8],
+        name: &str,
+        purpose: &Purpose,
+        now: Timestamp,
+        days: i64,
+    ) -> Result<CertificateDer<'static>, IdentityError> {
+        let fail = |source| IdentityError::Make { name: name.to_owned(), source };
+        let key = SubjectPublicKeyInfo::from_der(public_key).map_err(fail)?;
+        let issuer = Issuer::from_ca_cert_der(&self.certificate, &self.key).map_err(fail)?;
+        let certificate = params(name, purpose, now, days).map_err(fail)?.signed_by(&key, &issuer).map_err(fail)?;
+        Ok(certificate.der().clone())
+    }
+
+    /// The same key with another certificate.
+    pub fn with_certificate(self, certificate: CertificateDer<'static>) -> Self {
+        Self { certificate, ..self }
+    }
+
+    /// The public key as a SubjectPublicKeyInfo.
+    pub fn public_key(&self) -> Vec<u8> {
+        self.key.subject_public_key_info()
     }
 
     /// Reads what [`Identity::to_pem`] wrote.
@@ -211,6 +238,21 @@ mod tests {
         assert_eq!(user.name, "system:admin");
         assert!(user.is_in("system:masters") && user.is_in("system:authenticated"));
         assert_eq!(again.ends().to_string(), "2027-05-01T00:00:00Z");
+    }
+
+    #[test]
+    fn a_certificate_for_another_key_carries_nothing_else_of_who_asked() {
+        let now: Timestamp = "2026-05-01T00:00:00Z".parse().unwrap();
+        let ca = Identity::make("test-ca", &Purpose::Authority, None, now, 7300).unwrap();
+        let asking = Identity::make("somebody", &Purpose::Authority, None, now, 1).unwrap();
+        let purpose = Purpose::Client(vec!["uid".into()]);
+        let issued = ca.issue(&asking.public_key(), "shop-1", &purpose, now, 90).unwrap();
+        let user = certificate_user(&issued).unwrap();
+        assert!(user.name == "shop-1" && user.is_in("uid"));
+        let key = asking.public_key();
+        let (_, parsed) = X509Certificate::from_der(&issued).unwrap();
+        assert!(parsed.public_key().raw == key && !parsed.is_ca());
+        assert!(ca.issue(b"no key", "x", &purpose, now, 1).is_err());
     }
 
     #[test]

@@ -15,6 +15,6 @@ mod token;
 pub use attributes::{Attributes, Decision, User};
 pub use authority::{Authority, AuthorityError, Names};
 pub use bootstrap::bootstrap_objects;
-pub use identity::{Identity, IdentityError, certificate_user};
+pub use identity::{Identity, IdentityError, Purpose, certificate_user};
 pub use rbac::{Policy, Rule};
 pub use token::{Bound, Claims, Reference, TokenError, TokenSigner};

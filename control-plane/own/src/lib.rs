@@ -9,6 +9,7 @@
 mod conditions;
 mod model;
 mod model_service;
+mod site;
 
 use std::borrow::Cow;
 
@@ -19,6 +20,7 @@ use serde_json::Value;
 pub use conditions::set_condition;
 pub use model::{HubSource, ModelSpec, ModelStatus, SiteChoice, Source, UrlSource};
 pub use model_service::{ModelServiceSpec, ModelServiceStatus};
+pub use site::{SiteIdentity, SiteInventory, SiteModel, SiteModelState, SiteSpec, SiteStatus};
 
 /// The group of the own kinds.
 pub const GROUP: &str = "kedge.dev";
@@ -32,7 +34,7 @@ pub const API_VERSION: &str = "kedge.dev/v1alpha1";
 /// # Panics
 /// When a definition compiled into the program is no YAML, which a test rules out.
 pub fn definitions() -> Vec<Value> {
-    let texts = [include_str!("model.yaml"), include_str!("model_service.yaml")];
+    let texts = [include_str!("model.yaml"), include_str!("model_service.yaml"), include_str!("site.yaml")];
     texts.iter().map(|text| serde_yaml_ng::from_str(text).expect("our own definitions are YAML")).collect()
 }
 
@@ -107,6 +109,10 @@ own_kind!(
 own_kind!(
     /// A model served over HTTP behind a Service.
     ModelService, "modelservices", NamespaceResourceScope, ModelServiceSpec, ModelServiceStatus
+);
+own_kind!(
+    /// Another cluster that takes what it should hold from this one.
+    Site, "sites", ClusterResourceScope, SiteSpec, SiteStatus
 );
 
 #[cfg(test)]
