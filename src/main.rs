@@ -29,9 +29,34 @@ fn ended(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // One line that says what was attempted and why it failed, down to the cause.
-            eprintln!("kedge: {error:#}");
+            eprintln!("kedge: {}", in_one_line(&error));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// What was attempted and why it failed, down to the cause; a cause that the sentence before ends with is not repeated.
+fn in_one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.ends_with(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context, anyhow};
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let busy = std::io::Error::other("busy");
+        let error = Err::<(), _>(anyhow::Error::new(busy).context("remove x: busy")).context("killall").unwrap_err();
+        assert_eq!(super::in_one_line(&error), "killall: remove x: busy");
+        assert_eq!(super::in_one_line(&anyhow!("a").context("b")), "b: a");
     }
 }

@@ -21,6 +21,9 @@ use crate::runtime::RuntimeError;
 /// How long killed processes may take to be gone; a process in a disk's queue takes as long as the disk.
 const END_TIME_MAX: Duration = Duration::from_secs(30);
 
+/// Between two attempts to remove a cgroup that still counts a process.
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
+
 /// What [`killall`] ended.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Killed {
@@ -72,7 +75,7 @@ pub async fn killall(paths: &Paths) -> Result<Killed, PrivateError> {
             .map_err(|e| PrivateError::host(format!("unmount {}", mount.display()), e))?;
         killed.mounts += 1;
     }
-    cgroups.remove(cgroups.parent()).map_err(of_runtime)?;
+    remove_groups(&cgroups).await?;
     for folder in [&paths.state, &paths.run_dir.join("pods")] {
         match fs::remove_dir_all(folder) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -82,6 +85,22 @@ pub async fn killall(paths: &Paths) -> Result<Killed, PrivateError> {
         }
     }
     Ok(killed)
+}
+
+/// Removes the node's cgroups. A process counts until the kernel has put it away, which is later than its end.
+async fn remove_groups(cgroups: &Cgroups) -> Result<(), PrivateError> {
+    let mut waited = Duration::ZERO;
+    loop {
+        match cgroups.remove(cgroups.parent()).map_err(of_runtime) {
+            Err(PrivateError::Host { source, .. })
+                if source.kind() == io::ErrorKind::ResourceBusy && waited < END_TIME_MAX =>
+            {
+                tokio::time::sleep(BUSY_PAUSE).await;
+                waited += BUSY_PAUSE;
+            }
+            done => return done,
+        }
+    }
 }
 
 fn of_runtime(error: RuntimeError) -> PrivateError {
