@@ -10,11 +10,13 @@
 #![forbid(unsafe_code)]
 
 mod informer;
+mod placement;
 mod queue;
 mod runner;
 mod selector;
 
 pub use informer::{Change, Informer, Informers, Watched};
+pub use placement::{term_matches, tolerates, untolerated, wants_node};
 pub use queue::{Backoff, Queue};
 pub use runner::{Context, Next, Reconcile, Trigger, run};
 pub use selector::selects;

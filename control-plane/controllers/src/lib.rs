@@ -10,6 +10,7 @@
 mod adopt;
 mod cluster_roles;
 mod cron_jobs;
+mod daemon_sets;
 mod deployment;
 mod endpoint_slices;
 mod garbage;
@@ -51,6 +52,7 @@ pub fn start(context: &Context, settings: &Settings) {
     tokio::spawn(run(jobs::Controller, spawn(context)));
     tokio::spawn(run(jobs::Orphans, spawn(context)));
     tokio::spawn(run(cron_jobs::Controller, spawn(context)));
+    tokio::spawn(run(daemon_sets::Controller::default(), spawn(context)));
     tokio::spawn(run(stateful_sets::Controller, spawn(context)));
     tokio::spawn(run(ttl_after_finished::Controller, spawn(context)));
     if let Some(serving) = &settings.serving {

@@ -1,6 +1,7 @@
 //! TaintToleration: nodes push pods away, pods may bear it. (`plugins/tainttoleration`.)
 
 use k8s_openapi::api::core::v1::{Taint, Toleration};
+use kedge_client::tolerates;
 
 use crate::framework::{Event, Plugin, Refusal, normalize};
 use crate::snapshot::{NodeView, PodView, Snapshot};
@@ -43,20 +44,6 @@ fn taints(node: &NodeView) -> impl Iterator<Item = &Taint> {
 
 fn tolerations(pod: &PodView) -> impl Iterator<Item = &Toleration> {
     pod.pod.spec.as_ref().and_then(|spec| spec.tolerations.as_ref()).into_iter().flatten()
-}
-
-/// `Toleration.ToleratesTaint`.
-pub(super) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let text = |value: &Option<String>| value.clone().unwrap_or_default();
-    let (effect, key) = (text(&toleration.effect), text(&toleration.key));
-    if !effect.is_empty() && effect != taint.effect || !key.is_empty() && key != taint.key {
-        return false;
-    }
-    match toleration.operator.as_deref() {
-        Some("Exists") => true,
-        None | Some("" | "Equal") => !key.is_empty() && text(&toleration.value) == text(&taint.value),
-        Some(_) => false,
-    }
 }
 
 #[cfg(test)]
