@@ -11,12 +11,15 @@ use kedge_serve::InferOptions;
 use kedge_world::World;
 
 use crate::images::{self, ImageVerb};
+use crate::models::{self, ModelVerb};
 use crate::settings::{Folders, ServerFlags};
+use crate::uninstall::{self, UninstallFlags};
 use crate::{folders, logs, server};
 
 /// A Kubernetes cluster that serves AI models, in one binary.
 #[derive(Debug, Parser)]
 #[command(name = "kedge", version, propagate_version = true, arg_required_else_help = true)]
+#[command(args_override_self = true)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -36,6 +39,12 @@ enum Verb {
     /// End this node's pods and its containerd, and nothing of any other node's; images and data stay
     #[command(after_help = KILLALL_EXAMPLES)]
     Killall(Folders),
+    /// Look at models
+    #[command(subcommand, after_help = MODEL_EXAMPLES)]
+    Model(ModelVerb),
+    /// End the server and all pods of a node and remove everything it left on the machine
+    #[command(after_help = UNINSTALL_EXAMPLES)]
+    Uninstall(UninstallFlags),
 }
 
 const SERVER_EXAMPLES: &str = "\
@@ -76,6 +85,16 @@ Examples:
   kedge image import web.tar
   kedge image list";
 
+const MODEL_EXAMPLES: &str = "\
+Examples:
+  kedge model digest ./all-MiniLM-L6-v2     # what to write into spec.digest of a Model";
+
+const UNINSTALL_EXAMPLES: &str = "\
+Examples:
+  kedge uninstall
+  kedge uninstall --data-dir /var/lib/kedge-demo --yes
+  kedge uninstall --keep-data";
+
 const KILLALL_EXAMPLES: &str = "\
 Stopping the server leaves pods running; this ends them.
 
@@ -93,6 +112,8 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         }
         Verb::Image(verb) => block_on(images::run(verb)),
         Verb::Killall(folders) => block_on(end_all(folders)),
+        Verb::Model(verb) => models::run(verb),
+        Verb::Uninstall(flags) => block_on(uninstall::run(flags)),
     }
 }
 
@@ -101,7 +122,8 @@ fn block_on(work: impl Future<Output = Result<()>>) -> Result<()> {
     runtime.context("cannot start the runtime")?.block_on(work)
 }
 
-async fn end_all(given: Folders) -> Result<()> {
+/// Ends the pods of a node, its containerd and its network.
+pub(crate) async fn end_all(given: Folders) -> Result<()> {
     let world = World::real();
     let resolved = folders::resolve(&world, &given)?;
     let killed = killall(&Paths::below(&resolved.data_dir, &resolved.run_dir)?).await?;

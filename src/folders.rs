@@ -31,6 +31,11 @@ pub(crate) fn resolve(world: &World, folders: &Folders) -> Result<Resolved> {
     Ok(Resolved { data_dir, run_dir })
 }
 
+/// Whether a node has been here: its data directory remembers where it ran.
+pub(crate) fn is_ours(world: &World, data_dir: &Path) -> bool {
+    world.disk.read(&data_dir.join(MEMO)).is_ok()
+}
+
 /// Notes the run directory in the data directory.
 pub(crate) fn remember(world: &World, resolved: &Resolved) -> Result<()> {
     let text = resolved.run_dir.to_str().context("the run directory's name (--run-dir) is not UTF-8")?;

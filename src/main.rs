@@ -2,18 +2,22 @@
 //! runs them and drains them in a file of its own.
 
 mod cli;
+mod config;
 mod folders;
 mod images;
+mod lock;
 mod logs;
 mod models;
 mod node;
 mod server;
 mod settings;
+mod uninstall;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use kedge_runtimes::logger::LOGGER_VERB;
+use kedge_world::World;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
@@ -22,7 +26,8 @@ fn main() -> ExitCode {
         let rest: Vec<_> = arguments.collect();
         return ended(kedge_runtimes::logger_main(&rest).map_err(Into::into));
     }
-    ended(cli::run(cli::Cli::parse()))
+    let arguments = config::expand(&World::real(), std::env::args_os().collect());
+    ended(arguments.and_then(|arguments| cli::run(cli::Cli::parse_from(arguments))))
 }
 
 fn ended(result: anyhow::Result<()>) -> ExitCode {

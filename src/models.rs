@@ -1,11 +1,12 @@
 //! Models in a server: the controller that takes them in, and the image that serves them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
-use kedge_client::{Context as ClientContext, run};
+use clap::Subcommand;
+use kedge_client::Context as ClientContext;
 use kedge_controllers::{Serving, ServingImage};
 use kedge_fetch::Fetcher;
 use kedge_images::OwnImage;
@@ -18,6 +19,25 @@ use crate::node::RuntimeSlot;
 /// The repository that the image of this program is named in; nothing is ever pulled from there.
 const REPOSITORY: &str = "kedge.dev/infer";
 
+/// What can be asked about models without a server.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ModelVerb {
+    /// Print the digest of the model in a folder
+    Digest {
+        /// The folder
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
+}
+
+/// Answers it.
+pub(crate) fn run(verb: ModelVerb) -> Result<()> {
+    match verb {
+        ModelVerb::Digest { folder } => println!("{}", kedge_models::read_folder(&folder)?.digest()),
+    }
+    Ok(())
+}
+
 /// Starts the controller of `Model`.
 pub(crate) fn start(context: &ClientContext, folders: &Resolved) -> Result<()> {
     let world = &context.world;
@@ -27,7 +47,7 @@ pub(crate) fn start(context: &ClientContext, folders: &Resolved) -> Result<()> {
     world.disk.create_dir_all(&models)?;
     let inspect = |path: &Path| kedge_engine::inspect(path).map_err(|error| error.to_string());
     let controller = ModelController::new(store, models, Fetcher::new(world.net.clone()), Arc::new(inspect));
-    tokio::spawn(run(controller, context.clone()));
+    tokio::spawn(kedge_client::run(controller, context.clone()));
     Ok(())
 }
 

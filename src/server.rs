@@ -12,6 +12,7 @@ use kedge_store::{Store, Writer};
 use kedge_world::World;
 
 use crate::folders;
+use crate::lock;
 use crate::logs;
 use crate::models;
 use crate::node::{self, Node};
@@ -29,6 +30,7 @@ async fn serve_cluster(flags: ServerFlags) -> Result<()> {
     let folders = folders::resolve(&world, &flags.folders)?;
     let state = folders.data_dir.join("server");
     world.disk.create_dir_all(&state)?;
+    let _lock = lock::take(&folders.data_dir)?;
     folders::remember(&world, &folders)?;
     folders::remember_namespace(&world, &folders, flags.network_namespace.as_deref())?;
     let address = format!("127.0.0.1:{}", flags.https_listen_port);

@@ -5,11 +5,16 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+/// Where everything that lasts lies, unless told otherwise.
+pub(crate) const DATA_DIR: &str = "/var/lib/kedge";
+/// Where the administrator's kubeconfig is written, unless told otherwise.
+pub(crate) const KUBECONFIG: &str = "/etc/kedge/kedge.yaml";
+
 /// The two folders that everything of one node lies in.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Folders {
     /// Folder for everything that lasts
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/kedge")]
+    #[arg(long, value_name = "DIR", default_value = DATA_DIR)]
     pub(crate) data_dir: PathBuf,
 
     /// Folder for what ends with a reboot; remembered in the data directory by `kedge server` (default: /run/kedge)
@@ -20,6 +25,11 @@ pub(crate) struct Folders {
 /// Settings of `kedge server`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ServerFlags {
+    /// File with these flags as YAML keys; the command line wins (default: /etc/kedge/config.yaml if it exists)
+    // Read before the rest of the command line is, which is why nobody asks for it here.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
     #[command(flatten)]
     pub(crate) folders: Folders,
 
@@ -28,7 +38,7 @@ pub(crate) struct ServerFlags {
     pub(crate) https_listen_port: u16,
 
     /// Where to write the administrator's kubeconfig
-    #[arg(long, value_name = "FILE", default_value = "/etc/kedge/kedge.yaml")]
+    #[arg(long, value_name = "FILE", default_value = KUBECONFIG)]
     pub(crate) write_kubeconfig: PathBuf,
 
     /// Another name or address under which the API server is reached; may be repeated

@@ -15,4 +15,4 @@ pub use manifest::{
     CHUNK_BYTES, Digest, FILES_MAX, FileEntry, MANIFEST_BYTES_MAX, Manifest, ManifestError, check_path,
 };
 pub use source::SourceError;
-pub use store::{ModelStore, Piece, Staging, StoreError};
+pub use store::{ModelStore, Piece, Staging, StoreError, read_folder};

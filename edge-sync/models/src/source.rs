@@ -59,6 +59,35 @@ fn disk(path: &Path) -> impl FnOnce(io::Error) -> SourceError + '_ {
 
 /// Copies all files of the folder `path` below `below` into the new folder `target`; gives their names.
 pub(crate) fn copy_folder(below: &Path, path: &str, target: &Path) -> Result<Vec<String>, SourceError> {
+    let mut names = Vec::new();
+    each_file(below, path, &mut |found| {
+        match found {
+            Found::Folder(name) => {
+                let to = target.join(name);
+                std::fs::DirBuilder::new().mode(0o755).create(&to).map_err(disk(&to))?;
+            }
+            Found::File(name, mut file) => {
+                let to = target.join(&name);
+                // Between two regular files this is copy_file_range, which shares the blocks where it can.
+                io::copy(&mut file, &mut new_file(&to)?).map_err(disk(&to))?;
+                names.push(name);
+            }
+        }
+        Ok(())
+    })?;
+    Ok(names)
+}
+
+/// What a walk comes across: names below the folder that was asked for.
+pub(crate) enum Found {
+    Folder(String),
+    File(String, File),
+}
+
+type Visit<'a> = &'a mut dyn FnMut(Found) -> Result<(), SourceError>;
+
+/// Shows `visit` everything in the folder `path` below `below`, folders before what they hold.
+pub(crate) fn each_file(below: &Path, path: &str, visit: Visit<'_>) -> Result<(), SourceError> {
     if check_path(path).is_err() {
         return Err(SourceError::Outside(path.to_owned()));
     }
@@ -73,9 +102,8 @@ pub(crate) fn copy_folder(below: &Path, path: &str, target: &Path) -> Result<Vec
         nix::Error::ELOOP | nix::Error::EXDEV => SourceError::Kind(path.to_owned(), "reached by a symbolic link"),
         other => disk(&place)(other.into()),
     })?;
-    let mut names = Vec::new();
-    walk(folder, "", &place, target, &mut names, 0)?;
-    Ok(names)
+    let mut files = 0;
+    walk(folder, "", &place, &mut files, 0, visit)
 }
 
 fn open_below(folder: &impl std::os::fd::AsFd, name: &str, flags: OFlag) -> nix::Result<OwnedFd> {
@@ -88,9 +116,9 @@ fn walk(
     folder: OwnedFd,
     prefix: &str,
     place: &Path,
-    target: &Path,
-    names: &mut Vec<String>,
+    files: &mut usize,
     depth: usize,
+    visit: Visit<'_>,
 ) -> Result<(), SourceError> {
     if depth > DEPTH_MAX {
         return Err(SourceError::Large(format!("{prefix:?} is more than {DEPTH_MAX} folders deep")));
@@ -123,19 +151,16 @@ fn walk(
             Type::Directory => {
                 let inner = open_below(&copy, &name, OFlag::O_RDONLY | OFlag::O_DIRECTORY);
                 let inner = inner.map_err(|error| disk(&from)(error.into()))?;
-                let to = target.join(&full);
-                std::fs::DirBuilder::new().mode(0o755).create(&to).map_err(disk(&to))?;
-                walk(inner, &format!("{full}/"), &from, target, names, depth + 1)?;
+                visit(Found::Folder(full.clone()))?;
+                walk(inner, &format!("{full}/"), &from, files, depth + 1, visit)?;
             }
             Type::File => {
-                if names.len() >= FILES_MAX {
+                *files += 1;
+                if *files > FILES_MAX {
                     return Err(SourceError::Large(format!("there are more than {FILES_MAX} files")));
                 }
                 let opened = open_below(&copy, &name, OFlag::O_RDONLY).map_err(|error| disk(&from)(error.into()))?;
-                let to = target.join(&full);
-                // Between two regular files this is copy_file_range, which shares the blocks where it can.
-                io::copy(&mut File::from(opened), &mut new_file(&to)?).map_err(disk(&to))?;
-                names.push(full);
+                visit(Found::File(full, File::from(opened)))?;
             }
             Type::Symlink => return Err(SourceError::Kind(full, "a symbolic link")),
             _ => return Err(SourceError::Kind(full, "neither a file nor a folder")),

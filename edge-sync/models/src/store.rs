@@ -362,6 +362,26 @@ fn sync_folder(path: &Path) -> Result<(), StoreError> {
     File::open(path).and_then(|folder| folder.sync_all()).map_err(disk(path))
 }
 
+/// What the model in `folder` consists of, without taking it in: its manifest, whose digest is the model's.
+pub fn read_folder(folder: &Path) -> Result<Manifest, StoreError> {
+    let place = std::path::absolute(folder).map_err(disk(folder))?;
+    let name = place.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+    let mut files = Vec::new();
+    source::each_file(place.parent().unwrap_or(&place), &name, &mut |found| {
+        if let source::Found::File(path, file) = found {
+            let failed = |source| SourceError::Disk { path: place.join(&path), source };
+            let size = file.metadata().map_err(failed)?.len();
+            let chunks = digests(&file).map_err(failed)?;
+            files.push(FileEntry { path, size, chunks });
+        }
+        Ok(())
+    })?;
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    let manifest = Manifest { files };
+    manifest.check()?;
+    Ok(manifest)
+}
+
 /// The manifest of the files `names` below `folder`.
 fn read_all(folder: &Path, mut names: Vec<String>) -> Result<Manifest, StoreError> {
     names.sort();
@@ -430,6 +450,7 @@ mod tests {
         let models = a_model(folder.path());
         let (digest, manifest) = store.take_folder(&models, "m").unwrap();
         assert_eq!(store.manifest(&digest).unwrap(), manifest);
+        assert_eq!(read_folder(&models.join("m")).unwrap(), manifest);
         let files = store.active(&digest).unwrap();
         assert_eq!(fs::read(files.join("1_Pooling/config.json")).unwrap(), b"{}");
         // What changes at the source afterwards does not change the model.

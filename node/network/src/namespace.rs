@@ -64,14 +64,19 @@ impl Namespace {
 
     /// The namespace that `ip netns` calls `name`, made when missing; whether it was made.
     pub fn named(name: &str) -> Result<(Self, bool), NetworkError> {
+        let path = Self::path_of(name)?;
+        let made = pin(&path)?;
+        Ok((Self::at(path), made))
+    }
+
+    /// Where `ip netns` pins the namespace `name`.
+    pub(crate) fn path_of(name: &str) -> Result<PathBuf, NetworkError> {
         let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if name.is_empty() || name.starts_with('.') || name.len() > 200 || !name.chars().all(fits) {
             let why = "must be letters, digits, '-', '_' and '.', and not begin with '.'";
             return Err(NetworkError::Invalid(format!("network namespace {name:?}: {why}")));
         }
-        let path = Path::new(NAMED).join(name);
-        let made = pin(&path)?;
-        Ok((Self::at(path), made))
+        Ok(Path::new(NAMED).join(name))
     }
 }
 

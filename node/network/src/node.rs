@@ -27,6 +27,11 @@ pub async fn open(name: &str, node_ip: Ipv4Addr) -> Result<Namespace, NetworkErr
     Ok(namespace)
 }
 
+/// Lets go of the namespace `name`; it ends with the last process in it. That there is none is success.
+pub fn delete(name: &str) -> Result<(), NetworkError> {
+    crate::namespace::unpin(&Namespace::path_of(name)?)
+}
+
 pub(crate) async fn loopback_up(links: &Netlink) -> Result<(), NetworkError> {
     let loopback = links.index("lo").await?.ok_or_else(|| NetworkError::Invalid("no loopback link".to_owned()))?;
     links.up(loopback, "lo").await
