@@ -9,6 +9,7 @@ mod lock;
 mod logs;
 mod models;
 mod node;
+mod notify;
 mod server;
 mod settings;
 mod uninstall;

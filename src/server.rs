@@ -16,6 +16,7 @@ use crate::lock;
 use crate::logs;
 use crate::models;
 use crate::node::{self, Node};
+use crate::notify;
 use crate::settings::{Datastore, ServerFlags};
 
 /// Runs until a signal says to stop.
@@ -79,6 +80,7 @@ async fn serve_cluster(flags: ServerFlags) -> Result<()> {
     }
     write_kubeconfig(&world, &flags.write_kubeconfig, &authority.kubeconfig(&format!("https://{address}")))?;
     tracing::info!(%address, kubeconfig = %flags.write_kubeconfig.display(), "the API server is ready");
+    notify::ready();
     serve(api, listener, tls, stopped()).await;
     Ok(())
 }

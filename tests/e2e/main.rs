@@ -12,4 +12,5 @@
 mod crash;
 mod harness;
 mod kubectl;
+mod models;
 mod pods;

@@ -13,7 +13,7 @@ use crate::harness::{Server, assert_has, eventually, exists};
 const IMAGE: &str = "example.test/busybox:1";
 
 /// What is missing to run real pods here.
-fn missing() -> Option<&'static str> {
+pub(crate) fn missing() -> Option<&'static str> {
     let root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0");
     let there = |names: &[&str]| names.iter().any(|name| exists(Path::new(name)));
     let checks = [
@@ -36,13 +36,13 @@ fn kubectl_minor() -> u32 {
 }
 
 /// A cluster whose pods live in a namespace of their own; everything it started ends with the value.
-struct Cluster {
-    server: Server,
+pub(crate) struct Cluster {
+    pub(crate) server: Server,
     namespace: String,
 }
 
 impl Cluster {
-    fn start(name: &str) -> Self {
+    pub(crate) fn start(name: &str) -> Self {
         let namespace = format!("kedge-e2e-{name}-{}", std::process::id());
         let server = Server::start(&["--network-namespace", &namespace, "--node-name", "n1"]);
         let archive = server.folder.path().join("busybox.tar");

@@ -1,0 +1,240 @@
+//! Models from `kubectl apply` to an answer, and everything that can be wrong with them.
+//!
+//! Serving needs what pods need, and the model all-MiniLM-L6-v2 in the folder that `KEDGE_MINILM` names.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::harness::{Server, eventually};
+use crate::pods::{Cluster, missing};
+
+fn apply(server: &Server, object: &Value) {
+    let (ok, text) = server.try_kubectl("apply -f -", &object.to_string());
+    assert!(ok, "{text}");
+}
+
+fn model(name: &str, spec: Value) -> Value {
+    json!({ "apiVersion": "kedge.dev/v1alpha1", "kind": "Model", "metadata": { "name": name }, "spec": spec })
+}
+
+fn condition(server: &Server, kind: &str, name: &str) -> (String, String) {
+    let (code, object) =
+        server.request("GET", &format!("/apis/kedge.dev/v1alpha1/namespaces/default/{kind}/{name}"), "");
+    assert_eq!(code, 200, "{object}");
+    let text = |key: &str| object["status"]["conditions"][0][key].as_str().unwrap_or_default().to_owned();
+    (text("reason"), text("message"))
+}
+
+/// Waits until the object's condition has this reason; its message.
+fn until(server: &Server, kind: &str, name: &str, reason: &str) -> String {
+    let mut message = String::new();
+    eventually(&format!("{kind} {name} is {reason}"), || {
+        let found = condition(server, kind, name);
+        message.clone_from(&found.1);
+        if found.0 == reason { Ok(()) } else { Err(format!("{found:?}\n{}", server.log())) }
+    });
+    message
+}
+
+/// A folder that looks like a BERT model, small; only its settings and headers have to make sense.
+fn small_model(folder: &Path) {
+    std::fs::create_dir_all(folder).unwrap();
+    let config = json!({
+        "model_type": "bert", "hidden_act": "gelu", "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1,
+        "intermediate_size": 4, "vocab_size": 2, "max_position_embeddings": 8, "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12,
+    });
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    std::fs::write(folder.join("tokenizer.json"), "{}").unwrap();
+    let header = json!({
+        "embeddings.word_embeddings.weight": { "dtype": "F32", "shape": [2, 4], "data_offsets": [0, 32] },
+        "encoder.layer.0.output.LayerNorm.weight": { "dtype": "F32", "shape": [4], "data_offsets": [32, 48] },
+    })
+    .to_string();
+    let mut weights = (header.len() as u64).to_le_bytes().to_vec();
+    weights.extend(header.as_bytes());
+    weights.extend([0; 48]);
+    std::fs::write(folder.join("model.safetensors"), weights).unwrap();
+}
+
+/// What is in the store of models, half-made things included.
+fn stored(server: &Server) -> Vec<String> {
+    let entries = std::fs::read_dir(server.folder.path().join("data/model-store")).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[test]
+fn conditions_name_what_is_wrong_with_a_model() {
+    let server = Server::start(&["--disable-agent"]);
+    let models = server.folder.path().join("data/models");
+    small_model(&models.join("good"));
+    apply(&server, &model("good", json!({ "source": { "path": "good" } })));
+    assert!(until(&server, "models", "good", "Available").contains("bert"));
+    let digest = server.kubectl("get model good -o jsonpath={.status.digest}");
+    let told = std::process::Command::new(env!("CARGO_BIN_EXE_kedge"))
+        .args(["model", "digest", models.join("good").to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8(told.stdout).unwrap().trim(), digest);
+    apply(&server, &model("named", json!({ "source": { "path": "good" }, "digest": digest })));
+    until(&server, "models", "named", "Available");
+
+    let other = format!("sha256:{}", "0".repeat(64));
+    apply(&server, &model("wrong", json!({ "source": { "path": "good" }, "digest": other })));
+    let message = until(&server, "models", "wrong", "DigestMismatch");
+    assert!(message.contains(&digest) && message.contains(&other), "{message}");
+
+    apply(&server, &model("outside", json!({ "source": { "path": "../server" } })));
+    assert!(until(&server, "models", "outside", "PathOutside").contains("../server"));
+    std::os::unix::fs::symlink("../server", models.join("link")).unwrap();
+    apply(&server, &model("link", json!({ "source": { "path": "link" } })));
+    assert!(until(&server, "models", "link", "SourceInvalid").contains("symbolic link"));
+    apply(&server, &model("missing", json!({ "source": { "path": "gone" } })));
+    assert!(until(&server, "models", "missing", "PathNotFound").contains("gone"));
+
+    small_model(&models.join("gpt"));
+    std::fs::write(models.join("gpt/config.json"), r#"{"model_type": "gpt2"}"#).unwrap();
+    apply(&server, &model("gpt", json!({ "source": { "path": "gpt" } })));
+    assert!(until(&server, "models", "gpt", "FormatUnsupported").contains("gpt2"));
+
+    let (ok, text) = server.try_kubectl(
+        "apply -f -",
+        &model("two", json!({ "source": { "path": "a", "hub": { "uid": "u" } } })).to_string(),
+    );
+    assert!(!ok && text.contains("spec.source"), "{text}");
+    let (ok, text) = server
+        .try_kubectl("apply -f -", &model("odd", json!({ "source": { "path": "a" }, "digest": "md5:1" })).to_string());
+    assert!(!ok && text.contains("spec.digest"), "{text}");
+
+    server.kubectl("delete models --all --wait=true");
+    eventually("nothing is left of the models", || match &stored(&server)[..] {
+        [] => Ok(()),
+        left => Err(format!("{left:?}")),
+    });
+}
+
+/// Serves `content` under every path; the first answer breaks off in the middle. Says how often it was asked.
+fn breaking_server(content: Vec<u8>) -> (u16, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counter = asked.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(stream) = stream else { return };
+            let first = counter.fetch_add(1, Ordering::SeqCst) == 0;
+            answer(stream, &content, first);
+        }
+    });
+    (port, asked)
+}
+
+fn answer(mut stream: TcpStream, content: &[u8], break_off: bool) {
+    let mut from = 0;
+    for line in BufReader::new(stream.try_clone().unwrap()).lines() {
+        let line = line.unwrap_or_default().to_lowercase();
+        if let Some(range) = line.strip_prefix("range: bytes=") {
+            from = range.trim_end_matches('-').parse().unwrap_or(0);
+        }
+        if line.is_empty() {
+            break;
+        }
+    }
+    let rest = &content[from..];
+    let status = if from > 0 { "206 Partial Content" } else { "200 OK" };
+    let range = format!("Content-Range: bytes {from}-{}/{}\r\n", content.len() - 1, content.len());
+    let head = format!(
+        "HTTP/1.1 {status}\r\n{}Content-Length: {}\r\n\r\n",
+        if from > 0 { range.as_str() } else { "" },
+        rest.len()
+    );
+    let end = if break_off { rest.len() / 2 } else { rest.len() };
+    // A client that has heard enough is no failure of this server.
+    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&rest[..end]));
+}
+
+#[test]
+fn an_archive_is_fetched_over_http_and_its_digest_holds() {
+    let server = Server::start(&["--disable-agent"]);
+    let folder = server.folder.path().join("made");
+    small_model(&folder.join("m"));
+    let archive = server.folder.path().join("m.tar.gz");
+    let made = std::process::Command::new("tar").arg("-czf").arg(&archive).arg("-C").arg(&folder).arg("m").status();
+    assert!(made.unwrap().success());
+    let content = std::fs::read(&archive).unwrap();
+    let digest = format!("sha256:{}", hex(&Sha256::digest(&content)));
+    let (port, asked) = breaking_server(content);
+    let url = |digest: &str| json!({ "source": { "url": { "location": format!("http://127.0.0.1:{port}/m.tar.gz"), "digest": digest } } });
+    apply(&server, &model("fetched", url(&digest)));
+    until(&server, "models", "fetched", "Available");
+    assert_eq!(asked.load(Ordering::SeqCst), 2, "once cut off, once gone on");
+    let wrong = format!("sha256:{}", "1".repeat(64));
+    apply(&server, &model("wrong", url(&wrong)));
+    let message = until(&server, "models", "wrong", "DigestMismatch");
+    assert!(message.contains(&digest) && message.contains(&wrong), "{message}");
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn a_model_is_served_from_pods_and_leaves_nothing_behind() {
+    let Some(source) = std::env::var_os("KEDGE_MINILM").map(PathBuf::from) else {
+        println!("skipped: no model (KEDGE_MINILM is not set)");
+        return;
+    };
+    if let Some(what) = missing() {
+        assert!(std::env::var_os("KEDGE_TEST_REQUIRE_CONTAINERD").is_none(), "{what}");
+        println!("skipped: this machine has no {what}");
+        return;
+    }
+    let cluster = Cluster::start("models");
+    let server = &cluster.server;
+    let target = server.folder.path().join("data/models");
+    std::fs::create_dir_all(&target).unwrap();
+    let copied = std::process::Command::new("cp").arg("-r").arg(&source).arg(target.join("minilm")).status().unwrap();
+    assert!(copied.success());
+    let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/examples");
+    server.kubectl(&format!("apply -f {examples}/minilm.yaml"));
+    until(server, "modelservices", "embeddings", "Available");
+    let ask = format!(
+        "create --raw /api/v1/namespaces/default/services/embeddings:http/proxy/v1/embeddings -f {examples}/question.json"
+    );
+    let answer: Value = serde_json::from_str(&server.kubectl(&ask)).unwrap();
+    let vectors: Vec<Vec<f64>> = answer["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|item| serde_json::from_value(item["embedding"].clone()).unwrap())
+        .collect();
+    let near = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
+    let scores: Vec<f64> = vectors[1..].iter().map(|vector| near(&vectors[0], vector)).collect();
+    assert!(scores[0] > 0.5 && scores[1] < 0.3, "the sentence about charging is nearest: {scores:?}");
+
+    server.kubectl("scale modelservice embeddings --replicas=2");
+    eventually("two pods answer", || {
+        let found = server.kubectl("get modelservice embeddings -o jsonpath={.status.readyReplicas}");
+        if found == "2" { Ok(()) } else { Err(found) }
+    });
+    server.kubectl("delete deployment embeddings --wait=true");
+    eventually("what was deleted under a service comes back", || {
+        let (_, text) = server.try_kubectl("get deployment embeddings -o jsonpath={.status.readyReplicas}", "");
+        if text == "2" { Ok(()) } else { Err(text + &server.log()) }
+    });
+
+    server.kubectl(&format!("delete -f {examples}/minilm.yaml --wait=true"));
+    eventually("nothing is left", || {
+        let objects =
+            server.kubectl("get deployments,pods,replicasets,services,endpointslices,models,modelservices -o name");
+        let left: Vec<&str> = objects.lines().filter(|name| !name.contains("kubernetes")).collect();
+        let stored = stored(server);
+        if left.is_empty() && stored.is_empty() { Ok(()) } else { Err(format!("{left:?} {stored:?}")) }
+    });
+}
