@@ -12,6 +12,7 @@ mod cluster_roles;
 mod cron_jobs;
 mod daemon_sets;
 mod deployment;
+mod disruption;
 mod endpoint_slices;
 mod garbage;
 mod history;
@@ -20,12 +21,15 @@ mod model_services;
 mod namespaces;
 mod pods;
 mod replica_sets;
+mod replication_controllers;
 mod service_accounts;
 mod stateful_sets;
 mod storage_protection;
 mod ttl_after_finished;
 mod write;
 
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::core::v1::ReplicationController;
 use kedge_client::{Context, run};
 
 pub use model_services::{Serving, ServingImage};
@@ -43,7 +47,8 @@ pub struct Settings {
 pub fn start(context: &Context, settings: &Settings) {
     let spawn = |context: &Context| context.clone();
     tokio::spawn(run(deployment::Controller, spawn(context)));
-    tokio::spawn(run(replica_sets::Controller, spawn(context)));
+    tokio::spawn(run(replica_sets::Controller::<ReplicaSet>::default(), spawn(context)));
+    tokio::spawn(run(replica_sets::Controller::<ReplicationController>::default(), spawn(context)));
     tokio::spawn(run(endpoint_slices::Controller, spawn(context)));
     tokio::spawn(run(namespaces::Controller, spawn(context)));
     tokio::spawn(run(cluster_roles::Controller, spawn(context)));
@@ -54,6 +59,8 @@ pub fn start(context: &Context, settings: &Settings) {
     tokio::spawn(run(cron_jobs::Controller, spawn(context)));
     tokio::spawn(run(daemon_sets::Controller::default(), spawn(context)));
     tokio::spawn(run(stateful_sets::Controller, spawn(context)));
+    tokio::spawn(run(disruption::Budgets, spawn(context)));
+    tokio::spawn(run(disruption::Stale, spawn(context)));
     tokio::spawn(run(ttl_after_finished::Controller, spawn(context)));
     if let Some(serving) = &settings.serving {
         tokio::spawn(run(model_services::Controller(serving.clone()), spawn(context)));

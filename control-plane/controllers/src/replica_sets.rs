@@ -1,5 +1,10 @@
 //! ReplicaSet: as many pods as asked for. (`pkg/controller/replicaset/replica_set.go`.)
+//!
+//! A ReplicationController is the same thing with an older selector; it is looked at as a ReplicaSet
+//! (`pkg/controller/replication/conversion.go`).
 
+use std::borrow::Cow;
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,41 +15,73 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kedge_client::{Context, Key, Next, Reconcile, Trigger};
 use kube::ResourceExt;
 
+use crate::write::Namespaced;
 use crate::{adopt, pods, write};
 
 /// Pods made or deleted in one look; the rest follow in the next (`BurstReplicas`).
 const BURST: usize = 500;
 
-pub(crate) struct Controller;
+/// A kind that asks for a number of equal pods.
+pub(crate) trait Counted: Namespaced {
+    /// The controller's name.
+    const NAME: &'static str;
 
-impl Reconcile for Controller {
+    /// The object as a ReplicaSet of the same name and uid.
+    fn as_set(&self) -> Cow<'_, ReplicaSet>;
+    /// The object with the status of that ReplicaSet.
+    fn with_status(&self, status: ReplicaSetStatus) -> Self;
+}
+
+impl Counted for ReplicaSet {
+    const NAME: &'static str = "replicaset-controller";
+
+    fn as_set(&self) -> Cow<'_, ReplicaSet> {
+        Cow::Borrowed(self)
+    }
+
+    fn with_status(&self, status: ReplicaSetStatus) -> Self {
+        Self { status: Some(status), ..self.clone() }
+    }
+}
+
+pub(crate) struct Controller<K>(PhantomData<K>);
+
+impl<K> Default for Controller<K> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<K: Counted> Reconcile for Controller<K> {
     type Error = kube::Error;
 
     fn name(&self) -> &'static str {
-        "replicaset-controller"
+        K::NAME
     }
 
     fn watch(&self, context: &Context, trigger: &Trigger) {
-        context.watch_self::<ReplicaSet>(trigger);
-        context.watch_owned::<Pod, ReplicaSet>(trigger);
-        adopt::watch_orphans::<Pod, ReplicaSet>(context, trigger, |set| Some(set.spec.as_ref()?.selector.clone()));
+        context.watch_self::<K>(trigger);
+        context.watch_owned::<Pod, K>(trigger);
+        adopt::watch_orphans::<Pod, K>(context, trigger, |set| Some(set.as_set().spec.as_ref()?.selector.clone()));
     }
 
     async fn reconcile(&self, context: &Context, key: &Key) -> kube::Result<Next> {
-        let Some(set) = context.informers.of::<ReplicaSet>().get(key) else { return Ok(Next::Change) };
+        let Some(owner) = context.informers.of::<K>().get(key) else { return Ok(Next::Change) };
+        let set = owner.as_set();
         let Some(spec) = &set.spec else { return Ok(Next::Change) };
         let all = context.informers.of::<Pod>().list_in(&key.namespace);
-        let owned = adopt::claim(context, &*set, &spec.selector, all).await?;
+        let owned = adopt::claim(context, &*owner, &spec.selector, all).await?;
         let now = context.world.clock.wall();
         let steps = steps(&set, &owned);
         let mut failure = None;
         if set.metadata.deletion_timestamp.is_none() {
-            failure = carry_out(context, &set, &steps).await;
+            failure = carry_out(context, &*owner, &set, &steps).await;
         }
         // The status tells what was seen before this look's own changes; those cause the next look.
         let status = status(&set, &owned, failure.as_ref(), now);
-        if Some(&status) != set.status.as_ref() {
-            let new = ReplicaSet { status: Some(status), ..(*set).clone() };
+        let new = owner.with_status(status);
+        // Compared as the kind can tell it.
+        if new.as_set().status != set.status {
             write::replace_status(context, &new).await?;
         }
         match failure {
@@ -76,11 +113,11 @@ fn steps(set: &ReplicaSet, owned: &[Arc<Pod>]) -> Steps {
     Steps { create: 0, delete: active[..surplus].iter().map(|pod| pod.name_any()).collect() }
 }
 
-async fn carry_out(context: &Context, set: &ReplicaSet, steps: &Steps) -> Option<kube::Error> {
+async fn carry_out<K: Counted>(context: &Context, owner: &K, set: &ReplicaSet, steps: &Steps) -> Option<kube::Error> {
     let namespace = set.namespace().unwrap_or_default();
     if steps.create > 0 {
         let template = set.spec.as_ref().and_then(|spec| spec.template.clone()).unwrap_or_default();
-        let new = vec![pods::from_template(set, &template); steps.create];
+        let new = vec![pods::from_template(owner, &template); steps.create];
         return write::create_pods(context, &namespace, new).await.err();
     }
     let informer = context.informers.of::<Pod>();

@@ -1,6 +1,6 @@
 //! Writing through the API so that the writer's next look includes what it did.
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use kedge_client::{Context, Watched};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::NamespaceResourceScope;
@@ -121,4 +121,31 @@ pub(crate) async fn remove_finalizer<K: Namespaced>(
 /// Runs what concerns many objects, all at once; the first error is the result.
 pub(crate) async fn all(many: impl IntoIterator<Item = impl Future<Output = kube::Result<()>>>) -> kube::Result<()> {
     futures::future::join_all(many).await.into_iter().collect()
+}
+
+/// Tells something about a pod, and that it has failed if `failed`. That it is gone, or another one, is as good.
+pub(crate) async fn tell_of_pod(context: &Context, pod: &Pod, failed: bool, told: &PodCondition) -> kube::Result<()> {
+    let mut status = json!({ "conditions": [told] });
+    if failed {
+        status["phase"] = "Failed".into();
+    }
+    let patch = json!({ "metadata": { "uid": pod.uid() }, "status": status });
+    let api = api::<Pod>(context, &pod.namespace().unwrap_or_default());
+    match api.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await {
+        Ok(made) => context.informers.of::<Pod>().reached(revision(&made)).await,
+        Err(error) if is(&error, 404) || is(&error, 409) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+/// Deletes exactly this pod without waiting for its node.
+pub(crate) async fn delete_pod_now(context: &Context, pod: &Pod) -> kube::Result<()> {
+    let preconditions = Some(Preconditions { uid: pod.uid(), resource_version: None });
+    let parameters = DeleteParams { preconditions, ..DeleteParams::default() }.grace_period(0);
+    let api = api::<Pod>(context, &pod.namespace().unwrap_or_default());
+    match api.delete(&pod.name_any(), &parameters).await {
+        Err(error) if !is(&error, 404) && !is(&error, 409) => Err(error),
+        _ => Ok(()),
+    }
 }

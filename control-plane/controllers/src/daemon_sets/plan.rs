@@ -36,6 +36,9 @@ pub(super) struct Plan {
     pub(super) next: Option<SignedDuration>,
 }
 
+/// The pods of a node that the update has come to, and that it has not.
+type NewAndOld<'p> = (Option<&'p Arc<Pod>>, Option<&'p Arc<Pod>>);
+
 struct View<'a> {
     set: &'a DaemonSet,
     spec: &'a DaemonSetSpec,
@@ -245,7 +248,7 @@ impl<'a> View<'a> {
     }
 
     /// The new and the old pod of a node; none when there are several of one kind.
-    fn both<'p>(&self, pods: &'p [Arc<Pod>]) -> Option<(Option<&'p Arc<Pod>>, Option<&'p Arc<Pod>>)> {
+    fn both<'p>(&self, pods: &'p [Arc<Pod>]) -> Option<NewAndOld<'p>> {
         let live = pods.iter().filter(|pod| !is_leaving(pod));
         let (new, old): (Vec<_>, Vec<_>) = live.partition(|pod| self.is_new(pod));
         (new.len() <= 1 && old.len() <= 1).then(|| (new.first().copied(), old.first().copied()))
