@@ -29,6 +29,10 @@ pub const VERSION: &str = "v1alpha1";
 /// Both, as objects carry them.
 pub const API_VERSION: &str = "kedge.dev/v1alpha1";
 
+/// The annotation by which the sync names contents that are on their way to a Model which still has others: they stay
+/// until they take the others' place.
+pub const INCOMING_DIGEST: &str = "kedge.dev/incoming-digest";
+
 /// The definition of every own kind, as objects that the API takes.
 ///
 /// # Panics

@@ -78,6 +78,7 @@ impl Enrolment<'_> {
             uid,
             certificate: certificate.to_vec().into(),
             signing_key: self.keys.signing().public().0.into(),
+            authority: self.keys.authority().to_vec().into(),
         })
     }
 

@@ -98,6 +98,11 @@ impl HubKeys {
         Ok(hub_config(chain, self.server.private_key(), self.site_authority.certificate().clone())?)
     }
 
+    /// The certificate that join tokens name by its hash.
+    pub(crate) fn authority(&self) -> &CertificateDer<'static> {
+        self.authority.certificate()
+    }
+
     /// What signs assignments.
     pub(crate) fn signing(&self) -> &SigningKey {
         &self.signing

@@ -26,7 +26,7 @@ mod tokens;
 pub use api::{ApiError, connect};
 pub use keys::{HubKeys, KeysError};
 pub use run::{HubError, HubOptions, run};
-pub use tokens::{Invitation, TokenError, create as create_token};
+pub use tokens::{Invitation, Lasting, TokenError, create as create_token, parse_lasting};
 
 /// The folder of the hub's own files below a data directory.
 pub fn folder(data_dir: &std::path::Path) -> std::path::PathBuf {

@@ -124,7 +124,7 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, Status> {
     let done = tokio::task::spawn_blocking(work).await.expect("reading models does not panic");
-    done.map_err(|error| Status::unavailable(format!("the hub cannot read the model: {error}")))
+    done.map_err(|error| Status::failed_precondition(format!("the hub cannot read the model: {error}")))
 }
 
 #[tonic::async_trait]

@@ -27,6 +27,17 @@ pub struct Invitation {
     pub lasts: SignedDuration,
 }
 
+/// How long a token can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lasting(pub SignedDuration);
+
+/// Reads a duration such as `24h` or `30m`.
+pub fn parse_lasting(text: &str) -> Result<Lasting, String> {
+    let duration: SignedDuration =
+        text.parse().map_err(|_| format!("{text:?} is no duration; write one such as 24h or 30m"))?;
+    if duration.is_positive() { Ok(Lasting(duration)) } else { Err("a token must last longer than nothing".into()) }
+}
+
 /// Why there is no token.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 use kedge_client::{Context, Key, Next, Reconcile, Trigger};
 use kedge_fetch::Fetcher;
-use kedge_own::{Model, ModelStatus, Source, UrlSource, set_condition};
+use kedge_own::{INCOMING_DIGEST, Model, ModelStatus, Source, UrlSource, set_condition};
 use kube::api::PostParams;
 use kube::{Api, ResourceExt};
 use tokio::sync::RwLock;
@@ -48,7 +48,8 @@ impl ModelController {
         let models = context.informers.of::<Model>().list();
         let named = models.iter().flat_map(|model| {
             let status = model.status.as_ref().and_then(|status| status.digest.as_deref());
-            [status, model.spec.digest.as_deref()]
+            let incoming = model.annotations().get(INCOMING_DIGEST).map(String::as_str);
+            [status, model.spec.digest.as_deref(), incoming]
         });
         let keep: BTreeSet<Digest> = named.flatten().filter_map(Digest::parse).collect();
         let store = self.store.clone();
