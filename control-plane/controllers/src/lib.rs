@@ -14,17 +14,21 @@ mod daemon_sets;
 mod deployment;
 mod disruption;
 mod endpoint_slices;
+mod event_ttl;
 mod garbage;
 mod history;
 mod jobs;
 mod model_services;
 mod namespaces;
+mod nodes;
+mod pod_garbage;
 mod pods;
 mod replica_sets;
 mod replication_controllers;
 mod service_accounts;
 mod stateful_sets;
 mod storage_protection;
+mod taint_eviction;
 mod ttl_after_finished;
 mod write;
 
@@ -61,6 +65,10 @@ pub fn start(context: &Context, settings: &Settings) {
     tokio::spawn(run(stateful_sets::Controller, spawn(context)));
     tokio::spawn(run(disruption::Budgets, spawn(context)));
     tokio::spawn(run(disruption::Stale, spawn(context)));
+    tokio::spawn(run(nodes::Controller::default(), spawn(context)));
+    tokio::spawn(run(taint_eviction::Controller::default(), spawn(context)));
+    tokio::spawn(run(pod_garbage::Controller::default(), spawn(context)));
+    tokio::spawn(event_ttl::run(spawn(context)));
     tokio::spawn(run(ttl_after_finished::Controller, spawn(context)));
     if let Some(serving) = &settings.serving {
         tokio::spawn(run(model_services::Controller(serving.clone()), spawn(context)));
