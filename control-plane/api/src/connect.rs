@@ -1,4 +1,4 @@
-//! Requests about a pod that its node answers: logs and exec, on their way there and back.
+//! Requests about a pod that its node answers, on their way there and back: logs, exec, attach, port-forward.
 //! (`pkg/registry/core/pod/rest/{log,subresources}.go`.)
 
 use http::{HeaderMap, Response, StatusCode};
@@ -14,7 +14,8 @@ use crate::rest::Call;
 pub(crate) async fn connect(call: Call<'_>) -> Result<Response<Body>, ApiError> {
     let pod = call.decode(&*call.stored()?);
     let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
-    let container = container(&call, &pod)?;
+    // A port is the whole pod's.
+    let container = if call.path.subresource == "portforward" { None } else { Some(container(&call, &pod)?) };
     if node.is_empty() {
         return Err(ApiError::bad_request(format!("pod {} does not have a host assigned", call.path.name)));
     }
@@ -22,7 +23,7 @@ pub(crate) async fn connect(call: Call<'_>) -> Result<Response<Body>, ApiError> 
         call.api.node(node).ok_or_else(|| ApiError::unavailable(format!("the node {node} is not connected")))?;
     let mut query: Vec<(String, String)> =
         call.query.pairs().filter(|(key, _)| *key != "container").map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
-    query.push(("container".into(), container));
+    query.extend(container.map(|name| ("container".to_owned(), name)));
     let request = NodeRequest {
         verb: call.path.subresource.clone(),
         namespace: call.path.namespace.clone(),
@@ -46,13 +47,14 @@ fn told(refusal: &NodeRefusal) -> ApiError {
     }
 }
 
-/// The container that is meant: the one named, the annotated default, or the only one.
+/// The container that is meant: the one named, or the only one (`pkg/registry/core/pod/strategy.go`,
+/// `validateContainer`).
 fn container(call: &Call<'_>, pod: &Value) -> Result<String, ApiError> {
-    let lists = ["containers", "initContainers", "ephemeralContainers"];
-    let names: Vec<&str> =
+    let lists = ["initContainers", "containers", "ephemeralContainers"];
+    let in_order: Vec<&str> =
         lists.iter().flat_map(|list| object::items(&pod["spec"], list)).filter_map(|c| c["name"].as_str()).collect();
     if let Some(name) = call.query.get("container") {
-        if names.contains(&name) {
+        if in_order.contains(&name) {
             return Ok(name.to_owned());
         }
         return Err(ApiError::bad_request(format!("container {name} is not valid for pod {}", call.path.name)));
@@ -63,7 +65,7 @@ fn container(call: &Call<'_>, pod: &Value) -> Result<String, ApiError> {
         _ => Err(ApiError::bad_request(format!(
             "a container name must be specified for pod {}, choose one of: [{}]",
             call.path.name,
-            main.join(" ")
+            in_order.join(" ")
         ))),
     }
 }

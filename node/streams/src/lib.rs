@@ -2,10 +2,22 @@
 //!
 //! The API server hands a client's request to the pod's node ([`NodeHandler`], the contract between the two); the
 //! node answers logs as a body and takes over upgraded connections. Wire dialects are pure codecs with thin shells.
-//! What is not here yet: attach, and SPDY (clients older than kubectl 1.31 need it for exec and port-forward).
+//!
+//! | client | exec, attach | port-forward | logs |
+//! | --- | --- | --- | --- |
+//! | kubectl from 1.31 on | [`websocket`] channels | SPDY in a [`tunnel`] | a body |
+//! | kubectl up to 1.30 | [`remotecommand`] over SPDY | [`portforward`] over SPDY | a body |
+//! | clients in other languages | [`websocket`] channels | [`websocket`] channels | a body, or [`websocket`] messages |
 
 pub mod channels;
+mod input;
 pub mod logs;
+pub mod portforward;
+pub mod process;
+pub mod remotecommand;
+pub mod spdy;
+pub mod tunnel;
+pub mod upgrade;
 pub mod websocket;
 
 use std::pin::Pin;
@@ -20,7 +32,7 @@ pub type Chunks = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
 
 /// A request about a pod, on its way to the pod's node. Who asks has been authorised.
 pub struct NodeRequest {
-    /// `log`, `exec`, `portforward`.
+    /// `log`, `exec`, `attach`, `portforward`.
     pub verb: String,
     /// The pod's namespace.
     pub namespace: String,

@@ -21,7 +21,7 @@ pub(super) async fn dispatch(call: Call<'_>) -> Result<Response<Body>, ApiError>
         return Err(ApiError::method_not_supported(&call.path.group, &what, call.incoming.method.as_str()));
     }
     match (subresource, call.verb) {
-        ("log" | "exec", Verb::Get | Verb::Create) if &*call.path.resource == "pods" => {
+        ("log" | "exec" | "attach" | "portforward", Verb::Get | Verb::Create) if &*call.path.resource == "pods" => {
             crate::connect::connect(call).await
         }
         ("status", Verb::Get) => call.render_entry(200, &*call.stored()?),
