@@ -10,9 +10,11 @@ use kedge_runtimes::private::{Paths, killall::killall};
 use kedge_serve::InferOptions;
 use kedge_world::World;
 
+use crate::hub::{self, HubFlags};
 use crate::images::{self, ImageVerb};
 use crate::models::{self, ModelVerb};
 use crate::settings::{Folders, ServerFlags};
+use crate::site::{self, SiteVerb};
 use crate::uninstall::{self, UninstallFlags};
 use crate::{folders, logs, server};
 
@@ -42,6 +44,12 @@ enum Verb {
     /// Look at models
     #[command(subcommand, after_help = MODEL_EXAMPLES)]
     Model(ModelVerb),
+    /// Let other clusters be sites of this one: runs beside a server with the same data directory
+    #[command(after_help = HUB_EXAMPLES)]
+    Hub(HubFlags),
+    /// Invite sites (at a hub), or become one
+    #[command(subcommand, after_help = SITE_EXAMPLES)]
+    Site(SiteVerb),
     /// End the server and all pods of a node and remove everything it left on the machine
     #[command(after_help = UNINSTALL_EXAMPLES)]
     Uninstall(UninstallFlags),
@@ -89,6 +97,25 @@ const MODEL_EXAMPLES: &str = "\
 Examples:
   kedge model digest ./all-MiniLM-L6-v2     # what to write into spec.digest of a Model";
 
+const HUB_EXAMPLES: &str = "\
+Examples:
+  kedge hub
+  kedge hub --data-dir /srv/try --listen 0.0.0.0:6445";
+
+const SITE_EXAMPLES: &str = "\
+Examples:
+  # At the hub: a token for one site, which can be used once
+  kedge site token create --name shop-1 --label city=bonn
+
+  # At the cluster that is to become the site; its server notices
+  kedge site join --hub https://hub.example:6445 --token K10...
+
+  # At the hub
+  kubectl get sites
+
+  # At the site: what came from the hub stays
+  kedge site leave";
+
 const UNINSTALL_EXAMPLES: &str = "\
 Examples:
   kedge uninstall
@@ -113,6 +140,11 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         Verb::Image(verb) => block_on(images::run(verb)),
         Verb::Killall(folders) => block_on(end_all(folders)),
         Verb::Model(verb) => models::run(verb),
+        Verb::Hub(flags) => {
+            logs::start();
+            block_on(hub::run(flags))
+        }
+        Verb::Site(verb) => block_on(site::run(verb)),
         Verb::Uninstall(flags) => block_on(uninstall::run(flags)),
     }
 }

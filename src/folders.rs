@@ -13,6 +13,9 @@ const MEMO: &str = "run-dir";
 /// The file in the data directory that names the node's network namespace; empty for the machine's own.
 const NAMESPACE_MEMO: &str = "network-namespace";
 
+/// The file in the data directory that says where the API server listens.
+const API_MEMO: &str = "server/address";
+
 /// Both directories, absolute.
 pub(crate) struct Resolved {
     pub(crate) data_dir: PathBuf,
@@ -57,13 +60,32 @@ pub(crate) fn remember_namespace(world: &World, resolved: &Resolved, name: Optio
     Ok(())
 }
 
+/// Notes where the API server listens, so that what runs beside it finds it.
+pub(crate) fn remember_api(world: &World, resolved: &Resolved, address: &str) -> Result<()> {
+    let memo = resolved.data_dir.join(API_MEMO);
+    if !world.disk.read(&memo).is_ok_and(|bytes| bytes == address.as_bytes()) {
+        world.disk.replace(&memo, address.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Where the API server of this data directory listens.
+pub(crate) fn api(world: &World, data_dir: &Path) -> Result<String> {
+    let dir = data_dir.display();
+    let bytes = world.disk.read(&data_dir.join(API_MEMO)).with_context(|| {
+        format!("no server has run with --data-dir {dir} yet; start it first: kedge server --data-dir {dir}")
+    })?;
+    String::from_utf8(bytes)
+        .with_context(|| format!("{} is damaged; start the server again", data_dir.join(API_MEMO).display()))
+}
+
 /// The network namespace of the node that last ran here; none for the machine's own.
 pub(crate) fn namespace(world: &World, resolved: &Resolved) -> Option<String> {
     let bytes = world.disk.read(&resolved.data_dir.join(NAMESPACE_MEMO)).ok()?;
     String::from_utf8(bytes).ok().filter(|name| !name.is_empty())
 }
 
-fn absolute(path: &Path) -> Result<PathBuf> {
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
     if path.as_os_str().is_empty() {
         bail!("a directory's name is empty");
     }

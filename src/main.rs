@@ -4,6 +4,7 @@
 mod cli;
 mod config;
 mod folders;
+mod hub;
 mod images;
 mod lock;
 mod logs;
@@ -12,6 +13,7 @@ mod node;
 mod notify;
 mod server;
 mod settings;
+mod site;
 mod uninstall;
 
 use std::process::ExitCode;

@@ -18,6 +18,7 @@ use crate::models;
 use crate::node::{self, Node};
 use crate::notify;
 use crate::settings::{Datastore, ServerFlags};
+use crate::site;
 
 /// Runs until a signal says to stop.
 pub(crate) fn run(flags: ServerFlags) -> Result<()> {
@@ -36,6 +37,7 @@ async fn serve_cluster(flags: ServerFlags) -> Result<()> {
     folders::remember_namespace(&world, &folders, flags.network_namespace.as_deref())?;
     let address = format!("127.0.0.1:{}", flags.https_listen_port);
     let listener = world.net.listen(&address).await?;
+    folders::remember_api(&world, &folders, &address)?;
     let writer = Writer::open(engine(&world, &state, flags.datastore)?)?;
     let store = Store::start(writer);
     let mut names = flags.tls_san.clone();
@@ -56,6 +58,7 @@ async fn serve_cluster(flags: ServerFlags) -> Result<()> {
     let settings = kedge_controllers::Settings { root_ca: authority.server_ca_pem(), serving };
     kedge_controllers::start(&context, &settings);
     models::start(&context, &folders)?;
+    site::start(&context, &folders)?;
     let informers = context.informers.clone();
     tokio::spawn(kedge_scheduler::run(ClientContext { informers, world: world.clone() }));
     let node_name = node::name(&flags)?;
@@ -106,7 +109,7 @@ fn write_kubeconfig(world: &World, path: &Path, text: &str) -> Result<()> {
 }
 
 /// Resolves when the process is asked to end.
-async fn stopped() {
+pub(crate) async fn stopped() {
     let mut terminate =
         tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).expect("the runtime handles signals");
     tokio::select! {
