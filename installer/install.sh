@@ -203,10 +203,13 @@ demo_server() {
     port=$(demo_port)
     say "starting a cluster: network namespace $DEMO_NAME, API on https://127.0.0.1:$port, log $DEMO_DATA/server.log"
     as_root install -d -m 0700 "$DEMO_DATA"
+    # Nothing of this script's may stay open in the server, or whoever reads this script's output waits for ever.
     # shellcheck disable=SC2016 # the inner shell expands these
-    as_root setsid sh -c 'exec "$@" >>"$0" 2>&1 </dev/null' "$DEMO_DATA/server.log" \
-        "$PREFIX/kedge" server --data-dir "$DEMO_DATA" --run-dir "$DEMO_RUN" --network-namespace "$DEMO_NAME" \
-        --node-name demo --https-listen-port "$port" --write-kubeconfig "$DEMO_DATA/kubeconfig" &
+    (
+        as_root setsid sh -c 'exec "$@" >>"$0" 2>&1' "$DEMO_DATA/server.log" \
+            "$PREFIX/kedge" server --data-dir "$DEMO_DATA" --run-dir "$DEMO_RUN" --network-namespace "$DEMO_NAME" \
+            --node-name demo --https-listen-port "$port" --write-kubeconfig "$DEMO_DATA/kubeconfig"
+    ) </dev/null >/dev/null 2>&1 &
     wait_for 60 "the kubeconfig" as_root test -s "$DEMO_DATA/kubeconfig"
 }
 

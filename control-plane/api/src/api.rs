@@ -24,6 +24,7 @@ use crate::derived::Derived;
 use crate::discovery;
 use crate::error::ApiError;
 use crate::guard::Guard;
+use crate::health::{Labels, Metrics};
 use crate::negotiate;
 use crate::openapi::Documents;
 use crate::proxy;
@@ -67,6 +68,7 @@ struct Inner {
     nodes: RwLock<HashMap<String, Arc<dyn NodeHandler>>>,
     /// The network that pods are in.
     network: RwLock<Option<Arc<dyn Net>>>,
+    metrics: Metrics,
 }
 
 /// A request whose body has been read.
@@ -108,6 +110,7 @@ impl Api {
             reservations: Reservations::default(),
             nodes: RwLock::default(),
             network: RwLock::default(),
+            metrics: Metrics::default(),
         }))
     }
 
@@ -166,24 +169,52 @@ impl Api {
         &*self.0.guard
     }
 
-    /// Answers a request.
-    pub async fn handle(&self, incoming: Incoming) -> Response<Body> {
-        let answer = match request::parse_path(&incoming.path) {
-            Target::Resource(path) => self.resource(&incoming, path).await,
-            Target::Other => self.other(&incoming),
-        };
-        answer.unwrap_or_else(|error| refusal(&error))
+    /// Counts of what was asked and answered.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.0.metrics
     }
 
-    async fn resource(&self, incoming: &Incoming, path: ResourcePath) -> Result<Response<Body>, ApiError> {
+    /// Answers a request.
+    pub async fn handle(&self, incoming: Incoming) -> Response<Body> {
+        let path = match request::parse_path(&incoming.path) {
+            Target::Resource(path) => path,
+            Target::Other => return self.other(&incoming).unwrap_or_else(|error| refusal(&error)),
+        };
+        let begin = self.world().clock.monotonic();
         let query = Query::parse(incoming.query.as_deref());
-        let verb = request::verb(&incoming.method, &path, &query)
-            .ok_or_else(|| ApiError::method_not_supported(&path.group, &path.resource, incoming.method.as_str()))?;
-        self.authorize(&incoming.user, verb, &path)?;
+        let verb = request::verb(&incoming.method, &path, &query);
+        let answer = match verb {
+            Some(verb) => self.resource(&incoming, &path, &query, verb).await,
+            None => Err(ApiError::method_not_supported(&path.group, &path.resource, incoming.method.as_str())),
+        };
+        let known = !matches!(&answer, Err(error) if error.code == 404 && path.name.is_empty());
+        let answer = answer.unwrap_or_else(|error| refusal(&error));
+        // What is not served is not told apart by what was asked for: anybody could ask for anything.
+        let label = |text: String| if known { text } else { String::new() };
+        let labels = Labels {
+            verb: verb.map_or("", Verb::as_str),
+            group: label(path.group),
+            version: label(path.version),
+            resource: label(path.resource),
+            subresource: label(path.subresource),
+            code: answer.status().as_u16(),
+        };
+        self.metrics().request(labels, self.world().clock.monotonic().saturating_sub(begin));
+        answer
+    }
+
+    async fn resource(
+        &self,
+        incoming: &Incoming,
+        path: &ResourcePath,
+        query: &Query,
+        verb: Verb,
+    ) -> Result<Response<Body>, ApiError> {
+        self.authorize(&incoming.user, verb, path)?;
         let registry = self.registry();
-        if let Some(computed) = rest::computed::find(&path) {
-            let body = rest::decode_any(incoming, &registry, &query)?;
-            return computed(self, incoming, &path, body).map(|value| json_response(201, &value));
+        if let Some(computed) = rest::computed::find(path) {
+            let body = rest::decode_any(incoming, &registry, query)?;
+            return computed(self, incoming, path, body).map(|value| json_response(201, &value));
         }
         let kind = registry.find(&path.group, &path.version, &path.resource).ok_or_else(ApiError::no_such_path)?;
         if kind.resource.namespaced && path.namespace.is_empty() && !path.name.is_empty() {
@@ -193,15 +224,14 @@ impl Api {
             return Err(ApiError::no_such_path());
         }
         if path.subresource == "proxy" && kind.resource.subresources.iter().any(|sub| &*sub.name == "proxy") {
-            return proxy::proxy(self, incoming, &path).await;
+            return proxy::proxy(self, incoming, path).await;
         }
         let answer = negotiate::answer(
             &incoming.headers,
             matches!(verb, Verb::Get | Verb::List | Verb::Watch | Verb::Create | Verb::Update | Verb::Patch),
         )?;
         let now = self.world().clock.wall();
-        let call =
-            Call { api: self, registry: &registry, kind, path: &path, query: &query, incoming, answer, now, verb };
+        let call = Call { api: self, registry: &registry, kind, path, query, incoming, answer, now, verb };
         rest::dispatch(call).await
     }
 

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::api::{Api, Incoming, bytes_response, json_response};
 use crate::body::Body;
 use crate::error::ApiError;
+use crate::health;
 use crate::openapi;
 use crate::registry::{Kind, Registry};
 
@@ -36,7 +37,8 @@ pub(crate) fn serve(api: &Api, incoming: &Incoming) -> Result<Response<Body>, Ap
         ["api", version] => resources(&registry, "", version),
         ["apis", group, version] => resources(&registry, group, version),
         ["version"] => Ok(json_response(200, &version(&api.settings().git_version))),
-        ["healthz" | "livez" | "readyz", ..] => Ok(bytes_response(200, "text/plain; charset=utf-8", b"ok".to_vec())),
+        [path @ ("healthz" | "livez" | "readyz"), ref rest @ ..] => health::check(api, incoming, path, rest),
+        ["metrics"] => Ok(health::metrics(api)),
         ["openapi", ..] => openapi::serve(api, incoming, &parts),
         [""] => Ok(json_response(200, &json!({ "paths": paths(&registry) }))),
         _ => Err(ApiError::no_such_path()),
@@ -65,7 +67,9 @@ fn paths(registry: &Registry) -> Vec<String> {
         paths.push(format!("/apis/{group}"));
         paths.extend(versions.iter().map(|version| format!("/apis/{group}/{version}")));
     }
-    paths.extend(["/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"].map(String::from));
+    paths.extend(
+        ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"].map(String::from),
+    );
     paths
 }
 

@@ -22,6 +22,7 @@ mod discovery;
 mod error;
 mod eviction;
 mod guard;
+mod health;
 mod impersonation;
 mod jsonpath;
 mod kinds;

@@ -27,7 +27,7 @@ pub mod engine;
 pub use engine::{Change, Engine, EngineError};
 pub use entry::{Entry, Facets, ObjectKey, Payload, ResourceId};
 pub use state::Page;
-pub use store::{Store, StoreError};
+pub use store::{Health, Store, StoreError};
 pub use watch::{Gone, Watcher};
 pub use window::{Event, EventKind};
 pub use writer::{Action, Committed, Durability, Expect, Refusal, Verdict, Write, Writer};

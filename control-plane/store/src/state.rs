@@ -42,6 +42,11 @@ pub(crate) struct State {
 }
 
 impl State {
+    /// How many objects each collection has.
+    pub(crate) fn counts(&self) -> Vec<(ResourceId, usize)> {
+        self.shards.iter().map(|(resource, shard)| (resource.clone(), shard.objects.len())).collect()
+    }
+
     pub(crate) fn new(start: u64) -> Self {
         Self { revision: start, start, shards: HashMap::new() }
     }

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::engine::EngineError;
 use crate::entry::{Entry, ObjectKey, ResourceId};
 use crate::state::{Page, State};
 use crate::watch::{Gone, Watcher};
@@ -36,6 +37,18 @@ struct Request {
 pub struct Store {
     state: Arc<RwLock<State>>,
     queue: mpsc::Sender<Request>,
+    health: Arc<Mutex<Health>>,
+}
+
+/// How the store does.
+#[derive(Clone, Debug, Default)]
+pub struct Health {
+    /// Why the last group could not be made durable; none when it was.
+    pub failure: Option<Arc<EngineError>>,
+    /// Groups written so far.
+    pub groups: u64,
+    /// Transactions in them.
+    pub transactions: u64,
 }
 
 impl Store {
@@ -43,11 +56,13 @@ impl Store {
     pub fn start(writer: Writer) -> Self {
         let (queue, requests) = mpsc::channel(QUEUE_WRITES);
         let state = writer.state().clone();
+        let health = Arc::new(Mutex::new(Health::default()));
+        let told = health.clone();
         std::thread::Builder::new()
             .name("store".into())
-            .spawn(move || run(writer, requests))
+            .spawn(move || run(writer, requests, &told))
             .expect("a thread can be started at start-up");
-        Self { state, queue }
+        Self { state, queue, health }
     }
 
     /// What a writer without a thread shows: the revision and a collection. For simulations.
@@ -55,6 +70,16 @@ impl Store {
         let page = writer.state().read().page(resource, None, None, None, usize::MAX, &mut |_| true);
         let page = page.expect("the newest revision is never gone");
         (page.revision, page.entries)
+    }
+
+    /// How the store does; none once the thread that writes has ended.
+    pub fn health(&self) -> Option<Health> {
+        (!self.queue.is_closed()).then(|| self.health.lock().clone())
+    }
+
+    /// How many objects each collection has.
+    pub fn counts(&self) -> Vec<(ResourceId, usize)> {
+        self.state.read().counts()
     }
 
     /// The newest revision that is visible.
@@ -123,7 +148,7 @@ impl Store {
 }
 
 /// Takes what has queued up while the last group was written, writes it as one group, answers, again.
-fn run(mut writer: Writer, mut requests: mpsc::Receiver<Request>) {
+fn run(mut writer: Writer, mut requests: mpsc::Receiver<Request>, health: &Mutex<Health>) {
     while let Some(first) = requests.blocking_recv() {
         let mut group = vec![first.writes];
         let mut answers = vec![first.answer];
@@ -132,7 +157,17 @@ fn run(mut writer: Writer, mut requests: mpsc::Receiver<Request>) {
             group.push(next.writes);
             answers.push(next.answer);
         }
-        for (answer, verdict) in answers.into_iter().zip(writer.write(group)) {
+        let verdicts = writer.write(group);
+        {
+            let mut health = health.lock();
+            health.groups += 1;
+            health.transactions += verdicts.len() as u64;
+            health.failure = verdicts.iter().find_map(|verdict| match verdict {
+                Err(Refusal::Engine(error)) => Some(error.clone()),
+                _ => None,
+            });
+        }
+        for (answer, verdict) in answers.into_iter().zip(verdicts) {
             // A client that left does not undo its write.
             let _ = answer.send(verdict);
         }

@@ -65,6 +65,9 @@ impl Namespace {
     /// The namespace that `ip netns` calls `name`, made when missing; whether it was made.
     pub fn named(name: &str) -> Result<(Self, bool), NetworkError> {
         let path = Self::path_of(name)?;
+        let folder = Path::new(NAMED);
+        fs::create_dir_all(folder).map_err(|e| NetworkError::kernel("create folder", folder, e))?;
+        share(folder)?;
         let made = pin(&path)?;
         Ok((Self::at(path), made))
     }
@@ -99,6 +102,22 @@ pub fn pin(path: &Path) -> Result<bool, NetworkError> {
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })?;
     Ok(true)
+}
+
+/// Makes `folder` a mount of its own that is shared with other mount namespaces, as `ip netns` does before its first
+/// namespace (`iproute2/ip/ipnetns.c`). Done later, by `ip`, it would hide a second copy of what is pinned here
+/// already, which nobody could unmount.
+fn share(folder: &Path) -> Result<(), NetworkError> {
+    let nothing = None::<&str>;
+    let shared = || mount(nothing, folder, nothing, MsFlags::MS_SHARED | MsFlags::MS_REC, nothing);
+    let done = match shared() {
+        Err(nix::errno::Errno::EINVAL) => {
+            let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
+            mount(Some(folder), folder, nothing, bind, nothing).and_then(|()| shared())
+        }
+        other => other,
+    };
+    done.map_err(|e| NetworkError::kernel("share", folder, e))
 }
 
 /// Whether a namespace is pinned to the file at `path`.
