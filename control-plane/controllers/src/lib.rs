@@ -23,6 +23,7 @@ mod namespaces;
 mod nodes;
 mod pod_garbage;
 mod pods;
+mod quotas;
 mod replica_sets;
 mod replication_controllers;
 mod service_accounts;
@@ -68,6 +69,7 @@ pub fn start(context: &Context, settings: &Settings) {
     tokio::spawn(run(nodes::Controller::default(), spawn(context)));
     tokio::spawn(run(taint_eviction::Controller::default(), spawn(context)));
     tokio::spawn(run(pod_garbage::Controller::default(), spawn(context)));
+    tokio::spawn(run(quotas::Controller::default(), spawn(context)));
     tokio::spawn(event_ttl::run(spawn(context)));
     tokio::spawn(run(ttl_after_finished::Controller, spawn(context)));
     if let Some(serving) = &settings.serving {

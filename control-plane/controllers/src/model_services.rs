@@ -157,8 +157,9 @@ fn wanted<'a>(
         Some(digest) => Ok(digest),
         None => {
             let conditions = model.status.iter().flat_map(|status| &status.conditions);
-            let why = conditions.filter(|condition| condition.type_ == "Ready").map(|condition| &*condition.message);
-            let why = why.last().unwrap_or("it has not been looked at yet");
+            let mut why =
+                conditions.filter(|condition| condition.type_ == "Ready").map(|condition| &*condition.message);
+            let why = why.next_back().unwrap_or("it has not been looked at yet");
             Err(Outcome::waiting("ModelNotReady", &format!("the Model {name} is not ready: {why}")))
         }
     }

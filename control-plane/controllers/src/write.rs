@@ -70,6 +70,13 @@ pub(crate) async fn delete<K: Namespaced>(context: &Context, object: &K) -> kube
     }
 }
 
+/// Whether the API refused because the namespace is being deleted.
+pub(crate) fn is_ending(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else { return false };
+    let causes = status.details.as_ref().map(|details| &details.causes);
+    causes.into_iter().flatten().any(|cause| cause.reason == "NamespaceTerminating")
+}
+
 /// Whether the API answered with this HTTP status.
 pub(crate) fn is(error: &kube::Error, code: u16) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == code)
@@ -88,6 +95,8 @@ pub(crate) async fn create_pods(context: &Context, namespace: &str, new: Vec<Pod
         for result in results {
             match result {
                 Ok(pod) => newest = newest.max(revision(&pod)),
+                // Nothing can be made any more, and nothing has to be.
+                Err(error) if is_ending(&error) => return Ok(()),
                 Err(error) => refused = refused.and(Err(error)),
             }
         }

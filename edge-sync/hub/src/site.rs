@@ -1,7 +1,6 @@
 //! The task of one site: it owns the hub's half of the link, its ledger, and what is written into the `Site` object.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,8 +48,6 @@ pub(crate) enum Event {
     Frame(Connection, FromSite),
     /// A connection ended.
     Closed(Connection),
-    /// The object is gone.
-    Removed,
 }
 
 /// Reaches the task of a site.
@@ -98,7 +95,6 @@ pub(crate) fn start(shared: Shared, site: &Site) -> Handle {
         shared,
         files,
         state: None,
-        load_at: Some(Instant::now()),
         wanted: None,
         frames: None,
         released: BTreeSet::new(),
@@ -111,7 +107,8 @@ pub(crate) fn start(shared: Shared, site: &Site) -> Handle {
 }
 
 /// Removes what was kept for a site that is gone.
-fn forget(world: &World, files: &Files) {
+pub(crate) fn forget(world: &World, folder: &Path, uid: &str) {
+    let files = Files::of(folder, uid);
     for path in [&files.ledger, &files.bodies] {
         match world.disk.remove(path) {
             Err(error) if !error.is_not_found() => tracing::warn!(%error, "what was kept for a site stays"),
@@ -148,8 +145,6 @@ struct Task {
     digests: Arc<RwLock<BTreeSet<String>>>,
     /// None while the disk cannot be used.
     state: Option<LinkState>,
-    /// When the disk is to be read.
-    load_at: Option<Instant>,
     wanted: Option<BTreeMap<Key, Option<Assignment>>>,
     frames: Option<(Connection, Frames)>,
     /// Unclaimed models that the hub's user lets go.
@@ -165,10 +160,11 @@ struct Task {
 impl Task {
     async fn run(mut self, mut inbox: mpsc::Receiver<Event>) {
         loop {
-            if self.load_at.is_some_and(|at| at <= Instant::now()) {
+            if self.state.is_none() && self.wanted.is_some() {
                 self.load().await;
             }
-            let timer = self.write_at.into_iter().chain(self.load_at).min();
+            let retry = self.state.is_none().then(|| Instant::now() + RETRY_PAUSE);
+            let timer = self.write_at.into_iter().chain(retry).min();
             let sleep = async {
                 match timer {
                     Some(at) => tokio::time::sleep_until(at).await,
@@ -176,12 +172,17 @@ impl Task {
                 }
             };
             tokio::select! {
-                event = inbox.recv() => {
-                    let Some(event) = event else { return };
-                    if self.take(event).await.is_break() {
+                event = inbox.recv() => match event {
+                    Some(event) => self.take(event).await,
+                    None => {
+                        // The Site is gone.
+                        if let Some((_, frames)) = self.frames.take() {
+                            let gone = "the site was removed at the hub; join again with a new token";
+                            let _ = frames.try_send(Err(Status::permission_denied(gone)));
+                        }
                         return;
                     }
-                }
+                },
                 () = sleep => {
                     if self.write_at.is_some_and(|at| at <= Instant::now()) {
                         self.write().await;
@@ -191,7 +192,7 @@ impl Task {
         }
     }
 
-    async fn take(&mut self, event: Event) -> ControlFlow<()> {
+    async fn take(&mut self, event: Event) {
         match event {
             Event::Wanted(site, wanted) => {
                 self.released = released(&site);
@@ -209,12 +210,9 @@ impl Task {
                 }
             }
             Event::Frame(connection, frame) => {
-                if let Some(state) = &mut self.state {
-                    let outputs = state.half.received(connection, frame);
-                    self.obey(outputs).await;
-                } else {
-                    self.hang_up("the hub's disk cannot be used");
-                }
+                let Some(state) = &mut self.state else { return self.hang_up("the hub's disk cannot be used") };
+                let outputs = state.half.received(connection, frame);
+                self.obey(outputs).await;
             }
             Event::Closed(connection) => {
                 if let Some(state) = &mut self.state {
@@ -226,19 +224,10 @@ impl Task {
                     self.changed();
                 }
             }
-            Event::Removed => {
-                if let Some((_, frames)) = self.frames.take() {
-                    let gone = "the site was removed at the hub; join again with a new token";
-                    let _ = frames.try_send(Err(Status::permission_denied(gone)));
-                }
-                forget(&self.shared.world, &self.files);
-                return ControlFlow::Break(());
-            }
         }
-        ControlFlow::Continue(())
     }
 
-    /// Reads what the disk holds.
+    /// Reads what the disk holds; a site that is connected has to come again.
     async fn load(&mut self) {
         let read = |path: &Path| match self.shared.world.disk.read(path) {
             Ok(bytes) => Ok(Some(bytes)),
@@ -257,7 +246,6 @@ impl Task {
         });
         match loaded {
             Ok(state) => {
-                self.load_at = None;
                 self.state = Some(state);
                 if let Some((connection, _)) = &self.frames
                     && let Some(state) = &mut self.state
@@ -268,7 +256,7 @@ impl Task {
             }
             Err(error) => {
                 tracing::error!(site = self.name, error, "what is kept for a site cannot be read");
-                self.load_at = Some(Instant::now() + RETRY_PAUSE);
+                tokio::time::sleep(RETRY_PAUSE).await;
             }
         }
     }
@@ -291,8 +279,7 @@ impl Task {
             }
             state.bodies = bodies.clone();
         }
-        let told = bodies.values().filter_map(|body| Assignment::unverified(body));
-        *self.digests.write() = told.map(|assignment| assignment.digest).collect();
+        *self.digests.write() = wanted.values().flatten().map(|assignment| assignment.digest.clone()).collect();
         match state.half.wanted(bodies) {
             Ok(outputs) => {
                 self.facts.refused = None;
@@ -404,7 +391,6 @@ impl Task {
     fn drop_state(&mut self, why: &str) {
         self.hang_up(why);
         self.state = None;
-        self.load_at = Some(Instant::now() + RETRY_PAUSE);
     }
 
     async fn write(&mut self) {

@@ -9,7 +9,7 @@ use kube::ResourceExt;
 use parking_lot::Mutex;
 
 use crate::assign::{assignments, is_chosen};
-use crate::site::{Event, Handle, Shared, start};
+use crate::site::{Event, Handle, Shared, forget, start};
 
 /// The tasks by the names of their sites, with the uid that each is for.
 #[derive(Clone)]
@@ -31,19 +31,18 @@ impl Sites {
             Some((of, handle)) if *of == uid => handle.clone(),
             _ => {
                 let handle = start(self.shared.clone(), site);
-                if let Some((_, before)) = tasks.insert(name, (uid, handle.clone())) {
-                    tokio::spawn(async move { before.tell(Event::Removed).await });
+                if let Some((before, _)) = tasks.insert(name, (uid, handle.clone())) {
+                    forget(&self.shared.world, &self.shared.folder, &before);
                 }
                 handle
             }
         }
     }
 
-    async fn end(&self, name: &str) {
-        let task = self.tasks.lock().remove(name);
-        if let Some((_, handle)) = task {
+    fn end(&self, name: &str) {
+        if let Some((uid, _)) = self.tasks.lock().remove(name) {
             tracing::info!(site = name, "the site was removed");
-            handle.tell(Event::Removed).await;
+            forget(&self.shared.world, &self.shared.folder, &uid);
         }
     }
 }
@@ -66,7 +65,7 @@ impl Reconcile for Sites {
 
     async fn reconcile(&self, context: &Context, key: &Key) -> Result<Next, kube::Error> {
         let Some(site) = context.informers.of::<Site>().get(key) else {
-            self.end(&key.name).await;
+            self.end(&key.name);
             return Ok(Next::Change);
         };
         let wanted = assignments(&site, &context.informers.of::<Model>().list());

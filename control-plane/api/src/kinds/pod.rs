@@ -12,8 +12,9 @@ use super::{Column, Rules};
 use crate::object;
 
 mod printed;
-pub(crate) mod resources;
 mod update;
+
+pub(crate) use kedge_schema::pod_resources as resources;
 
 pub(super) struct Pod;
 

@@ -72,7 +72,7 @@ pub(super) fn mode(all: &[Arc<Node>], node: &Node) -> Mode {
     }
     let here = zone(node);
     let zone: Vec<_> = counts.iter().filter(|node| zone(node) == here).collect();
-    let down = zone.iter().filter(|node| !is_up(*node)).count();
+    let down = zone.iter().filter(|node| !is_up(node)).count();
     let troubled = down >= TROUBLE_MIN && down * 100 >= zone.len() * TROUBLE_PERCENT && down < zone.len();
     match troubled {
         false => Mode::Normal,

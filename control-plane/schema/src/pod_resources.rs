@@ -6,23 +6,26 @@
 
 use std::collections::BTreeMap;
 
-use kedge_schema::quantity::Quantity;
 use serde_json::Value;
 
-use crate::kinds::fill::text;
-use crate::object;
+use crate::quantity::Quantity;
 
 /// Amounts by resource name.
-pub(crate) type Amounts = BTreeMap<String, Quantity>;
+pub type Amounts = BTreeMap<String, Quantity>;
+
+/// The members of a list within an object; none when it is missing.
+pub(crate) fn items<'a>(object: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
+    object[key].as_array().into_iter().flatten()
+}
 
 /// Reads a resource list; what is no quantity is left out, validation tells of it.
-pub(crate) fn amounts(list: &Value) -> Amounts {
+pub fn amounts(list: &Value) -> Amounts {
     let pairs = list.as_object().into_iter().flatten();
-    pairs.filter_map(|(name, value)| Some((name.clone(), Quantity::parse(text(value)).ok()?))).collect()
+    pairs.filter_map(|(name, value)| Some((name.clone(), Quantity::parse(value.as_str()?).ok()?))).collect()
 }
 
 /// Adds `more` to `sum`.
-pub(crate) fn add(sum: &mut Amounts, more: &Amounts) {
+pub fn add(sum: &mut Amounts, more: &Amounts) {
     for (name, amount) in more {
         let total = sum.get(name).map_or_else(|| amount.clone(), |there| there.add(amount));
         sum.insert(name.clone(), total);
@@ -38,19 +41,19 @@ fn raise(to: &mut Amounts, from: &Amounts) {
 }
 
 /// Whether an init container goes on running beside the others.
-pub(crate) fn is_sidecar(container: &Value) -> bool {
+pub fn is_sidecar(container: &Value) -> bool {
     container["restartPolicy"] == "Always"
 }
 
 /// The containers' `requests` or `limits` together, without what the pod itself says.
-pub(crate) fn of_containers(spec: &Value, which: &str) -> Amounts {
+pub fn of_containers(spec: &Value, which: &str) -> Amounts {
     let own = |container: &Value| amounts(&container["resources"][which]);
     let mut sum = Amounts::new();
-    for container in object::items(spec, "containers") {
+    for container in items(spec, "containers") {
         add(&mut sum, &own(container));
     }
     let (mut sidecars, mut starting) = (Amounts::new(), Amounts::new());
-    for container in object::items(spec, "initContainers") {
+    for container in items(spec, "initContainers") {
         let mut moment = own(container);
         if is_sidecar(container) {
             add(&mut sum, &moment);
@@ -66,12 +69,12 @@ pub(crate) fn of_containers(spec: &Value, which: &str) -> Amounts {
 }
 
 /// Resources that the pod itself may set (KEP-2837).
-pub(crate) fn is_pod_level(name: &str) -> bool {
+pub fn is_pod_level(name: &str) -> bool {
     matches!(name, "cpu" | "memory") || name.starts_with("hugepages-")
 }
 
 /// What the pod as a whole requests, overhead included.
-pub(crate) fn requests(spec: &Value) -> Amounts {
+pub fn requests(spec: &Value) -> Amounts {
     let mut sum = of_containers(spec, "requests");
     sum.extend(amounts(&spec["resources"]["requests"]).into_iter().filter(|(name, _)| is_pod_level(name)));
     add(&mut sum, &amounts(&spec["overhead"]));
@@ -79,7 +82,7 @@ pub(crate) fn requests(spec: &Value) -> Amounts {
 }
 
 /// What the pod as a whole is limited to, overhead included where there is a limit.
-pub(crate) fn limits(spec: &Value) -> Amounts {
+pub fn limits(spec: &Value) -> Amounts {
     let mut sum = of_containers(spec, "limits");
     sum.extend(amounts(&spec["resources"]["limits"]).into_iter().filter(|(name, _)| is_pod_level(name)));
     for (name, overhead) in amounts(&spec["overhead"]) {
@@ -91,7 +94,7 @@ pub(crate) fn limits(spec: &Value) -> Amounts {
 }
 
 /// `Guaranteed`, `Burstable` or `BestEffort`.
-pub(crate) fn quality_of_service(spec: &Value) -> &'static str {
+pub fn quality_of_service(spec: &Value) -> &'static str {
     let computed = |list: &Value| -> Amounts {
         let all = amounts(list).into_iter();
         all.filter(|(name, amount)| matches!(&**name, "cpu" | "memory") && amount.sign() > 0).collect()
@@ -102,7 +105,7 @@ pub(crate) fn quality_of_service(spec: &Value) -> &'static str {
         limits = computed(&spec["resources"]["limits"]);
         guaranteed = limits.is_empty() && spec["resources"]["limits"].is_null() || limits.len() == 2;
     } else {
-        for container in object::items(spec, "containers").chain(object::items(spec, "initContainers")) {
+        for container in items(spec, "containers").chain(items(spec, "initContainers")) {
             add(&mut requests, &computed(&container["resources"]["requests"]));
             let own = computed(&container["resources"]["limits"]);
             guaranteed &= own.len() == 2;
