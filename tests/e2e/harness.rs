@@ -20,25 +20,45 @@ pub(crate) struct Server {
     pub(crate) port: u16,
     child: Option<Child>,
     flags: Vec<String>,
+    /// The network namespace that it runs in; none for the test's own.
+    namespace: Option<String>,
 }
 
 impl Server {
     /// A server over an empty folder, ready.
     pub(crate) fn start(flags: &[&str]) -> Self {
+        Self::start_at(None, flags)
+    }
+
+    /// The same in a network namespace that is there.
+    pub(crate) fn start_in(namespace: &str, flags: &[&str]) -> Self {
+        Self::start_at(Some(namespace.to_owned()), flags)
+    }
+
+    fn start_at(namespace: Option<String>, flags: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         // The port is free now; that nobody takes it meanwhile is likely enough on loopback.
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut server =
-            Self { folder, port, child: None, flags: flags.iter().map(|flag| (*flag).to_owned()).collect() };
+            Self { folder, port, child: None, flags: flags.iter().map(|flag| (*flag).to_owned()).collect(), namespace };
         server.restart();
         server
     }
 
     pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kedge"));
+        let mut command = self.inside(env!("CARGO_BIN_EXE_kedge"));
         command.arg("server").args(self.folders());
         command.arg("--https-listen-port").arg(self.port.to_string());
         command.arg("--write-kubeconfig").arg(self.kubeconfig()).args(&self.flags);
+        command
+    }
+
+    /// A program where the server is.
+    fn inside(&self, program: &str) -> Command {
+        let Some(namespace) = &self.namespace else { return Command::new(program) };
+        // Not `ip netns exec`, which would give it a mount namespace, too.
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{namespace}")).arg(program);
         command
     }
 
@@ -93,7 +113,7 @@ impl Server {
     /// A request as the administrator; none when there is nobody to answer it.
     pub(crate) fn try_request(&self, method: &str, path: &str, body: &str) -> Option<(u16, Value)> {
         let text = std::fs::read_to_string(self.kubeconfig()).ok()?;
-        let mut stream = connect(&text, self.port)?;
+        let mut stream = connect(&text, self.port, self.namespace.as_deref())?;
         let head = format!(
             "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
             body.len()
@@ -123,7 +143,7 @@ impl Server {
 
     /// Runs kubectl with `input`; whether it succeeded, and both its outputs.
     pub(crate) fn try_kubectl(&self, arguments: &str, input: &str) -> (bool, String) {
-        let mut command = Command::new("kubectl");
+        let mut command = self.inside("kubectl");
         command.arg("--kubeconfig").arg(self.kubeconfig()).args(arguments.split_whitespace());
         // Its caches belong to this cluster and go away with it.
         command.env("HOME", self.folder.path()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -141,7 +161,7 @@ impl Drop for Server {
     }
 }
 
-fn connect(kubeconfig: &str, port: u16) -> Option<StreamOwned<ClientConnection, TcpStream>> {
+fn connect(kubeconfig: &str, port: u16, namespace: Option<&str>) -> Option<StreamOwned<ClientConnection, TcpStream>> {
     let config: Value = serde_yaml_ng::from_str(kubeconfig).ok()?;
     let data = |value: &Value| {
         use base64::Engine as _;
@@ -157,9 +177,22 @@ fn connect(kubeconfig: &str, port: u16) -> Option<StreamOwned<ClientConnection, 
     let tls = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().ok()?;
     let tls = tls.with_root_certificates(roots).with_client_auth_cert(vec![certificate], key).ok()?;
     let connection = ClientConnection::new(Arc::new(tls), ServerName::try_from("localhost").ok()?).ok()?;
-    let stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    let stream = match namespace {
+        None => TcpStream::connect(("127.0.0.1", port)).ok()?,
+        Some(name) => connect_inside(name, port)?,
+    };
     stream.set_read_timeout(Some(Duration::from_secs(20))).ok()?;
     Some(StreamOwned::new(connection, stream))
+}
+
+/// A socket belongs to the namespace that its thread was in when it was made.
+fn connect_inside(namespace: &str, port: u16) -> Option<TcpStream> {
+    let file = std::fs::File::open(Path::new("/run/netns").join(namespace)).ok()?;
+    let inside = move || {
+        nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).ok()?;
+        TcpStream::connect(("127.0.0.1", port)).ok()
+    };
+    std::thread::spawn(inside).join().ok()?
 }
 
 /// Calls `look` until it is satisfied; what it saw last is the failure's message.

@@ -14,3 +14,4 @@ mod harness;
 mod kubectl;
 mod models;
 mod pods;
+mod site;

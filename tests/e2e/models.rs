@@ -43,7 +43,7 @@ fn until(server: &Server, kind: &str, name: &str, reason: &str) -> String {
 }
 
 /// A folder that looks like a BERT model, small; only its settings and headers have to make sense.
-fn small_model(folder: &Path) {
+pub(crate) fn small_model(folder: &Path) {
     std::fs::create_dir_all(folder).unwrap();
     let config = json!({
         "model_type": "bert", "hidden_act": "gelu", "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1,

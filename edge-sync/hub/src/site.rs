@@ -1,6 +1,7 @@
 //! The task of one site: it owns the hub's half of the link, its ledger, and what is written into the `Site` object.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,6 +49,8 @@ pub(crate) enum Event {
     Frame(Connection, FromSite),
     /// A connection ended.
     Closed(Connection),
+    /// The object is gone.
+    Removed,
 }
 
 /// Reaches the task of a site.
@@ -95,6 +98,7 @@ pub(crate) fn start(shared: Shared, site: &Site) -> Handle {
         shared,
         files,
         state: None,
+        load_at: Some(Instant::now()),
         wanted: None,
         frames: None,
         released: BTreeSet::new(),
@@ -107,8 +111,7 @@ pub(crate) fn start(shared: Shared, site: &Site) -> Handle {
 }
 
 /// Removes what was kept for a site that is gone.
-pub(crate) fn forget(world: &World, folder: &Path, uid: &str) {
-    let files = Files::of(folder, uid);
+fn forget(world: &World, files: &Files) {
     for path in [&files.ledger, &files.bodies] {
         match world.disk.remove(path) {
             Err(error) if !error.is_not_found() => tracing::warn!(%error, "what was kept for a site stays"),
@@ -145,6 +148,8 @@ struct Task {
     digests: Arc<RwLock<BTreeSet<String>>>,
     /// None while the disk cannot be used.
     state: Option<LinkState>,
+    /// When the disk is to be read.
+    load_at: Option<Instant>,
     wanted: Option<BTreeMap<Key, Option<Assignment>>>,
     frames: Option<(Connection, Frames)>,
     /// Unclaimed models that the hub's user lets go.
@@ -160,11 +165,10 @@ struct Task {
 impl Task {
     async fn run(mut self, mut inbox: mpsc::Receiver<Event>) {
         loop {
-            if self.state.is_none() && self.wanted.is_some() {
+            if self.load_at.is_some_and(|at| at <= Instant::now()) {
                 self.load().await;
             }
-            let retry = self.state.is_none().then(|| Instant::now() + RETRY_PAUSE);
-            let timer = self.write_at.into_iter().chain(retry).min();
+            let timer = self.write_at.into_iter().chain(self.load_at).min();
             let sleep = async {
                 match timer {
                     Some(at) => tokio::time::sleep_until(at).await,
@@ -172,17 +176,12 @@ impl Task {
                 }
             };
             tokio::select! {
-                event = inbox.recv() => match event {
-                    Some(event) => self.take(event).await,
-                    None => {
-                        // The Site is gone.
-                        if let Some((_, frames)) = self.frames.take() {
-                            let gone = "the site was removed at the hub; join again with a new token";
-                            let _ = frames.try_send(Err(Status::permission_denied(gone)));
-                        }
+                event = inbox.recv() => {
+                    let Some(event) = event else { return };
+                    if self.take(event).await.is_break() {
                         return;
                     }
-                },
+                }
                 () = sleep => {
                     if self.write_at.is_some_and(|at| at <= Instant::now()) {
                         self.write().await;
@@ -192,7 +191,7 @@ impl Task {
         }
     }
 
-    async fn take(&mut self, event: Event) {
+    async fn take(&mut self, event: Event) -> ControlFlow<()> {
         match event {
             Event::Wanted(site, wanted) => {
                 self.released = released(&site);
@@ -210,9 +209,12 @@ impl Task {
                 }
             }
             Event::Frame(connection, frame) => {
-                let Some(state) = &mut self.state else { return self.hang_up("the hub's disk cannot be used") };
-                let outputs = state.half.received(connection, frame);
-                self.obey(outputs).await;
+                if let Some(state) = &mut self.state {
+                    let outputs = state.half.received(connection, frame);
+                    self.obey(outputs).await;
+                } else {
+                    self.hang_up("the hub's disk cannot be used");
+                }
             }
             Event::Closed(connection) => {
                 if let Some(state) = &mut self.state {
@@ -224,10 +226,19 @@ impl Task {
                     self.changed();
                 }
             }
+            Event::Removed => {
+                if let Some((_, frames)) = self.frames.take() {
+                    let gone = "the site was removed at the hub; join again with a new token";
+                    let _ = frames.try_send(Err(Status::permission_denied(gone)));
+                }
+                forget(&self.shared.world, &self.files);
+                return ControlFlow::Break(());
+            }
         }
+        ControlFlow::Continue(())
     }
 
-    /// Reads what the disk holds; a site that is connected has to come again.
+    /// Reads what the disk holds.
     async fn load(&mut self) {
         let read = |path: &Path| match self.shared.world.disk.read(path) {
             Ok(bytes) => Ok(Some(bytes)),
@@ -246,6 +257,7 @@ impl Task {
         });
         match loaded {
             Ok(state) => {
+                self.load_at = None;
                 self.state = Some(state);
                 if let Some((connection, _)) = &self.frames
                     && let Some(state) = &mut self.state
@@ -256,7 +268,7 @@ impl Task {
             }
             Err(error) => {
                 tracing::error!(site = self.name, error, "what is kept for a site cannot be read");
-                tokio::time::sleep(RETRY_PAUSE).await;
+                self.load_at = Some(Instant::now() + RETRY_PAUSE);
             }
         }
     }
@@ -279,7 +291,8 @@ impl Task {
             }
             state.bodies = bodies.clone();
         }
-        *self.digests.write() = wanted.values().flatten().map(|assignment| assignment.digest.clone()).collect();
+        let told = bodies.values().filter_map(|body| Assignment::unverified(body));
+        *self.digests.write() = told.map(|assignment| assignment.digest).collect();
         match state.half.wanted(bodies) {
             Ok(outputs) => {
                 self.facts.refused = None;
@@ -391,6 +404,7 @@ impl Task {
     fn drop_state(&mut self, why: &str) {
         self.hang_up(why);
         self.state = None;
+        self.load_at = Some(Instant::now() + RETRY_PAUSE);
     }
 
     async fn write(&mut self) {

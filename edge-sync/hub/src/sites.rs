@@ -9,7 +9,7 @@ use kube::ResourceExt;
 use parking_lot::Mutex;
 
 use crate::assign::{assignments, is_chosen};
-use crate::site::{Event, Handle, Shared, forget, start};
+use crate::site::{Event, Handle, Shared, start};
 
 /// The tasks by the names of their sites, with the uid that each is for.
 #[derive(Clone)]
@@ -31,18 +31,19 @@ impl Sites {
             Some((of, handle)) if *of == uid => handle.clone(),
             _ => {
                 let handle = start(self.shared.clone(), site);
-                if let Some((before, _)) = tasks.insert(name, (uid, handle.clone())) {
-                    forget(&self.shared.world, &self.shared.folder, &before);
+                if let Some((_, before)) = tasks.insert(name, (uid, handle.clone())) {
+                    tokio::spawn(async move { before.tell(Event::Removed).await });
                 }
                 handle
             }
         }
     }
 
-    fn end(&self, name: &str) {
-        if let Some((uid, _)) = self.tasks.lock().remove(name) {
+    async fn end(&self, name: &str) {
+        let task = self.tasks.lock().remove(name);
+        if let Some((_, handle)) = task {
             tracing::info!(site = name, "the site was removed");
-            forget(&self.shared.world, &self.shared.folder, &uid);
+            handle.tell(Event::Removed).await;
         }
     }
 }
@@ -65,7 +66,7 @@ impl Reconcile for Sites {
 
     async fn reconcile(&self, context: &Context, key: &Key) -> Result<Next, kube::Error> {
         let Some(site) = context.informers.of::<Site>().get(key) else {
-            self.end(&key.name);
+            self.end(&key.name).await;
             return Ok(Next::Change);
         };
         let wanted = assignments(&site, &context.informers.of::<Model>().list());

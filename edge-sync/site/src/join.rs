@@ -84,6 +84,7 @@ pub async fn join(world: &World, data_dir: &Path, url: &str, token: &str) -> Res
     let token_text = token.trim();
     let token = JoinToken::parse(token_text)?;
     let disk = &*world.disk;
+    let mut known_key = None;
     if let Some(before) = SiteIdentity::load(disk, data_dir)? {
         if Sha256::digest(&before.authority).as_slice() != token.authority {
             return Err(JoinError::OtherHub { site: before.site, hub: before.hub });
@@ -94,13 +95,18 @@ pub async fn join(world: &World, data_dir: &Path, url: &str, token: &str) -> Res
                 renewed.save(disk, data_dir)?;
                 return Ok(Joined::Before(renewed.site));
             }
-            // The Site was removed at the hub: the token may bring it back.
-            Err(Renewal::Refused(status)) if status.code() == Code::PermissionDenied => {}
+            // The Site was removed at the hub: the token may bring it back, with the key that it had.
+            Err(Renewal::Refused(status)) if status.code() == Code::PermissionDenied => {
+                known_key = SiteIdentity::load(disk, data_dir)?.map(|identity| identity.keys);
+            }
             Err(Renewal::Refused(status)) => return Err(refused(&hub, &status)),
             Err(Renewal::Unreachable(reason)) => return Err(JoinError::Unreachable { hub, reason }),
         }
     }
-    let pending = pending_key(world, data_dir)?;
+    let pending = match known_key {
+        Some(key) => key,
+        None => pending_key(world, data_dir)?,
+    };
     let config = site_config(HubRoots::Hash(token.authority), None)
         .map_err(|error| JoinError::Unreachable { hub: hub.clone(), reason: error.to_string() })?;
     let channel =

@@ -1,14 +1,14 @@
 //! Brings a model's contents here: the manifest, then every piece that is missing. What came and was right stays,
 //! whatever happens next, and is never fetched again.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use kedge_models::{Digest, MANIFEST_BYTES_MAX, Manifest, ModelStore, Piece, Staging, StoreError};
 use kedge_wire::proto;
 use kedge_wire::proto::sync_client::SyncClient;
-use kedge_world::{Disk, DiskError, World};
+use kedge_world::{DiskError, World};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -20,6 +20,8 @@ const IDLE_MAX: Duration = Duration::from_secs(60);
 const TELL_EVERY: Duration = Duration::from_secs(1);
 /// Pieces asked for in one request.
 const PIECES_MAX: usize = 1024;
+/// What a pull leaves to everything else on the disk.
+const FREE_BYTES_MIN: u64 = 256 << 20;
 /// A piece with what is around it.
 const MESSAGE_BYTES_MAX: usize = 2 << 20;
 
@@ -96,6 +98,17 @@ impl Puller {
         Self { world, store, manifests: folder(data_dir).join("manifests") }
     }
 
+    /// Removes the manifests that no pull will ask for again.
+    pub(crate) fn clean(&self, keep: &BTreeSet<String>) -> Result<(), DiskError> {
+        self.world.disk.create_dir_all(&self.manifests)?;
+        for name in self.world.disk.list(&self.manifests)? {
+            if !keep.contains(&name) {
+                self.world.disk.remove(&self.manifests.join(name))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the contents are complete and in their place.
     pub(crate) fn is_active(&self, digest: &Digest) -> bool {
         self.store.active(digest).is_some()
@@ -113,6 +126,7 @@ impl Puller {
         let total = manifest.size();
         let store = self.store.clone();
         let mut staging = blocking(move || store.stage(manifest)).await?;
+        room(&self.manifests, staging.missing_bytes())?;
         let mut told = self.world.clock.monotonic();
         let mut progress = Progress { done: total - staging.missing_bytes(), total };
         tell(progress);
@@ -169,14 +183,31 @@ impl Puller {
             bytes.extend_from_slice(&part.data);
         }
         let manifest = Manifest::read(&bytes, digest).map_err(|error| PullError::Wrong(error.to_string()))?;
-        let (disk, folder): (Arc<dyn Disk>, _) = (self.world.disk.clone(), self.manifests.clone());
-        let kept = tokio::task::spawn_blocking(move || {
-            disk.create_dir_all(&folder)?;
-            disk.replace(&path, &bytes)
-        });
+        let disk = self.world.disk.clone();
+        let kept = tokio::task::spawn_blocking(move || disk.replace(&path, &bytes));
         kept.await.expect("writing a file does not panic")?;
         Ok(manifest)
     }
+}
+
+/// Refuses what would fill the disk, on which the cluster's own state lies too.
+fn room(folder: &Path, needed: u64) -> Result<(), PullError> {
+    let failed =
+        |error: nix::Error| PullError::Disk(format!("cannot ask how much of {} is free: {error}", folder.display()));
+    let found = nix::sys::statvfs::statvfs(folder).map_err(failed)?;
+    let free = found.blocks_available() as u64 * found.fragment_size() as u64;
+    enough(folder, needed, free)
+}
+
+fn enough(folder: &Path, needed: u64, free: u64) -> Result<(), PullError> {
+    if needed.saturating_add(FREE_BYTES_MIN) <= free {
+        return Ok(());
+    }
+    let (folder, needed, free) = (folder.display(), needed >> 20, free >> 20);
+    let spare = FREE_BYTES_MIN >> 20;
+    Err(PullError::Disk(format!(
+        "the model needs {needed} MiB and {spare} MiB must stay free, but the disk of {folder} has {free} MiB; free some"
+    )))
 }
 
 /// An answer, or that none came.
@@ -207,6 +238,15 @@ fn ranges(pieces: impl Iterator<Item = Piece>) -> Vec<proto::PieceRange> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_model_that_would_fill_the_disk_is_refused_with_figures() {
+        let folder = Path::new("/data");
+        assert!(enough(folder, 100 << 20, 356 << 20).is_ok());
+        let error = enough(folder, 100 << 20, 355 << 20).unwrap_err().to_string();
+        assert!(error.contains("100 MiB") && error.contains("355 MiB") && error.contains("/data"), "{error}");
+        assert!(enough(folder, u64::MAX, u64::MAX - 1).is_err());
+    }
 
     #[test]
     fn neighbours_are_asked_for_together() {

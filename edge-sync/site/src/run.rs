@@ -1,12 +1,14 @@
 //! Puts the site's part of a server together.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Node;
 use kedge_client::Context;
-use kedge_link::{Key, Report};
-use kedge_models::ModelStore;
+use kedge_link::{Key, Report, Saved};
+use kedge_models::{Digest, ModelStore};
+use kedge_wire::Assignment;
 use kedge_wire::report::ABOUT;
 use kedge_world::World;
 use tokio::sync::{mpsc, watch};
@@ -46,13 +48,15 @@ pub enum SiteError {
 pub async fn run(site: Site) -> Result<(), SiteError> {
     let Some(identity) = SiteIdentity::load(&*site.world.disk, &site.data_dir)? else { return Ok(()) };
     let saved = load(&site.world, &site.data_dir)?;
+    let puller = Puller::new(site.world.clone(), site.store, &site.data_dir);
+    puller.clean(&manifests(&saved)).map_err(IdentityError::from)?;
     let (held_sender, held) = watch::channel(Arc::new(saved.clone()));
     let (channel_sender, channel) = watch::channel(None);
     let (reports, waiting) = mpsc::channel(REPORTS_MAX);
     let models = Models {
         site: identity.site.clone(),
         signing_key: identity.signing_key.clone(),
-        puller: Puller::new(site.world.clone(), site.store, &site.data_dir),
+        puller,
         held,
         channel,
         reports: reports.clone(),
@@ -66,6 +70,12 @@ pub async fn run(site: Site) -> Result<(), SiteError> {
         () = tell_about(&site.context, reports) => {}
     }
     Ok(())
+}
+
+/// The manifests of what is held, as their files are named.
+fn manifests(saved: &Saved) -> BTreeSet<String> {
+    let assigned = saved.held.values().filter_map(|held| Assignment::unverified(&held.body));
+    assigned.filter_map(|assigned| Some(Digest::parse(&assigned.digest)?.hex().to_owned())).collect()
 }
 
 /// Reports the site itself, whenever its nodes change.
