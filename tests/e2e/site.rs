@@ -19,6 +19,14 @@ const HUB_URL: &str = "https://10.99.0.1:6445";
 /// A piece of a model, which is what a cut costs at most for each one on its way.
 const PIECE_BYTES: u64 = 1 << 20;
 
+/// Whether something that these tests need is not here; where everything must be, that is a failure.
+fn is_left_out() -> bool {
+    let Some(missing) = missing() else { return false };
+    assert!(std::env::var_os("KEDGE_TEST_REQUIRE_NETWORK").is_none(), "{missing} is missing");
+    println!("skipped: {missing} is missing");
+    true
+}
+
 fn missing() -> Option<&'static str> {
     let root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0");
     let there = |names: &[&str]| names.iter().any(|name| exists(Path::new(name)));
@@ -150,10 +158,15 @@ struct Fleet {
 
 impl Fleet {
     fn start(name: &str) -> Self {
+        Self::start_with(name, &["--disable-agent"])
+    }
+
+    /// One whose site is started with these flags.
+    fn start_with(name: &str, site_flags: &[&str]) -> Self {
         let cable = Cable::lay(name);
         let hub_server = Server::start_in(&cable.hub, &["--disable-agent"]);
         let hub = Hub::start(&cable.hub, &hub_server);
-        let site = Server::start_in(&cable.site, &["--disable-agent"]);
+        let site = Server::start_in(&cable.site, site_flags);
         Self { hub, hub_server, site, cable }
     }
 
@@ -294,8 +307,7 @@ fn is_ready(model: &Value) -> bool {
 
 #[test]
 fn a_join_token_is_worth_one_site_and_says_what_is_wrong() {
-    if let Some(missing) = missing() {
-        println!("skipped: {missing} is missing");
+    if is_left_out() {
         return;
     }
     let mut fleet = Fleet::start("join");
@@ -392,8 +404,7 @@ fn expire(fleet: &Fleet) {
 
 #[test]
 fn a_model_comes_down_through_cuts_and_kills_and_no_byte_comes_twice() {
-    if let Some(missing) = missing() {
-        println!("skipped: {missing} is missing");
+    if is_left_out() {
         return;
     }
     let mut fleet = Fleet::start("pull");
@@ -471,8 +482,7 @@ fn a_model_comes_down_through_cuts_and_kills_and_no_byte_comes_twice() {
 
 #[test]
 fn what_is_not_what_the_hub_signed_is_named_and_never_active() {
-    if let Some(missing) = missing() {
-        println!("skipped: {missing} is missing");
+    if is_left_out() {
         return;
     }
     let fleet = Fleet::start("wrong");
@@ -530,10 +540,79 @@ fn what_is_not_what_the_hub_signed_is_named_and_never_active() {
     fleet.until_state("mine", "Active");
 }
 
+/// The node of a site, with everything that it started.
+struct SiteNode {
+    fleet: Fleet,
+    pods: String,
+}
+
+impl Drop for SiteNode {
+    fn drop(&mut self) {
+        self.fleet.site.kill();
+        self.fleet.site.kedge(&["killall"]);
+        let _ = Command::new("ip").args(["netns", "delete", &self.pods]).status();
+    }
+}
+
+#[test]
+fn a_site_serves_what_its_hub_assigned_and_goes_on_without_the_hub() {
+    let Some(source) = std::env::var_os("KEDGE_MINILM").map(PathBuf::from) else {
+        println!("skipped: no model (KEDGE_MINILM is not set)");
+        return;
+    };
+    if let Some(what) = crate::pods::missing() {
+        assert!(std::env::var_os("KEDGE_TEST_REQUIRE_CONTAINERD").is_none(), "{what}");
+        println!("skipped: this machine has no {what}");
+        return;
+    }
+    if is_left_out() {
+        return;
+    }
+    let pods = format!("kedge-serve-p-{}", std::process::id());
+    let fleet = Fleet::start_with("serve", &["--network-namespace", &pods, "--node-name", "n1"]);
+    let mut node = SiteNode { fleet, pods };
+    let fleet = &mut node.fleet;
+    fleet.join();
+    let models = fleet.hub_server.folder.path().join("data/models");
+    let copied = Command::new("cp").arg("-r").arg(&source).arg(models.join("minilm")).status().unwrap();
+    assert!(copied.success());
+    fleet.apply("minilm", "minilm");
+    let service = json!({
+        "apiVersion": "kedge.dev/v1alpha1", "kind": "ModelService", "metadata": { "name": "embeddings" },
+        "spec": { "model": "minilm", "replicas": 1 },
+    });
+    let (ok, text) = fleet.site.try_kubectl("apply -f -", &service.to_string());
+    assert!(ok, "{text}");
+    fleet.until_state("minilm", "Active");
+    let question = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/question.json");
+    let path = "/api/v1/namespaces/default/services/embeddings:http/proxy/v1/embeddings";
+    let ask = format!("create --raw {path} -f {question}");
+    let answers = |fleet: &Fleet| {
+        eventually("the model answers at the site", || {
+            let (ok, text) = fleet.site.try_kubectl(&ask, "");
+            if ok && text.contains("embedding") { Ok(()) } else { Err(text + &fleet.site.log()) }
+        });
+    };
+    answers(fleet);
+    eventually("the hub knows the site's node", || {
+        let status = fleet.status();
+        if status["inventory"]["nodesReady"] == 1 { Ok(()) } else { Err(fleet.told(&status)) }
+    });
+
+    // No hub, no cable, and the site's own server ended without a word: the pod goes on, the server comes back.
+    fleet.hub.kill();
+    fleet.hub_server.kill();
+    fleet.cable.cut();
+    answers(fleet);
+    fleet.site.kill();
+    fleet.site.restart();
+    answers(fleet);
+    assert!(is_ready(&fleet.at_site("minilm")));
+}
+
 #[test]
 fn a_hub_from_an_older_backup_takes_nothing_away() {
-    if let Some(missing) = missing() {
-        println!("skipped: {missing} is missing");
+    if is_left_out() {
         return;
     }
     let mut fleet = Fleet::start("backup");
