@@ -8,6 +8,7 @@ use kedge_hub::HubOptions;
 use kedge_world::World;
 
 use crate::folders;
+use crate::lock;
 use crate::server::stopped;
 use crate::settings::DATA_DIR;
 
@@ -27,5 +28,6 @@ pub(crate) async fn run(flags: HubFlags) -> Result<()> {
     let world = World::real();
     let data_dir = folders::absolute(&flags.data_dir)?;
     let api = folders::api(&world, &data_dir)?;
+    let _lock = lock::take(&data_dir, lock::Role::Hub)?;
     Ok(kedge_hub::run(world, HubOptions { data_dir, listen: flags.listen, api }, stopped()).await?)
 }

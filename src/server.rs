@@ -32,7 +32,7 @@ async fn serve_cluster(flags: ServerFlags) -> Result<()> {
     let folders = folders::resolve(&world, &flags.folders)?;
     let state = folders.data_dir.join("server");
     world.disk.create_dir_all(&state)?;
-    let _lock = lock::take(&folders.data_dir)?;
+    let _lock = lock::take(&folders.data_dir, lock::Role::Server)?;
     folders::remember(&world, &folders)?;
     folders::remember_namespace(&world, &folders, flags.network_namespace.as_deref())?;
     let address = format!("127.0.0.1:{}", flags.https_listen_port);
@@ -51,11 +51,13 @@ async fn serve_cluster(flags: ServerFlags) -> Result<()> {
     let settings = Settings { service_cidr: flags.service_cidr.clone(), ..Settings::default() };
     let api = Api::new(world.clone(), store, settings, Box::new(guard));
     bootstrap(&api, kedge_own::definitions()).await?;
-    let informers = Informers::new(in_process(&api, "system:kube-controller-manager"));
+    let informers = Informers::new(in_process(&api, "system:kube-controller-manager", &["system:masters"]));
     let context = ClientContext { informers, world: world.clone() };
     let runtime = node::RuntimeSlot::default();
     let serving = if flags.disable_agent { None } else { Some(models::serving(&folders, &runtime)) };
-    let settings = kedge_controllers::Settings { root_ca: authority.server_ca_pem(), serving };
+    let acting = api.clone();
+    let clients = kedge_controllers::Clients::new(move |user, groups| in_process(&acting, user, groups));
+    let settings = kedge_controllers::Settings { clients, root_ca: authority.server_ca_pem(), serving };
     kedge_controllers::start(&context, &settings);
     models::start(&context, &folders)?;
     site::start(&context, &folders)?;
@@ -63,9 +65,7 @@ async fn serve_cluster(flags: ServerFlags) -> Result<()> {
     tokio::spawn(kedge_scheduler::run(ClientContext { informers, world: world.clone() }));
     let node_name = node::name(&flags)?;
     if !flags.disable_agent {
-        let client = |user: &str, groups: &[&str]| {
-            kube::Client::new(InProcess::new(api.clone(), User::new(user, groups)), "default")
-        };
+        let client = |user: &str, groups: &[&str]| in_process(&api, user, groups);
         let (node_client, proxy_client) =
             (client(&format!("system:node:{node_name}"), &["system:nodes"]), client("system:kube-proxy", &[]));
         let folders = Arc::new(folders);
@@ -88,10 +88,9 @@ async fn serve_cluster(flags: ServerFlags) -> Result<()> {
     Ok(())
 }
 
-/// A client of the API without a network, acting as `user`.
-fn in_process(api: &Api, user: &str) -> kube::Client {
-    // Controllers act for everybody's objects; the roles of upstream's single controllers come with their own users.
-    kube::Client::new(InProcess::new(api.clone(), User::new(user, &["system:masters"])), "default")
+/// A client of the API without a network, acting as `user` in `groups`.
+fn in_process(api: &Api, user: &str, groups: &[&str]) -> kube::Client {
+    kube::Client::new(InProcess::new(api.clone(), User::new(user, groups)), "default")
 }
 
 fn engine(world: &World, folder: &Path, datastore: Datastore) -> Result<Box<dyn Engine>> {

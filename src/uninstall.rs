@@ -61,8 +61,10 @@ pub(crate) async fn run(flags: UninstallFlags) -> Result<()> {
     if is_installed && Path::new(UNIT).exists() {
         systemctl(&["disable", "--now", "kedge.service"]);
     }
-    if lock::end(&data_dir).await? {
-        println!("ended the server");
+    for (role, name) in [(lock::Role::Hub, "hub"), (lock::Role::Server, "server")] {
+        if lock::end(&data_dir, role).await? {
+            println!("ended the {name}");
+        }
     }
     let namespace = folders::namespace(&world, &resolved);
     cli::end_all(flags.folders).await?;
