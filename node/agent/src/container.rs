@@ -87,6 +87,8 @@ pub fn container_spec(
         env,
         working_dir: if working_dir.is_empty() { "/".into() } else { working_dir.into() },
         tty: container.tty == Some(true),
+        stdin: container.stdin == Some(true),
+        stdin_once: container.stdin_once == Some(true),
         mounts: mounts(container, with, &known)?,
         devices: vec![],
         security: security::resolve(spec, container, &config.user, with.seccomp_profile)?,

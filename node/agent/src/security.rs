@@ -103,9 +103,6 @@ fn refuse_unsupported(spec: &PodSpec, container: &Container) -> Result<(), Confi
         "securityContext.seLinuxOptions"
     } else if armor.is_some_and(|profile| profile.type_ == "Localhost") {
         "securityContext.appArmorProfile of type Localhost"
-    } else if container.stdin == Some(true) {
-        // Without attach nobody could ever write to it; an input that is over at once is not what was asked for.
-        "stdin: true (attach)"
     } else {
         return Ok(());
     };
@@ -116,13 +113,6 @@ fn refuse_unsupported(spec: &PodSpec, container: &Container) -> Result<(), Confi
 mod tests {
     use super::*;
     use serde_json::json;
-
-    #[test]
-    fn an_input_that_nobody_can_write_to_is_refused() {
-        let spec: PodSpec = serde_json::from_value(json!({"containers": [{"name": "c", "stdin": true}]})).unwrap();
-        let refused = resolve(&spec, &spec.containers[0], "", &|_| Ok(json!({}))).unwrap_err();
-        assert!(refused.0.contains("stdin"), "{refused}");
-    }
 
     fn run(pod: serde_json::Value, own: serde_json::Value, image_user: &str) -> Result<Security, ConfigError> {
         let spec: PodSpec = serde_json::from_value(

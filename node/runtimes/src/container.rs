@@ -30,6 +30,10 @@ pub struct ContainerSpec {
     pub working_dir: PathBuf,
     /// With a terminal.
     pub tty: bool,
+    /// Clients may attach to its input; otherwise it has none.
+    pub stdin: bool,
+    /// The end of the first attached client's input is the end of its own. Without effect with a terminal.
+    pub stdin_once: bool,
     /// What it sees of the host, in the order to mount.
     pub mounts: Vec<Mount>,
     /// Device nodes it sees.

@@ -168,6 +168,7 @@ fn understand(args: &[String]) -> Behaviour {
     let exit = |code| Behaviour::ExitAfter { time: Duration::ZERO, code, oom: false };
     match words.as_slice() {
         ["true"] => exit(0),
+        ["cat"] => Behaviour::Run { ignores_term: false },
         ["false"] => exit(1),
         ["sleep", seconds] => match seconds.parse() {
             Ok(seconds) => Behaviour::ExitAfter { time: Duration::from_secs_f64(seconds), code: 0, oom: false },
@@ -371,6 +372,30 @@ impl Runtime for Fake {
             stderr: (!spec.tty).then(|| Box::new(tokio::io::empty()) as _),
             exit: run.map(|code| Ok(code.expect("a fake exec does not panic"))).boxed(),
             control: Arc::new(Control(Mutex::new(Some(killed)))),
+        })
+    }
+
+    /// Every container with input gives it back as output.
+    async fn attach(&self, id: &ContainerId, stdin: bool) -> Result<ExecSession, RuntimeError> {
+        let (with_input, once) = self.0.with("attach", id, |container| match container.state {
+            ContainerState::Running { .. } => Ok((stdin && container.spec.stdin, container.spec.stdin_once)),
+            _ => Err(RuntimeError::WrongState { id: id.clone(), actual: "not running", needed: "running" }),
+        })?;
+        let (near_in, mut far_in) = tokio::io::duplex(64 << 10);
+        let (near_out, mut far_out) = tokio::io::duplex(64 << 10);
+        let (inner, container) = (self.0.clone(), id.clone());
+        let echo = tokio::spawn(async move {
+            let _ = tokio::io::copy(&mut far_in, &mut far_out).await; // The client may have left.
+            if with_input && once {
+                inner.end(&container, 0, false);
+            }
+        });
+        Ok(ExecSession {
+            stdin: with_input.then(|| Box::new(near_in) as _),
+            stdout: Some(Box::new(near_out)),
+            stderr: Some(Box::new(tokio::io::empty())),
+            exit: echo.map(|ended| Ok(ended.map_or(1, |()| 0))).boxed(),
+            control: Arc::new(Control(Mutex::new(None))),
         })
     }
 

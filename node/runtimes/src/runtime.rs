@@ -55,6 +55,10 @@ pub trait Runtime: Send + Sync + 'static {
     async fn remove_container(&self, id: &ContainerId) -> Result<(), RuntimeError>;
     /// Runs one more process in a running container.
     async fn exec(&self, id: &ContainerId, spec: ExecSpec) -> Result<ExecSession, RuntimeError>;
+    /// Connects with a running container's own streams: its output from now on and, with `stdin`, its input if it has
+    /// one. The session ends with 0 when the container closed its output, or when the input given is over and is not
+    /// the container's last ([`ContainerSpec::stdin_once`]). Who reads slowly is cut off, never waited for.
+    async fn attach(&self, id: &ContainerId, stdin: bool) -> Result<ExecSession, RuntimeError>;
 
     /// Everything that exists now, for adoption after a restart.
     async fn observe(&self) -> Result<Observed, RuntimeError>;
@@ -330,7 +334,8 @@ pub struct ContainerStats {
     pub pids: u64,
 }
 
-/// A process started by [`Runtime::exec`]. Dropping it leaves the process running.
+/// A process started by [`Runtime::exec`], or a container connected with by [`Runtime::attach`]. Dropping it leaves the
+/// process running.
 pub struct ExecSession {
     /// Its input, if asked for; dropping the writer is end of file.
     pub stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,

@@ -119,6 +119,8 @@ pub fn container(pod_name: &str, image_id: &str, log_dir: &std::path::Path, args
         env: vec![("PATH".into(), "/bin".into())],
         working_dir: "/".into(),
         tty: false,
+        stdin: false,
+        stdin_once: false,
         mounts: vec![],
         devices: vec![],
         security: Security {
@@ -192,6 +194,7 @@ pub async fn run(fixture: &dyn Fixture) {
     an_exit_code_is_reported(&*runtime, fixture, image_id).await;
     what_cannot_start_says_why(&*runtime, fixture, image_id).await;
     commands_run_inside(&*runtime, fixture, image_id).await;
+    clients_attach(&*runtime, fixture, image_id).await;
     a_restarted_agent_finds_everything(fixture, image_id).await;
     removing_a_pod_ends_its_containers(&*runtime, fixture, image_id).await;
     what_is_missing_is_named(&*runtime, fixture, image_id).await;
@@ -297,6 +300,35 @@ async fn commands_run_inside(runtime: &dyn Runtime, fixture: &dyn Fixture, image
     assert_eq!(code, 137);
     let running = observed(runtime, &spec.id).await.expect("an exec's end is not the container's").state;
     assert!(matches!(running, ContainerState::Running { .. }), "{running:?}");
+    runtime.remove_sandbox(&spec.pod.uid).await.expect("the pod goes");
+}
+
+async fn clients_attach(runtime: &dyn Runtime, fixture: &dyn Fixture, image_id: &str) {
+    let mut events = runtime.events();
+    runtime.create_sandbox(&sandbox("attach")).await.expect("a sandbox");
+    let mut spec = container("attach", image_id, &fixture.log_dir(), &["cat"]);
+    (spec.stdin, spec.stdin_once) = (true, true);
+    runtime.create_container(&spec).await.expect("a container");
+    let early = runtime.attach(&spec.id, true).await;
+    assert!(matches!(early, Err(RuntimeError::WrongState { .. })), "{early:?}");
+    runtime.start_container(&spec.id).await.expect("it starts");
+    let mut session = runtime.attach(&spec.id, true).await.expect("it runs");
+    let talk = async {
+        let (mut stdin, mut stdout) = (session.stdin.take().expect("input"), session.stdout.take().expect("output"));
+        for text in ["once\n", "and again\n"] {
+            stdin.write_all(text.as_bytes()).await.expect("it reads");
+            let mut heard = vec![0; text.len()];
+            stdout.read_exact(&mut heard).await.expect("it answers");
+            assert_eq!(heard, text.as_bytes());
+        }
+        drop(stdin);
+        assert_eq!(stdout.read(&mut [0]).await.expect("the end"), 0);
+        session.exit.await.expect("the session ends")
+    };
+    assert_eq!(tokio::time::timeout(STEP_TIME_MAX, talk).await.expect("it talks in time"), 0);
+    // The end of the input was the container's.
+    assert_eq!(exit_of(runtime, &mut events, &spec.id).await.code, 0);
+    assert!(runtime.attach(&spec.id, false).await.is_err(), "it has ended");
     runtime.remove_sandbox(&spec.pod.uid).await.expect("the pod goes");
 }
 

@@ -5,6 +5,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::channels::Outcome;
 
+/// Gives a terminal another size.
+pub type Resize = Box<dyn Fn(u16, u16) -> BoxFuture<'static, ()> + Send + Sync>;
+
 /// What is connected with a client.
 pub struct Process {
     /// Its input, if the client sends any; dropping it is the end of the input.
@@ -15,8 +18,8 @@ pub struct Process {
     pub stderr: Option<Box<dyn AsyncRead + Send + Unpin>>,
     /// Ends with how it ended.
     pub exit: BoxFuture<'static, Outcome>,
-    /// Gives its terminal another size.
-    pub resize: Box<dyn Fn(u16, u16) + Send + Sync>,
+    /// Gives its terminal another size: columns, rows. Sizes are given one after the other, so that the last one stays.
+    pub resize: Resize,
 }
 
 impl Process {
@@ -27,7 +30,7 @@ impl Process {
             stdout: None,
             stderr: None,
             exit: Box::pin(async move { Outcome::Failed(message) }),
-            resize: Box::new(|_, _| {}),
+            resize: Box::new(|_, _| Box::pin(async {})),
         }
     }
 }

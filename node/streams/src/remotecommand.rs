@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
 use crate::channels::{Outcome, terminal_size};
-use crate::process::Process;
+use crate::process::{Process, Resize};
 use crate::spdy::{Connection, Stream, header};
 
 /// How long a client may take to open its streams (kubelet's streamCreationTimeout).
@@ -190,13 +190,13 @@ async fn copy_out(output: Option<Box<dyn AsyncRead + Send + Unpin>>, stream: Opt
 }
 
 /// Sizes come one behind the other; Go's encoder ends each with a newline.
-async fn resizes(input: &mut (impl AsyncRead + Unpin), resize: &(dyn Fn(u16, u16) + Send + Sync)) {
+async fn resizes(input: &mut (impl AsyncRead + Unpin), resize: &Resize) {
     let mut buffer = Vec::new();
     while let Ok(1..) = input.read_buf(&mut buffer).await {
         while let Some(end) = buffer.iter().position(|byte| *byte == b'}') {
             let size: Vec<u8> = buffer.drain(..=end).collect();
             if let Some((width, height)) = terminal_size(&size) {
-                resize(width, height);
+                resize(width, height).await;
             }
         }
         if buffer.len() > RESIZE_BYTES_MAX {
@@ -207,6 +207,8 @@ async fn resizes(input: &mut (impl AsyncRead + Unpin), resize: &(dyn Fn(u16, u16
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use tokio::io::{DuplexStream, duplex};
 
     use super::*;
@@ -246,7 +248,7 @@ mod tests {
             stdout: Some(Box::new(far)),
             stderr: Some(Box::new(&b"oops"[..])),
             exit: Box::pin(async move { Outcome::Exit(code) }),
-            resize: Box::new(|_, _| {}),
+            resize: Box::new(|_, _| Box::pin(async {})),
         }
     }
 
@@ -271,9 +273,13 @@ mod tests {
 
     #[tokio::test]
     async fn sizes_are_read_however_they_are_cut() {
-        let seen = parking_lot::Mutex::new(Vec::new());
+        let seen = Arc::new(parking_lot::Mutex::new(Vec::new()));
         let (mut near, mut far) = duplex(7);
-        let resize = |width, height| seen.lock().push((width, height));
+        let heard = seen.clone();
+        let resize: Resize = Box::new(move |width, height| {
+            heard.lock().push((width, height));
+            Box::pin(async {})
+        });
         let writing = async move {
             let text = "{\"Width\":80,\"Height\":24}\n{\"Width\":1}\n{\"Width\":100,\"Height\":30}\n";
             near.write_all(text.as_bytes()).await.unwrap();

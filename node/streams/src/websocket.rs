@@ -108,7 +108,7 @@ pub async fn exec(upgrade: OnUpgrade, dialect: Dialect, mut process: Process) ->
                     }
                 }
                 Some(Input::End) => stdin = None,
-                Some(Input::Resize { width, height }) => (process.resize)(width, height),
+                Some(Input::Resize { width, height }) => (process.resize)(width, height).await,
                 None => {}
             }
         }

@@ -1,4 +1,4 @@
-//! What the API server asks a node about its pods: logs, exec and port-forward. (`pkg/kubelet/server`.)
+//! What the API server asks a node about its pods: logs, exec, attach and port-forward. (`pkg/kubelet/server`.)
 
 mod dial;
 
@@ -47,6 +47,18 @@ impl Streams {
                 400,
                 format!("{what} \"{name}\" in pod \"{}\" is waiting to start or not found", request.pod),
             )
+        })
+    }
+
+    /// The newest run of the asked container, which runs (`pkg/kubelet/kubelet_pods.go`, `GetExec`).
+    async fn running(&self, request: &NodeRequest) -> Result<ObservedContainer, NodeRefusal> {
+        let found = match self.container(request, false).await {
+            Err(refusal) if refusal.code != 400 => return Err(refusal),
+            other => other.ok(),
+        };
+        found.filter(|container| matches!(container.state, ContainerState::Running { .. })).ok_or_else(|| {
+            let name = request.parameter("container").unwrap_or_default();
+            NodeRefusal::new(500, format!("unable to upgrade connection: container not found ({name:?})"))
         })
     }
 
@@ -103,17 +115,27 @@ impl Streams {
         if args.is_empty() {
             return Err(NodeRefusal::new(400, "you must specify at least 1 command for the container"));
         }
-        let container = self.container(&request, false).await?;
-        if !matches!(container.state, ContainerState::Running { .. }) {
-            return Err(NodeRefusal::new(400, format!("container {} is not running", container.name)));
-        }
+        let container = self.running(&request).await?;
         let wanted = wanted(&request)?;
         let spec = ExecSpec { args, tty: wanted.tty, stdin: wanted.stdin };
         let runtime = self.runtime.clone();
         let start = async move {
             match runtime.exec(&container.id, spec).await {
-                Ok(session) => process(session),
+                Ok(session) => process(session, "error executing command in container"),
                 Err(error) => Process::failed(format!("error executing command in container: {error}")),
+            }
+        };
+        converse(&mut request, wanted, start)
+    }
+
+    async fn attach(&self, mut request: NodeRequest) -> Result<Response<Chunks>, NodeRefusal> {
+        let container = self.running(&request).await?;
+        let wanted = wanted(&request)?;
+        let runtime = self.runtime.clone();
+        let start = async move {
+            match runtime.attach(&container.id, wanted.stdin).await {
+                Ok(session) => process(session, "error attaching to container"),
+                Err(error) => Process::failed(format!("error attaching to container: {error}")),
             }
         };
         converse(&mut request, wanted, start)
@@ -230,7 +252,8 @@ fn told(what: &str, result: std::io::Result<()>) {
     }
 }
 
-fn process(session: kedge_runtimes::ExecSession) -> Process {
+/// A session as the wire needs it; `attempt` begins the sentence about its failure.
+fn process(session: kedge_runtimes::ExecSession, attempt: &'static str) -> Process {
     let control = session.control;
     let exit = session.exit;
     Process {
@@ -238,18 +261,15 @@ fn process(session: kedge_runtimes::ExecSession) -> Process {
         stdout: session.stdout,
         stderr: session.stderr,
         exit: Box::pin(async move {
-            exit.await.map_or_else(
-                |error| Outcome::Failed(format!("error executing command in container: {error}")),
-                Outcome::Exit,
-            )
+            exit.await.map_or_else(|error| Outcome::Failed(format!("{attempt}: {error}")), Outcome::Exit)
         }),
         resize: Box::new(move |width, height| {
             let control = control.clone();
-            tokio::spawn(async move {
+            Box::pin(async move {
                 if let Err(error) = control.resize(width, height).await {
                     tracing::debug!(%error, "a terminal could not be resized");
                 }
-            });
+            })
         }),
     }
 }
@@ -260,6 +280,7 @@ impl NodeHandler for Streams {
         match request.verb.as_str() {
             "log" => self.log(request).await,
             "exec" => self.exec(request).await,
+            "attach" => self.attach(request).await,
             "portforward" => self.portforward(request).await,
             other => Err(NodeRefusal::new(501, format!("pods/{other} is not supported yet"))),
         }

@@ -8,6 +8,7 @@
 //! Not here: the daemon's own life ([`crate::private`]), pulling, restarting.
 #![allow(clippy::disallowed_methods, reason = "a shell: /proc and device nodes of this machine")]
 
+mod attach;
 mod exec;
 mod images;
 mod record;
@@ -219,6 +220,10 @@ impl Runtime for Containerd {
 
     async fn exec(&self, id: &ContainerId, spec: ExecSpec) -> Result<ExecSession, RuntimeError> {
         exec::exec(&self.0, id, spec).await
+    }
+
+    async fn attach(&self, id: &ContainerId, stdin: bool) -> Result<ExecSession, RuntimeError> {
+        attach::attach(&self.0, id, stdin).await
     }
 
     async fn observe(&self) -> Result<Observed, RuntimeError> {

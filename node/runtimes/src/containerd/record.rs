@@ -28,6 +28,10 @@ pub(super) struct Record {
     pub(super) annotations: BTreeMap<String, String>,
     pub(super) log_path: PathBuf,
     pub(super) tty: bool,
+    #[serde(default)]
+    pub(super) stdin: bool,
+    #[serde(default)]
+    pub(super) stdin_once: bool,
     pub(super) host_pid: bool,
     pub(super) created_at: jiff::Timestamp,
 }
@@ -43,6 +47,8 @@ impl Record {
             annotations: spec.annotations.clone(),
             log_path: spec.log_path.clone(),
             tty: spec.tty,
+            stdin: spec.stdin,
+            stdin_once: spec.stdin_once,
             host_pid,
             created_at,
         }

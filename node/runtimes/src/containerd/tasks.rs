@@ -23,7 +23,7 @@ use prost_types::Any;
 use super::record::{EXIT, Known, POD_LABEL, RECORD, Record, STARTED, pack};
 use super::{CONTAINERS_LEASE, Inner, SNAPSHOTTER, rootfs, rpc};
 use crate::container::{ContainerSpec, PidMode};
-use crate::logger::{LOGGER_VERB, LoggerTarget, ROTATION};
+use crate::logger::{LOGGER_VERB, LoggerTarget};
 use crate::runtime::{
     ContainerId, ContainerState, Exit, Observed, ObservedContainer, PodUid, RuntimeError, RuntimeEvent,
 };
@@ -120,6 +120,7 @@ impl Inner {
             };
             self.note(&known.id, EXIT, &exit).await?;
             self.alone(&known.id, self.end_task(&known.id)).await?;
+            self.release_logger(&known.id).await?;
         }
         result
     }
@@ -129,12 +130,18 @@ impl Inner {
         let request = snap::MountsRequest { snapshotter: SNAPSHOTTER.into(), key: id.to_string() };
         let mounts = self.rpc.snapshots().mounts(self.rpc.request(request)).await;
         let rootfs = rpc::answer("find a container's file system", mounts)?.mounts;
-        let log = logger_uri(&self.settings.logger, &known.record.log_path);
+        let [stdin, stdout, stderr] = if known.record.stdin {
+            self.start_logger(known).await?
+        } else {
+            let log = logger_uri(&self.settings.logger, &self.logger_target(known));
+            [String::new(), log.clone(), if known.record.tty { String::new() } else { log }]
+        };
         let request = api::CreateTaskRequest {
             container_id: id.to_string(),
             rootfs,
-            stdout: log.clone(),
-            stderr: if known.record.tty { String::new() } else { log },
+            stdin,
+            stdout,
+            stderr,
             terminal: known.record.tty,
             ..api::CreateTaskRequest::default()
         };
@@ -165,6 +172,7 @@ impl Inner {
         self.alone(id, self.end_task(id)).await?;
         let request = self.rpc.request(api::DeleteContainerRequest { id: id.to_string() });
         rpc::find("remove a container", self.rpc.containers().delete(request).await)?;
+        self.release_logger(id).await?;
         self.remove_snapshot(id).await
     }
 
@@ -213,6 +221,14 @@ impl Inner {
             observed.containers.extend(self.observe_one(known, task).await?);
         }
         Ok(observed)
+    }
+
+    /// What one container is doing.
+    pub(super) async fn observe_known(&self, known: &Known) -> Result<ContainerState, RuntimeError> {
+        let task = self.task(&known.id).await?;
+        let again = self.known(&known.id).await?;
+        let observed = self.observe_one(again, task).await?;
+        observed.map(|found| found.state).ok_or_else(|| RuntimeError::ContainerNotFound(known.id.clone()))
     }
 
     async fn observe_one(
@@ -267,7 +283,7 @@ impl Inner {
         // The task first: whoever removes it has written the exit down before, and then it is read here.
         let task = self.task(id).await?;
         let Some(known) = self.find_container(id).await? else { return Ok(None) };
-        let pod = known.record.pod.uid;
+        let (pod, has_input) = (known.record.pod.uid, known.record.stdin);
         let exit = match (task, known.exit) {
             (Some(task), _) if task.status() != TaskStatus::Stopped => return Ok(None),
             (None, None) => return Ok(None),
@@ -282,8 +298,11 @@ impl Inner {
             },
         };
         self.note(id, EXIT, &exit).await?;
-        // The logger has written everything when this returns.
+        // containerd's logger has written everything when this returns; ours is waited for.
         self.delete_task(id).await?;
+        if has_input {
+            self.wait_for_logger(id).await;
+        }
         // Nobody listening is fine: the record is there to be observed.
         let _ = self.events.send(RuntimeEvent::Exited { pod, id: id.clone(), exit: exit.clone() });
         Ok(Some(exit))
@@ -374,8 +393,8 @@ fn timestamp(at: prost_types::Timestamp) -> Option<jiff::Timestamp> {
 }
 
 /// containerd starts the program with the query's key and value as two arguments.
-fn logger_uri(program: &Path, log: &Path) -> String {
-    let target = LoggerTarget { path: log.to_owned(), rotation: ROTATION }.to_argument();
+fn logger_uri(program: &Path, target: &LoggerTarget) -> String {
+    let target = target.to_argument();
     format!("binary://{}?{LOGGER_VERB}={}", escape(&program.to_string_lossy()), escape(&target))
 }
 
@@ -443,8 +462,12 @@ mod tests {
 
     #[test]
     fn a_loggers_address_survives_any_path() {
-        let uri = logger_uri(Path::new("/usr/bin/kedge"), Path::new("/var/log/a b&c=d/0.log"));
-        assert_eq!(uri, "binary:///usr/bin/kedge?container-logger=10485760%3A5%3A/var/log/a%20b%26c%3Dd/0.log");
+        let rotation = crate::logger::Rotation { bytes_max: 1, files_max: 2 };
+        let target = LoggerTarget { path: "/var/log/a b&c=d".into(), rotation, folder: "/run".into(), pipes: None };
+        let uri = logger_uri(Path::new("/usr/bin/kedge"), &target);
+        let expected = "%7B%22path%22%3A%22/var/log/a%20b%26c%3Dd%22%2C%22rotation%22%3A%7B%22bytes_max%22%3A1%2C\
+                        %22files_max%22%3A2%7D%2C%22folder%22%3A%22/run%22%7D";
+        assert_eq!(uri, format!("binary:///usr/bin/kedge?container-logger={expected}"));
     }
 
     #[test]

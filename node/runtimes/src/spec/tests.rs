@@ -20,6 +20,8 @@ fn container() -> ContainerSpec {
         env: vec![("A".into(), "1".into())],
         working_dir: "/".into(),
         tty: false,
+        stdin: false,
+        stdin_once: false,
         mounts: vec![],
         devices: vec![],
         security: Security {
