@@ -52,7 +52,10 @@ impl<K> Change<K> {
 /// The informers of a process; one a kind, started when first asked for.
 #[derive(Clone)]
 pub struct Informers {
+    /// Asked by those who hold this.
     client: Client,
+    /// What the copies are fed by, whoever asks for them first.
+    watching: Client,
     by_kind: Arc<Mutex<HashMap<TypeId, Held>>>,
 }
 
@@ -65,10 +68,15 @@ struct Held {
 impl Informers {
     /// Informers that watch through `client`.
     pub fn new(client: Client) -> Self {
-        Self { client, by_kind: Arc::default() }
+        Self { watching: client.clone(), client, by_kind: Arc::default() }
     }
 
-    /// The client they watch through.
+    /// The same copies, for somebody who asks and writes through `client`.
+    pub fn acting_through(&self, client: Client) -> Self {
+        Self { client, ..self.clone() }
+    }
+
+    /// The client to ask and to write through.
     pub fn client(&self) -> &Client {
         &self.client
     }
@@ -77,7 +85,7 @@ impl Informers {
     pub fn of<K: Watched>(&self) -> Informer<K> {
         let mut by_kind = self.by_kind.lock();
         let held = by_kind.entry(TypeId::of::<K>()).or_insert_with(|| {
-            let informer = Informer::<K>::start(self.client.clone());
+            let informer = Informer::<K>::start(self.watching.clone());
             Held { seen: informer.0.seen.subscribe(), informer: Box::new(informer) }
         });
         held.informer.downcast_ref::<Informer<K>>().expect("filed under its own type").clone()

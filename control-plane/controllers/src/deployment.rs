@@ -253,8 +253,9 @@ async fn show_revision(context: &Context, deployment: &Deployment, set: &Replica
     if deployment.annotations().get(REVISION) == Some(&number) {
         return Ok(());
     }
-    let patch = json!({ "metadata": { "annotations": { REVISION: number } } });
-    write::merge(context, deployment, &patch).await.map(drop)
+    let mut new = deployment.clone();
+    new.metadata.annotations.get_or_insert_default().insert(REVISION.into(), number);
+    write::replace(context, &new).await.map(drop)
 }
 
 /// Gives a set its next size, and the annotations by which a later change of the deployment's size is shared out.

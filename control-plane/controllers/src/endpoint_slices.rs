@@ -28,7 +28,10 @@ const MANAGER: &str = "endpointslice-controller.k8s.io";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
 
-pub(crate) struct Controller;
+pub(crate) struct Controller {
+    /// Who writes Endpoints: upstream has another role for them.
+    pub(crate) endpoints: Context,
+}
 
 impl Reconcile for Controller {
     type Error = kube::Error;
@@ -77,7 +80,7 @@ impl Reconcile for Controller {
         let all = context.informers.of::<Pod>().list_in(&key.namespace);
         let behind: Vec<Arc<Pod>> = all.into_iter().filter(|pod| selects(&service, pod)).collect();
         write_slices(context, &service, &behind, &ours).await?;
-        write_endpoints(context, &service, &behind).await?;
+        write_endpoints(&self.endpoints, &service, &behind).await?;
         Ok(Next::Change)
     }
 }

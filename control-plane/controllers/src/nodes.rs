@@ -123,7 +123,10 @@ impl Controller {
             // The first that is back says that it was this process that was cut off: everybody gets time to call.
             lock(&self.heard).values_mut().for_each(|heard| heard.at = now);
             tracing::info!("nodes are heard of again");
-        } else if mode == Mode::AllDown && !std::mem::replace(&mut *lock(&self.all_down), true) {
+        } else if mode == Mode::AllDown
+            && !std::mem::replace(&mut *lock(&self.all_down), true)
+            && all.iter().any(|node| !ready(node).is_empty())
+        {
             tracing::warn!("no node is ready: pods stay where they are");
         }
         let zone = taints::zone(node);

@@ -7,7 +7,6 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kedge_client::{Context, Key, Next, Reconcile, Trigger};
 use kube::ResourceExt;
-use serde_json::json;
 
 use crate::write::{self, is};
 
@@ -21,11 +20,13 @@ const NOTE: (&str, &str) = (
 
 pub(crate) struct Controller {
     root_ca: String,
+    /// Who writes the certificate: upstream has another role for it.
+    publisher: Context,
 }
 
 impl Controller {
-    pub(crate) fn new(root_ca: &str) -> Self {
-        Self { root_ca: root_ca.to_owned() }
+    pub(crate) fn new(root_ca: &str, publisher: Context) -> Self {
+        Self { root_ca: root_ca.to_owned(), publisher }
     }
 }
 
@@ -64,15 +65,12 @@ impl Reconcile for Controller {
                 let mut metadata = named(CONFIG, namespace);
                 metadata.annotations = Some(BTreeMap::from([(NOTE.0.to_owned(), NOTE.1.to_owned())]));
                 let config = ConfigMap { metadata, data: Some(data), ..ConfigMap::default() };
-                created(write::create(context, namespace, &config).await)?;
+                created(write::create(&self.publisher, namespace, &config).await)?;
             }
             Some(config) if config.data.as_ref() != Some(&data) => {
                 // What else somebody put there goes away: the bundle must be exactly this.
-                let mut patch = json!({ "data": data });
-                for key in config.data.iter().flatten().map(|(key, _)| key).filter(|key| *key != "ca.crt") {
-                    patch["data"][key] = serde_json::Value::Null;
-                }
-                write::merge(context, &*config, &patch).await?;
+                let config = ConfigMap { data: Some(data), binary_data: None, ..(*config).clone() };
+                write::replace(&self.publisher, &config).await?;
             }
             Some(_) => {}
         }

@@ -107,9 +107,9 @@ async fn carry_out(context: &Context, namespace: &str, steps: &[Step]) -> kube::
                 other => drop(other?),
             },
             Step::Own(claim, owners) => {
-                let patch = json!({ "metadata": { "uid": claim.uid(), "resourceVersion": claim.resource_version(),
-                    "ownerReferences": owners } });
-                drop(write::merge(context, &**claim, &patch).await?);
+                let mut new = (**claim).clone();
+                new.metadata.owner_references = Some(owners.clone());
+                drop(write::replace(context, &new).await?);
             }
             Step::Create(pod) => drop(write::create(context, namespace, &**pod).await?),
             Step::Label(pod, labels) => {

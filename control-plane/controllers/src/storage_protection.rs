@@ -3,14 +3,12 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
-use kedge_client::{Context, Key, Next, Reconcile, Trigger};
-use kube::api::{Patch, PatchParams};
-use kube::{Api, ResourceExt};
-use serde_json::json;
-
 use crate::pods::is_finished;
 use crate::write;
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use kedge_client::{Context, Key, Next, Reconcile, Trigger};
+use kube::api::PostParams;
+use kube::{Api, ResourceExt};
 
 const CLAIM_FINALIZER: &str = "kubernetes.io/pvc-protection";
 const VOLUME_FINALIZER: &str = "kubernetes.io/pv-protection";
@@ -38,9 +36,9 @@ impl Reconcile for Claims {
         let held = claim.finalizers().iter().any(|finalizer| finalizer == CLAIM_FINALIZER);
         let pods = context.informers.of::<Pod>().list_in(&key.namespace);
         if claim.metadata.deletion_timestamp.is_some() && held && !is_used(key, &pods) {
-            let left: Vec<&String> = claim.finalizers().iter().filter(|f| *f != CLAIM_FINALIZER).collect();
-            let patch = json!({ "metadata": { "uid": claim.uid(), "finalizers": left } });
-            gone_is_fine(write::merge(context, &*claim, &patch).await)?;
+            let mut new = (*claim).clone();
+            new.finalizers_mut().retain(|finalizer| finalizer != CLAIM_FINALIZER);
+            gone_is_fine(write::replace(context, &new).await)?;
         }
         Ok(Next::Change)
     }
@@ -77,10 +75,10 @@ impl Reconcile for Volumes {
         let held = volume.finalizers().iter().any(|finalizer| finalizer == VOLUME_FINALIZER);
         let bound = volume.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Bound");
         if volume.metadata.deletion_timestamp.is_some() && held && !bound {
-            let left: Vec<&String> = volume.finalizers().iter().filter(|f| *f != VOLUME_FINALIZER).collect();
-            let patch = Patch::Merge(json!({ "metadata": { "uid": volume.uid(), "finalizers": left } }));
+            let mut new = (*volume).clone();
+            new.finalizers_mut().retain(|finalizer| finalizer != VOLUME_FINALIZER);
             let api: Api<PersistentVolume> = Api::all(context.informers.client().clone());
-            gone_is_fine(api.patch(&key.name, &PatchParams::default(), &patch).await)?;
+            gone_is_fine(api.replace(&key.name, &PostParams::default(), &new).await)?;
         }
         Ok(Next::Change)
     }
@@ -96,6 +94,7 @@ fn gone_is_fine<K>(result: kube::Result<K>) -> kube::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn a_claim_is_used_by_pods_that_have_not_ended() {
