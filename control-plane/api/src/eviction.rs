@@ -25,13 +25,48 @@ pub(crate) async fn evict(call: Call<'_>) -> Result<Response<Body>, ApiError> {
     if !free {
         spend(&call, &pod).await?;
     }
-    let options = &eviction["deleteOptions"];
-    delete_addressed(&call, options).await?;
+    let mut options = eviction["deleteOptions"].clone();
+    if !call.dry_run()? {
+        tell(&call, &mut options).await?;
+    }
+    delete_addressed(&call, &options).await?;
     encode(
         201,
         call.answer.format,
         &json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201 }),
     )
+}
+
+/// Says on the pod that it ends for a reason outside of it, which a job's failure policy may look at (KEP-3329).
+/// A revision that the client asks for is compared here: what is written makes it an old one.
+async fn tell(call: &Call<'_>, options: &mut Value) -> Result<(), ApiError> {
+    for _ in 0..ATTEMPTS_MAX {
+        let entry = call.stored()?;
+        let mut pod = call.decode(&entry);
+        let wanted = options["preconditions"]["resourceVersion"].as_str();
+        let other = wanted.is_some_and(|wanted| pod["metadata"]["resourceVersion"] != wanted);
+        if other || object::is_deleting(&pod) {
+            return Ok(());
+        }
+        disrupt(&mut pod, &save::timestamp(call.now));
+        if save::write(call, &pod, Expect::Revision(entry.revision)).await.is_ok() {
+            if let Some(preconditions) = options.get_mut("preconditions").filter(|value| value.is_object()) {
+                object::as_map(preconditions).remove("resourceVersion");
+            }
+            return Ok(());
+        }
+    }
+    Err(ApiError::too_many_requests("Cannot evict pod as it is changing; try again later.", 1))
+}
+
+/// Sets the pod's condition `DisruptionTarget`.
+fn disrupt(pod: &mut Value, now: &str) {
+    let status = object::child(pod, "status");
+    let conditions = status.entry("conditions").or_insert_with(|| json!([]));
+    let Some(list) = conditions.as_array_mut() else { return };
+    list.retain(|condition| condition["type"] != "DisruptionTarget");
+    list.push(json!({ "type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
+        "message": "Eviction API: evicting", "lastProbeTime": null, "lastTransitionTime": now }));
 }
 
 /// Takes one disruption from the budget that covers the pod.
@@ -114,4 +149,21 @@ fn take_one(budget: &mut Value, pod: &Value, now: &str) -> Result<(), ApiError> 
     disrupted.insert(object::name(pod).to_owned(), now.into());
     status.insert("disruptionsAllowed".into(), (allowed - 1).into());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_evicted_pod_says_so_once() {
+        let mut pod = json!({ "status": { "conditions": [{ "type": "Ready", "status": "True" }] } });
+        disrupt(&mut pod, "2026-01-01T00:00:00Z");
+        disrupt(&mut pod, "2026-01-01T00:00:01Z");
+        let told: Vec<&Value> = object::items(&pod["status"], "conditions").collect();
+        assert_eq!((told.len(), &told[1]["reason"]), (2, &json!("EvictionByEvictionAPI")));
+        let mut bare = json!({});
+        disrupt(&mut bare, "2026-01-01T00:00:00Z");
+        assert_eq!(object::items(&bare["status"], "conditions").count(), 1);
+    }
 }
