@@ -57,7 +57,7 @@ pub trait Runtime: Send + Sync + 'static {
     async fn exec(&self, id: &ContainerId, spec: ExecSpec) -> Result<ExecSession, RuntimeError>;
     /// Connects with a running container's own streams: its output from now on and, with `stdin`, its input if it has
     /// one. The session ends with 0 when the container closed its output, or when the input given is over and is not
-    /// the container's last ([`ContainerSpec::stdin_once`]). Who reads slowly is cut off, never waited for.
+    /// the container's last ([`ContainerSpec::stdin_once`]). Who does not read is cut off.
     async fn attach(&self, id: &ContainerId, stdin: bool) -> Result<ExecSession, RuntimeError>;
 
     /// Everything that exists now, for adoption after a restart.

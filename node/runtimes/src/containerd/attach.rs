@@ -193,7 +193,10 @@ async fn read_output(
         let (kind, length) =
             wire::read_head(head).ok_or_else(|| io::Error::other("the logger does not speak our language"))?;
         let content = &mut content[..length];
-        socket.read_exact(content).await?;
+        if let Err(error) = socket.read_exact(content).await {
+            let cut = "the container has ended, and the client had not read all of its output";
+            return if error.kind() == io::ErrorKind::UnexpectedEof { Ok(Some(cut.to_owned())) } else { Err(error) };
+        }
         match kind {
             wire::STDOUT => stdout.write_all(content).await?,
             wire::STDERR => stderr.write_all(content).await?,

@@ -1,8 +1,10 @@
 //! Where clients attach to a container: a unix socket that the container's logger owns, so that they come back after
 //! the server was killed.
 //!
-//! The container never waits for them: each has a queue with a bound, and who is that far behind is told so and gets
-//! nothing more. Input waits for the container: while it does not read, nobody is read from.
+//! Each has a queue with a bound, and who is that far behind is told so and gets nothing more: a container never stands
+//! still because of a client. One that has input was made for its clients, and is slowed down to those that do read, so
+//! that they hear everything; it waits [`PATIENCE_MS`] for one that does not, once, and then never again.
+//! Input waits for the container: while it does not read, nobody is read from.
 #![allow(clippy::disallowed_methods, reason = "a shell: a socket and a pipe in the run directory")]
 
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -12,7 +14,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use nix::poll::{PollFd, PollFlags};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::wire;
 
@@ -20,6 +22,10 @@ use super::wire;
 const ATTACHERS_MAX: usize = 8;
 /// How far an attacher may be behind.
 const QUEUE_BYTES_MAX: usize = 4 << 20;
+/// How far an attacher may be behind before a container with input is slowed down.
+const PATIENT_BYTES: usize = 256 << 10;
+/// How long a container with input waits for an attacher that reads nothing, in milliseconds.
+const PATIENCE_MS: u16 = 2000;
 const INPUT_BYTES: usize = 16 << 10;
 
 /// The socket's name in its folder.
@@ -43,6 +49,8 @@ pub(super) struct Door {
     /// The first attacher's end of input is the container's.
     once: bool,
     closing: bool,
+    /// The container is slowed down to its attachers.
+    patient: bool,
 }
 
 struct Attacher {
@@ -66,6 +74,7 @@ pub(super) enum Place {
 }
 
 impl Door {
+    /// A door to a container with (`stdin`) or without input.
     pub(super) fn open(folder: &Path, stdin: bool, once: bool) -> io::Result<Self> {
         let fail = |e: io::Error| io::Error::new(e.kind(), format!("make a socket in {}: {e}", folder.display()));
         DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(fail)?;
@@ -84,8 +93,8 @@ impl Door {
         } else {
             None
         };
-        let folder = folder.to_owned();
-        Ok(Self { folder, listener, attachers: Vec::new(), stdin, pending: Vec::new(), once, closing: false })
+        let (folder, patient) = (folder.to_owned(), stdin.is_some());
+        Ok(Self { folder, listener, attachers: Vec::new(), stdin, pending: Vec::new(), once, closing: false, patient })
     }
 
     /// What is waited for.
@@ -189,6 +198,9 @@ impl Door {
                 attacher.queue(kind, piece);
             }
             attacher.flush();
+            if self.patient {
+                attacher.wait();
+            }
         }
     }
 
@@ -243,15 +255,37 @@ impl Attacher {
         if !self.output_open || self.leaving {
             return;
         }
-        if self.queue.len() - self.sent + piece.len() > QUEUE_BYTES_MAX {
-            let reason = format!("the client is {QUEUE_BYTES_MAX} bytes behind the container's output");
-            self.queue.extend(wire::head(wire::REFUSED, reason.len()));
-            self.queue.extend(reason.bytes());
-            (self.leaving, self.input_open) = (true, false);
+        if self.behind() + piece.len() > QUEUE_BYTES_MAX {
+            self.refuse();
             return;
         }
         self.queue.extend(wire::head(kind, piece.len()));
         self.queue.extend_from_slice(piece);
+    }
+
+    /// Bytes that the client has not taken.
+    fn behind(&self) -> usize {
+        self.queue.len() - self.sent
+    }
+
+    /// Cuts off a client that does not read.
+    fn refuse(&mut self) {
+        let reason = format!("the client was {} bytes behind the container's output", self.behind());
+        self.queue.extend(wire::head(wire::REFUSED, reason.len()));
+        self.queue.extend(reason.bytes());
+        (self.leaving, self.input_open) = (true, false);
+    }
+
+    /// Waits until the client has read most of what is queued, as long as it reads.
+    fn wait(&mut self) {
+        while self.output_open && !self.leaving && self.behind() > PATIENT_BYTES {
+            let mut waiting = [PollFd::new(self.fd(), PollFlags::POLLOUT)];
+            match poll(&mut waiting, PollTimeout::from(PATIENCE_MS)) {
+                Err(nix::Error::EINTR) => {}
+                Ok(0) | Err(_) => self.refuse(),
+                Ok(_) => self.flush(),
+            }
+        }
     }
 
     fn flush(&mut self) {

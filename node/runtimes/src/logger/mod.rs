@@ -423,17 +423,21 @@ mod tests {
 
     impl Logged {
         fn start(once: bool) -> Self {
+            Self::with_input(true, once)
+        }
+
+        fn with_input(stdin: bool, once: bool) -> Self {
             let folder = tempfile::tempdir().unwrap();
             let place = folder.path().join("attach");
             std::fs::create_dir(&place).unwrap();
             nix::unistd::mkfifo(&place.join(door::STDIN), nix::sys::stat::Mode::S_IRWXU).unwrap();
-            let stdin = open_pipe(&place.join(door::STDIN)).unwrap();
-            let door = Door::open(&place, true, once).unwrap();
+            let input = open_pipe(&place.join(door::STDIN)).unwrap();
+            let door = Door::open(&place, stdin, once).unwrap();
             let mut log = LogFile::open(target(folder.path().join("0.log"), ROTATION)).unwrap();
             let (read, out) = nix::unistd::pipe().unwrap();
             let thread =
                 std::thread::spawn(move || copy(&mut [Source::new(wire::STDOUT, read.into())], &mut log, Some(door)));
-            Self { folder, out: out.into(), stdin, thread }
+            Self { folder, out: out.into(), stdin: input, thread }
         }
 
         fn attach(&self, first: u8) -> std::os::unix::net::UnixStream {
@@ -523,7 +527,13 @@ mod tests {
 
     #[test]
     fn a_client_that_does_not_read_never_stalls_the_container() {
-        let mut logged = Logged::start(false);
+        for stdin in [false, true] {
+            check_stalled(stdin);
+        }
+    }
+
+    fn check_stalled(stdin: bool) {
+        let mut logged = Logged::with_input(stdin, false);
         let mut slow = logged.attach(wire::OUTPUT_ONLY);
         greet(&mut logged, &mut [&mut slow]);
         let much = vec![b'x'; 1 << 20];
@@ -539,6 +549,27 @@ mod tests {
         assert_eq!(kind, wire::REFUSED);
         assert!(String::from_utf8_lossy(&reason).contains("behind") && heard < 8 << 20, "{heard} bytes");
         logged.end();
+    }
+
+    #[test]
+    fn a_container_with_input_is_slowed_down_to_a_client_that_reads() {
+        let mut logged = Logged::start(false);
+        let mut client = logged.attach(wire::OUTPUT_ONLY);
+        greet(&mut logged, &mut [&mut client]);
+        let reading = std::thread::spawn(move || {
+            let mut heard = 0;
+            while let Some((kind, content)) = frame(&mut client) {
+                assert_eq!(kind, wire::STDOUT);
+                heard += content.len();
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            heard
+        });
+        for _ in 0..32 {
+            logged.out.write_all(&vec![b'x'; 1 << 20]).unwrap();
+        }
+        logged.end();
+        assert_eq!(reading.join().unwrap(), 32 << 20);
     }
 
     #[test]
