@@ -16,13 +16,13 @@ use kedge_api::{Api, advertise, serve};
 use kedge_client::Informers;
 use kedge_network::{DnsPlan, NamespaceNet, NetworkSettings, NodeFacts, NodeNetwork};
 use kedge_network::{HostPort, Ipv4Cidr, Namespace, PodNetworks, PodRef, PodSettings, Protocol};
-use kedge_node::agent::{Agent, Parts, Settings};
+use kedge_node::agent::{Agent, Parts, Puller, RegistryLogin, Settings};
 use kedge_node::etc::Dns;
 use kedge_node::network::{Network, NetworkError, PodNetwork};
 use kedge_node::streams::Streams;
 use kedge_runtimes::containerd::{self, Containerd};
 use kedge_runtimes::private::{Paths, PrivateContainerd};
-use kedge_runtimes::{PodId, Runtime};
+use kedge_runtimes::{Image, PodId, Runtime};
 use kedge_world::World;
 use parking_lot::Mutex;
 
@@ -122,7 +122,13 @@ async fn attempt(node: &Node) -> Result<()> {
     let serving = serve(node.api.clone(), listener, node.tls.clone(), std::future::pending());
     advertise(&node.api, node_ip.into(), node.flags.https_listen_port).await?;
     node.api.attach_node(&node.name, Arc::new(Streams::new(runtime.clone(), node.world.clone())));
-    let parts = Parts { client: node.client.clone(), runtime, network: connected, puller: None, world };
+    let puller = kedge_images::Puller::new(
+        kedge_fetch::Fetcher::new(node.world.net.clone()),
+        data_dir.join("pulls"),
+        runtime.clone(),
+    );
+    let puller: Arc<dyn Puller> = Arc::new(Registries(puller));
+    let parts = Parts { client: node.client.clone(), runtime, network: connected, puller: Some(puller), world };
     let agent = Agent::new(parts, settings(node, &namespace, node_ip)?)?;
     tracing::info!(node = node.name, %node_ip, containerd = daemon.pid(), adopted = daemon.was_adopted(), "the node is up");
     tokio::select! {
@@ -226,6 +232,22 @@ fn memory_bytes(meminfo: &str) -> Option<i64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kibibytes: i64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
     Some(kibibytes * 1024)
+}
+
+/// The registries as the agent knows them. They are reached from the machine's own network.
+struct Registries(kedge_images::Puller);
+
+#[async_trait]
+impl Puller for Registries {
+    async fn pull(&self, reference: &str, logins: &[RegistryLogin]) -> Result<Image, String> {
+        let login = |login: &RegistryLogin| kedge_images::Login {
+            registry: login.registry.clone(),
+            user: login.user.clone(),
+            password: login.password.clone(),
+        };
+        let logins: Vec<_> = logins.iter().map(login).collect();
+        self.0.pull(reference, &logins).await.map_err(|error| error.to_string())
+    }
 }
 
 /// The pod networks as the agent knows them.

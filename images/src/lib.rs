@@ -1,10 +1,15 @@
-//! Images that are made here: the one that serves models, from this program itself.
+//! Images: the one that serves models, made from this program itself; those that are pulled from registries; archives
+//! for tests and benchmarks.
 //!
-//! Not here: running images, and taking in those that others made (`node/runtimes`).
+//! Not here: running images, and taking in archives that others made (`node/runtimes`).
 
 #![forbid(unsafe_code)]
 
+mod archive;
 mod elf;
 mod own;
+mod pull;
 
+pub use archive::write_archive;
 pub use own::{OwnImage, OwnImageError};
+pub use pull::{Login, PullError, Puller};

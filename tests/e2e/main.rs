@@ -14,4 +14,6 @@ mod harness;
 mod kubectl;
 mod models;
 mod pods;
+mod pulls;
 mod site;
+mod web;

@@ -2,17 +2,14 @@
 //!
 //! Serving needs what pods need, and the model all-MiniLM-L6-v2 in the folder that `KEDGE_MINILM` names.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::harness::{Server, eventually};
 use crate::pods::{Cluster, missing};
+use crate::web::{Reply, Web};
 
 fn apply(server: &Server, object: &Value) {
     let (ok, text) = server.try_kubectl("apply -f -", &object.to_string());
@@ -119,46 +116,6 @@ fn conditions_name_what_is_wrong_with_a_model() {
     });
 }
 
-/// Serves `content` under every path; the first answer breaks off in the middle. Says how often it was asked.
-fn breaking_server(content: Vec<u8>) -> (u16, Arc<AtomicUsize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let asked = Arc::new(AtomicUsize::new(0));
-    let counter = asked.clone();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let Ok(stream) = stream else { return };
-            let first = counter.fetch_add(1, Ordering::SeqCst) == 0;
-            answer(stream, &content, first);
-        }
-    });
-    (port, asked)
-}
-
-fn answer(mut stream: TcpStream, content: &[u8], break_off: bool) {
-    let mut from = 0;
-    for line in BufReader::new(stream.try_clone().unwrap()).lines() {
-        let line = line.unwrap_or_default().to_lowercase();
-        if let Some(range) = line.strip_prefix("range: bytes=") {
-            from = range.trim_end_matches('-').parse().unwrap_or(0);
-        }
-        if line.is_empty() {
-            break;
-        }
-    }
-    let rest = &content[from..];
-    let status = if from > 0 { "206 Partial Content" } else { "200 OK" };
-    let range = format!("Content-Range: bytes {from}-{}/{}\r\n", content.len() - 1, content.len());
-    let head = format!(
-        "HTTP/1.1 {status}\r\n{}Content-Length: {}\r\n\r\n",
-        if from > 0 { range.as_str() } else { "" },
-        rest.len()
-    );
-    let end = if break_off { rest.len() / 2 } else { rest.len() };
-    // A client that has heard enough is no failure of this server.
-    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&rest[..end]));
-}
-
 #[test]
 fn an_archive_is_fetched_over_http_and_its_digest_holds() {
     let server = Server::start(&["--disable-agent"]);
@@ -169,11 +126,13 @@ fn an_archive_is_fetched_over_http_and_its_digest_holds() {
     assert!(made.unwrap().success());
     let content = std::fs::read(&archive).unwrap();
     let digest = format!("sha256:{}", hex(&Sha256::digest(&content)));
-    let (port, asked) = breaking_server(content);
+    // The first answer breaks off in the middle.
+    let web = Web::serve(move |request| Reply { cut: request.number == 0, ..Reply::content(request, &content) });
+    let port = web.port;
     let url = |digest: &str| json!({ "source": { "url": { "location": format!("http://127.0.0.1:{port}/m.tar.gz"), "digest": digest } } });
     apply(&server, &model("fetched", url(&digest)));
     until(&server, "models", "fetched", "Available");
-    assert_eq!(asked.load(Ordering::SeqCst), 2, "once cut off, once gone on");
+    assert_eq!(web.asked(), 2, "once cut off, once gone on");
     let wrong = format!("sha256:{}", "1".repeat(64));
     apply(&server, &model("wrong", url(&wrong)));
     let message = until(&server, "models", "wrong", "DigestMismatch");

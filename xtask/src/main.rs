@@ -1,5 +1,6 @@
 //! The one door for developers: `cargo xtask VERB`. A verb is one file and one line in [`Verb`].
 
+mod bench;
 mod facts;
 mod kill9;
 mod licences;
@@ -24,6 +25,9 @@ enum Verb {
     Licences,
     /// Kill the server many times while it is written to; nothing acknowledged may be lost
     Kill9(kill9::Options),
+    /// Measure Kedge beside upstream's processes and write docs/benchmarks.md (--help for what it needs)
+    #[command(disable_help_flag = true)]
+    Bench(bench::Options),
     /// Make the facts table of Kubernetes' types and resources from the published sources
     Facts(facts::Options),
     /// Hold our OpenAPI documents against the published ones
@@ -35,6 +39,7 @@ fn main() -> Result<()> {
         Verb::Test(options) => test::run(&options),
         Verb::Licences => licences::check(),
         Verb::Kill9(options) => kill9::run(&options),
+        Verb::Bench(options) => bench::run(&options),
         Verb::Facts(options) => facts::run(&options),
         Verb::Openapi(options) => openapi::run(&options),
     }

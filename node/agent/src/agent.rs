@@ -82,8 +82,19 @@ impl Settings {
 /// Gets images that are not here.
 #[async_trait]
 pub trait Puller: Send + Sync + 'static {
-    /// Pulls and installs `reference`.
-    async fn pull(&self, reference: &str) -> Result<Image, String>;
+    /// Pulls and installs `reference`; the logins are for registries that ask who is there.
+    async fn pull(&self, reference: &str, logins: &[RegistryLogin]) -> Result<Image, String>;
+}
+
+/// A name and a password for a registry, from an image pull secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegistryLogin {
+    /// The registry's host, with its port when it has one.
+    pub registry: String,
+    /// The name.
+    pub user: String,
+    /// The password.
+    pub password: String,
 }
 
 /// Everything that the workers of one agent share.

@@ -21,6 +21,7 @@ pub mod node;
 pub mod plan;
 pub mod probe;
 pub mod prober;
+mod pull_secrets;
 pub mod resources;
 pub mod security;
 pub mod streams;

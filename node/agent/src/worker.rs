@@ -444,8 +444,9 @@ impl Worker {
     fn begin_image(&mut self, name: String) {
         let Some(container) = self.container(&name) else { return };
         if !std::mem::replace(&mut self.memory.of(&name).busy, true) {
+            let pod = self.pod.clone();
             self.step(async move |shared| {
-                let result = steps::ensure_image(&shared, &container).await;
+                let result = steps::ensure_image(&shared, &pod, &container).await;
                 Outcome::Image(name, result)
             });
         }

@@ -18,7 +18,7 @@ use crate::container::{Ingredients, TERMINATION_LOG_PATH, VolumePlace, container
 use crate::env::{ConfigError, Sources};
 use crate::plan::Problem;
 use crate::volumes::{TokenSpec, VolumePlan, objects_needed, tokens_needed, writer};
-use crate::{etc, resources, volumes};
+use crate::{etc, pull_secrets, resources, volumes};
 
 /// How much of a termination message and of a log in its place is told (`kubecontainer.MaxContainerTerminationMessage…`).
 const MESSAGE_BYTES_MAX: u64 = 4096;
@@ -197,7 +197,7 @@ fn write_etc(shared: &Shared, id: &PodId, pod: &Pod, ips: &[String]) -> Result<(
 }
 
 /// Finds a container's image; gives its id.
-pub(super) async fn ensure_image(shared: &Shared, container: &Container) -> Result<String, Problem> {
+pub(super) async fn ensure_image(shared: &Shared, pod: &Pod, container: &Container) -> Result<String, Problem> {
     let name = container.image.as_deref().unwrap_or_default();
     let invalid =
         |e: RuntimeError| problem("InvalidImageName", format!("Failed to apply default image tag {name:?}: {e}"));
@@ -206,21 +206,24 @@ pub(super) async fn ensure_image(shared: &Shared, container: &Container) -> Resu
     let policy = container.image_pull_policy.as_deref().unwrap_or(default_policy);
     let local = shared.runtime.resolve_image(name).await.map_err(|e| problem("ErrImagePull", e))?;
     match (local, policy, &shared.puller) {
-        (Some(image), "Always", Some(puller)) => match puller.pull(name).await {
-            Ok(fresh) => Ok(fresh.id),
-            // A registry out of reach must not keep a box from running what it has.
-            Err(error) => {
-                tracing::warn!(image = name, %error, "cannot ask the registry; using the local image");
-                Ok(image.id)
+        (Some(image), "Always", Some(puller)) => {
+            match puller.pull(name, &pull_secrets::logins(shared, pod).await).await {
+                Ok(fresh) => Ok(fresh.id),
+                // A registry out of reach must not keep a box from running what it has.
+                Err(error) => {
+                    tracing::warn!(image = name, %error, "cannot ask the registry; using the local image");
+                    Ok(image.id)
+                }
             }
-        },
+        }
         (Some(image), _, _) => Ok(image.id),
         (None, "Never", _) => Err(problem(
             "ErrImageNeverPull",
             format!("Container image \"{name}\" is not present with pull policy of Never"),
         )),
         (None, _, Some(puller)) => {
-            puller.pull(name).await.map(|image| image.id).map_err(|e| problem("ErrImagePull", e))
+            let logins = pull_secrets::logins(shared, pod).await;
+            puller.pull(name, &logins).await.map(|image| image.id).map_err(|e| problem("ErrImagePull", e))
         }
         (None, _, None) => Err(problem(
             "ErrImagePull",

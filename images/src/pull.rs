@@ -1,0 +1,289 @@
+//! Pulling images from registries. (OCI distribution spec, `pull`; docs.docker.com/registry/spec/auth/token.)
+//!
+//! A pull writes nothing into the runtime before every blob is here and has its digest. What a cut link leaves is kept
+//! in `<data-dir>/pulls` under its digest and gone on from, by whichever pull needs that blob next.
+//! Not here: pushing, mirrors, signatures.
+#![allow(clippy::disallowed_methods, reason = "a shell: blobs are large files that grow at their end")]
+
+mod auth;
+mod blob;
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+
+use kedge_fetch::{Answer, FetchError, Fetcher, Get};
+use kedge_runtimes::Runtime;
+use kedge_runtimes::image::{
+    BlobSource, ConfigFile, Descriptor, Digest, Image, ImagePlan, Manifest, host_architecture,
+};
+use kedge_runtimes::reference::Reference;
+use kedge_runtimes::runtime::RuntimeError;
+use parking_lot::Mutex;
+use serde::Deserialize;
+
+pub use auth::Login;
+
+/// Manifests, indexes and configs larger than this are none; registries refuse them at the same size.
+const JSON_BYTES_MAX: usize = 4 << 20;
+/// Times a blob is asked for again after the link broke, each time going on where it ended.
+const ATTEMPTS_MAX: u32 = 5;
+/// What a registry may answer for a name.
+const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
+    application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
+
+/// Why an image was not pulled.
+#[derive(Debug, thiserror::Error)]
+pub enum PullError {
+    /// The name is none.
+    #[error(transparent)]
+    Reference(RuntimeError),
+    /// The registry, or the way there.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// The registry wants to know who asks, and nobody it accepts does.
+    #[error("{registry} refuses to give {repository}: {reason}; name a login in imagePullSecrets")]
+    Refused {
+        /// The registry.
+        registry: String,
+        /// The repository.
+        repository: String,
+        /// Its words.
+        reason: String,
+    },
+    /// There is no such image.
+    #[error("{0} does not exist in its registry")]
+    Missing(String),
+    /// What came is not what an image consists of.
+    #[error("{what}: {reason}")]
+    Invalid {
+        /// The part.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// There is none for this machine.
+    #[error("{name} has no image for linux/{architecture}; it has {found}")]
+    Platform {
+        /// The image.
+        name: String,
+        /// This machine's processor.
+        architecture: String,
+        /// What there is.
+        found: String,
+    },
+    /// A blob cannot be kept.
+    #[error("{}: {source}", path.display())]
+    Disk {
+        /// The file.
+        path: PathBuf,
+        /// What happened.
+        source: io::Error,
+    },
+    /// The runtime did not take it.
+    #[error("cannot install the image: {0}")]
+    Install(RuntimeError),
+}
+
+/// Pulls images for one runtime.
+pub struct Puller {
+    fetcher: Fetcher,
+    folder: PathBuf,
+    runtime: Arc<dyn Runtime>,
+    /// One at a time for each name, so that ten pods of one image pull it once.
+    busy: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
+}
+
+impl Puller {
+    /// One that keeps unfinished blobs in `folder`.
+    pub fn new(fetcher: Fetcher, folder: PathBuf, runtime: Arc<dyn Runtime>) -> Self {
+        Self { fetcher, folder, runtime, busy: Mutex::default() }
+    }
+
+    /// Pulls `name` and installs it; `logins` are tried where the registry asks who is there.
+    pub async fn pull(&self, name: &str, logins: &[Login]) -> Result<Image, PullError> {
+        let reference = Reference::parse(name).map_err(PullError::Reference)?;
+        let turn = {
+            let mut busy = self.busy.lock();
+            busy.retain(|_, turn| turn.strong_count() > 0);
+            let known = busy.get(&reference.full_name()).and_then(Weak::upgrade);
+            let turn = known.unwrap_or_default();
+            busy.insert(reference.full_name(), Arc::downgrade(&turn));
+            turn
+        };
+        let _mine = turn.lock().await;
+        let mut session = auth::Session::new(&self.fetcher, &reference, logins);
+        let (manifest_bytes, manifest_digest) = self.manifest(&mut session, &reference).await?;
+        if let Some(image) = self.installed(&reference, &manifest_digest).await {
+            return Ok(image);
+        }
+        let manifest: Manifest = parse("the manifest", &manifest_bytes)?;
+        fs::create_dir_all(&self.folder).map_err(|source| PullError::Disk { path: self.folder.clone(), source })?;
+        let config_bytes = {
+            let path = self.blob(&mut session, &manifest.config, JSON_BYTES_MAX as u64).await?;
+            fs::read(&path).map_err(|source| PullError::Disk { path, source })?
+        };
+        let config: ConfigFile = parse("the image's config", &config_bytes)?;
+        if config.rootfs.diff_ids.len() != manifest.layers.len() {
+            let reason =
+                format!("{} layers, and {} in its config", manifest.layers.len(), config.rootfs.diff_ids.len());
+            return Err(PullError::Invalid { what: "the manifest".into(), reason });
+        }
+        for layer in &manifest.layers {
+            self.blob(&mut session, layer, u64::MAX).await?;
+        }
+        let blobs: Vec<PathBuf> =
+            manifest.layers.iter().chain([&manifest.config]).map(|blob| self.place(&blob.digest)).collect();
+        let plan = ImagePlan {
+            names: reference.tag.iter().map(|tag| format!("{}:{tag}", reference.repository)).collect(),
+            manifest_digest,
+            manifest_bytes,
+            manifest,
+            config_bytes,
+            diff_ids: config.rootfs.diff_ids,
+        };
+        let image = self.runtime.install_image(plan, Arc::new(Blobs(self.folder.clone()))).await;
+        let image = image.map_err(PullError::Install)?;
+        for path in blobs {
+            // The runtime has its own copy; one that stays here by accident is used again or written over.
+            let _ = fs::remove_file(path);
+        }
+        Ok(image)
+    }
+
+    /// The image, when the runtime has exactly this one under this name.
+    async fn installed(&self, reference: &Reference, manifest: &Digest) -> Option<Image> {
+        let image = self.runtime.resolve_image(&reference.full_name()).await.ok()??;
+        let suffix = format!("@{manifest}");
+        image.digests.iter().any(|name| name.ends_with(&suffix)).then_some(image)
+    }
+
+    /// The manifest for this machine, by way of an index where there is one.
+    async fn manifest(
+        &self,
+        session: &mut auth::Session<'_>,
+        reference: &Reference,
+    ) -> Result<(Vec<u8>, Digest), PullError> {
+        let asked = match (&reference.digest, &reference.tag) {
+            (Some(digest), _) => digest.to_string(),
+            (None, tag) => tag.clone().unwrap_or_else(|| "latest".into()),
+        };
+        let (bytes, digest) = self.document(session, reference, &asked).await?;
+        let index: Index = parse("the manifest", &bytes)?;
+        if index.manifests.is_empty() {
+            return Ok((bytes, digest));
+        }
+        let architecture = host_architecture();
+        let fits = |entry: &&Descriptor| {
+            entry
+                .platform
+                .as_ref()
+                .is_some_and(|platform| platform.os == "linux" && platform.architecture == architecture)
+        };
+        let Some(chosen) = index.manifests.iter().find(fits) else {
+            let found = index.manifests.iter().filter_map(|entry| entry.platform.as_ref());
+            let found: Vec<String> =
+                found.map(|platform| format!("{}/{}", platform.os, platform.architecture)).collect();
+            let (name, found) = (reference.full_name(), found.join(", "));
+            return Err(PullError::Platform { name, architecture: architecture.into(), found });
+        };
+        self.document(session, reference, chosen.digest.as_str()).await
+    }
+
+    async fn document(
+        &self,
+        session: &mut auth::Session<'_>,
+        reference: &Reference,
+        asked: &str,
+    ) -> Result<(Vec<u8>, Digest), PullError> {
+        let answer = session.get(&format!("manifests/{asked}"), 0, Some(ACCEPTED)).await?;
+        let bytes = answer.bytes(JSON_BYTES_MAX).await?;
+        let digest = Digest::of(&bytes);
+        if let Ok(expected) = asked.parse::<Digest>()
+            && expected != digest
+        {
+            let what = format!("the manifest of {}", reference.repository);
+            return Err(PullError::Invalid { what, reason: format!("has the digest {digest}, not {expected}") });
+        }
+        Ok((bytes, digest))
+    }
+
+    /// Fetches a blob, going on with what is here of it; its file.
+    async fn blob(&self, session: &mut auth::Session<'_>, blob: &Descriptor, max: u64) -> Result<PathBuf, PullError> {
+        let what = || format!("the blob {}", blob.digest);
+        if blob.size > max {
+            return Err(PullError::Invalid { what: what(), reason: format!("is larger than {max} bytes") });
+        }
+        let path = self.place(&blob.digest);
+        let mut attempt = 1;
+        loop {
+            match blob::fetch(session, blob, &path).await {
+                Err(PullError::Fetch(error)) if error.is_transient() && attempt < ATTEMPTS_MAX => {
+                    tracing::info!(digest = %blob.digest, %error, attempt, "a blob broke off; going on with it");
+                    attempt += 1;
+                }
+                other => return other.map(|()| path),
+            }
+        }
+    }
+
+    fn place(&self, digest: &Digest) -> PathBuf {
+        self.folder.join(digest.hex())
+    }
+}
+
+/// The part of an index that choosing needs; a manifest has no `manifests`.
+#[derive(Deserialize)]
+struct Index {
+    #[serde(default)]
+    manifests: Vec<Descriptor>,
+}
+
+fn parse<'a, T: Deserialize<'a>>(what: &str, bytes: &'a [u8]) -> Result<T, PullError> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| PullError::Invalid { what: what.to_owned(), reason: format!("cannot be read: {error}") })
+}
+
+/// Blobs as they lie in a folder.
+struct Blobs(PathBuf);
+
+impl BlobSource for Blobs {
+    fn open(&self, digest: &Digest) -> io::Result<Box<dyn Read + Send + '_>> {
+        Ok(Box::new(fs::File::open(Path::new(&self.0).join(digest.hex()))?))
+    }
+}
+
+/// What a registry's answer means when it is not the thing asked for.
+fn judge(answer: &Answer, reference: &Reference) -> Option<PullError> {
+    let (registry, repository) = reference.repository.split_once('/')?;
+    let refused = |reason: &str| PullError::Refused {
+        registry: registry.to_owned(),
+        repository: repository.to_owned(),
+        reason: reason.to_owned(),
+    };
+    match answer.status.as_u16() {
+        200 | 206 => None,
+        401 => Some(refused("it asks who is there")),
+        403 => Some(refused("access is denied")),
+        404 => Some(PullError::Missing(reference.full_name())),
+        _ => Some(PullError::Fetch(FetchError::Status { url: answer.url.clone(), status: answer.status })),
+    }
+}
+
+impl auth::Session<'_> {
+    /// Asks for `path` of the repository, from byte `from` on.
+    async fn get(&mut self, path: &str, from: u64, accept: Option<&str>) -> Result<Answer, PullError> {
+        let answer = self.send(path, from, accept).await?;
+        match judge(&answer, self.reference()) {
+            None => Ok(answer),
+            Some(error) => Err(error),
+        }
+    }
+}
+
+/// A request for `url` from byte `from` on.
+fn request(url: &str, from: u64) -> Get {
+    Get { from, ..Get::new(url) }
+}

@@ -1,0 +1,202 @@
+//! Who asks a registry: nobody, somebody with a password, or the bearer of a token that was got for either.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::header::{ACCEPT, AUTHORIZATION, WWW_AUTHENTICATE};
+use http::{HeaderValue, StatusCode};
+use kedge_fetch::{Answer, Fetcher};
+use kedge_runtimes::reference::Reference;
+use serde::Deserialize;
+
+use super::{PullError, request};
+
+/// A token's answer is small.
+const TOKEN_BYTES_MAX: usize = 1 << 20;
+
+/// A name and a password for a registry, as `imagePullSecrets` hold them.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Login {
+    /// The registry's host, with its port when it has one.
+    pub registry: String,
+    /// The name.
+    pub user: String,
+    /// The password.
+    pub password: String,
+}
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Login({} at {})", self.user, self.registry)
+    }
+}
+
+/// The way to one repository.
+pub(super) struct Session<'a> {
+    fetcher: &'a Fetcher,
+    reference: &'a Reference,
+    login: Option<&'a Login>,
+    /// What is sent along, once the registry has said what it wants.
+    header: Option<HeaderValue>,
+}
+
+impl<'a> Session<'a> {
+    pub(super) fn new(fetcher: &'a Fetcher, reference: &'a Reference, logins: &'a [Login]) -> Self {
+        let host = host(reference);
+        let login = logins.iter().find(|login| login.registry == host);
+        Self { fetcher, reference, login, header: None }
+    }
+
+    pub(super) fn reference(&self) -> &Reference {
+        self.reference
+    }
+
+    /// Asks for `path` of the repository; asked who is there, says so and asks again.
+    pub(super) async fn send(&mut self, path: &str, from: u64, accept: Option<&str>) -> Result<Answer, PullError> {
+        let url = url(self.reference, path);
+        let mut get = request(&url, from);
+        if let Some(accept) = accept {
+            get.headers.insert(ACCEPT, HeaderValue::from_str(accept).expect("media types are header values"));
+        }
+        let with = |header: &Option<HeaderValue>| {
+            let mut get = get.clone();
+            get.headers.extend(header.clone().map(|header| (AUTHORIZATION, header)));
+            get
+        };
+        let answer = self.fetcher.send(&with(&self.header)).await?;
+        if answer.status != StatusCode::UNAUTHORIZED {
+            return Ok(answer);
+        }
+        let wants = answer.headers.get(WWW_AUTHENTICATE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        self.header = match Challenge::parse(wants) {
+            Some(Challenge::Basic) => self.login.map(basic),
+            Some(Challenge::Bearer { realm, service, scope }) => Some(self.token(&realm, &service, &scope).await?),
+            None => None,
+        };
+        if self.header.is_none() {
+            return Ok(answer);
+        }
+        Ok(self.fetcher.send(&with(&self.header)).await?)
+    }
+
+    async fn token(&self, realm: &str, service: &str, scope: &str) -> Result<HeaderValue, PullError> {
+        let mut get = request(&token_url(realm, service, scope), 0);
+        get.headers.extend(self.login.map(|login| (AUTHORIZATION, basic(login))));
+        let answer = self.fetcher.send(&get).await?;
+        if let Some(error) = super::judge(&answer, self.reference) {
+            return Err(error);
+        }
+        let bytes = answer.bytes(TOKEN_BYTES_MAX).await?;
+        let token: Token = super::parse("the registry's token", &bytes)?;
+        let text = if token.token.is_empty() { token.access_token } else { token.token };
+        let mut header = HeaderValue::from_str(&format!("Bearer {text}"))
+            .map_err(|_| PullError::Invalid { what: "the registry's token".into(), reason: "is no token".into() })?;
+        header.set_sensitive(true);
+        Ok(header)
+    }
+}
+
+fn token_url(realm: &str, service: &str, scope: &str) -> String {
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    for (key, value) in [("service", service), ("scope", scope)] {
+        if !value.is_empty() {
+            query.append_pair(key, value);
+        }
+    }
+    let separator = if realm.contains('?') { '&' } else { '?' };
+    format!("{realm}{separator}{}", query.finish())
+}
+
+#[derive(Deserialize)]
+struct Token {
+    #[serde(default)]
+    token: String,
+    #[serde(default)]
+    access_token: String,
+}
+
+fn basic(login: &Login) -> HeaderValue {
+    let text = STANDARD.encode(format!("{}:{}", login.user, login.password));
+    let mut header = HeaderValue::from_str(&format!("Basic {text}")).expect("base64 is a header value");
+    header.set_sensitive(true);
+    header
+}
+
+/// The registry's host as people write it.
+fn host(reference: &Reference) -> &str {
+    reference.repository.split('/').next().unwrap_or_default()
+}
+
+/// Where a repository's things are. Registries on this machine's loopback speak plain HTTP, as Docker has it.
+fn url(reference: &Reference, path: &str) -> String {
+    let (host, repository) = reference.repository.split_once('/').unwrap_or_default();
+    let name = host.split(':').next().unwrap_or_default();
+    let scheme = if name == "localhost" || name.starts_with("127.") { "http" } else { "https" };
+    // The name that people use is not where that registry answers.
+    let host = if host == "docker.io" { "registry-1.docker.io" } else { host };
+    format!("{scheme}://{host}/v2/{repository}/{path}")
+}
+
+/// What a registry wants to see.
+#[derive(Debug, PartialEq, Eq)]
+enum Challenge {
+    Basic,
+    Bearer { realm: String, service: String, scope: String },
+}
+
+impl Challenge {
+    /// Reads `WWW-Authenticate` (RFC 9110, section 11.6.1).
+    fn parse(text: &str) -> Option<Self> {
+        let (scheme, rest) = text.split_once(' ').unwrap_or((text, ""));
+        if scheme.eq_ignore_ascii_case("basic") {
+            return Some(Self::Basic);
+        }
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return None;
+        }
+        let (mut realm, mut service, mut scope) = (String::new(), String::new(), String::new());
+        let mut rest = rest.trim();
+        while let Some((key, after)) = rest.split_once('=') {
+            let (value, after) = match after.strip_prefix('"') {
+                Some(quoted) => quoted.split_once('"')?,
+                None => after.split_once(',').unwrap_or((after, "")),
+            };
+            match key.trim() {
+                "realm" => value.clone_into(&mut realm),
+                "service" => value.clone_into(&mut service),
+                "scope" => value.clone_into(&mut scope),
+                _ => {}
+            }
+            rest = after.trim_start_matches([',', ' ']);
+        }
+        (!realm.is_empty()).then_some(Self::Bearer { realm, service, scope })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn challenges() {
+        let text = r#"Bearer realm="https://auth.test/token",service="registry.test",scope="repository:a/b:pull,push""#;
+        let expected = Challenge::Bearer {
+            realm: "https://auth.test/token".into(),
+            service: "registry.test".into(),
+            scope: "repository:a/b:pull,push".into(),
+        };
+        assert_eq!(Challenge::parse(text), Some(expected));
+        assert_eq!(Challenge::parse("Basic realm=\"x\""), Some(Challenge::Basic));
+        for bad in ["", "Bearer", "Bearer service=\"a\"", "Digest realm=\"a\"", "Bearer realm=\"open"] {
+            assert_eq!(Challenge::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn loopback_is_asked_in_plain_http_and_everybody_else_is_not() {
+        let of = |name: &str| url(&Reference::parse(name).unwrap(), "manifests/1");
+        assert_eq!(of("localhost:5000/a:1"), "http://localhost:5000/v2/a/manifests/1");
+        assert_eq!(of("127.0.0.1:5000/a/b:1"), "http://127.0.0.1:5000/v2/a/b/manifests/1");
+        assert_eq!(of("example.test/a:1"), "https://example.test/v2/a/manifests/1");
+        assert_eq!(of("busybox"), "https://registry-1.docker.io/v2/library/busybox/manifests/1");
+    }
+}

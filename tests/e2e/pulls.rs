@@ -1,0 +1,163 @@
+//! Images from a registry that the test starts: with a login, over a link that breaks off.
+//!
+//! Needs what pods need.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::harness::eventually;
+use crate::pods::{Cluster, missing};
+use crate::web::{Reply, Request, Web};
+
+fn digest(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
+}
+
+/// What a registry holds: documents by name or digest, blobs by digest.
+struct Held {
+    manifests: BTreeMap<String, Vec<u8>>,
+    blobs: BTreeMap<String, Vec<u8>>,
+    layer: String,
+}
+
+/// An image of busybox for this machine behind an index that lists another machine's first, and a layer under gzip.
+fn image() -> Held {
+    let mut layer = tar::Builder::new(Vec::new());
+    let busybox = std::fs::read("/bin/busybox").unwrap();
+    let mut header = tar::Header::new_gnu();
+    header.set_size(busybox.len() as u64);
+    header.set_mode(0o755);
+    layer.append_data(&mut header, "bin/busybox", busybox.as_slice()).unwrap();
+    let layer = layer.into_inner().unwrap();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&layer).unwrap();
+    let packed = gzip.finish().unwrap();
+    let architecture = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
+    let config = json!({
+        "architecture": architecture, "os": "linux", "config": {},
+        "rootfs": { "type": "layers", "diff_ids": [digest(&layer)] },
+    })
+    .to_string()
+    .into_bytes();
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest(&config), "size": config.len() },
+        "layers": [{
+            "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": digest(&packed), "size": packed.len(),
+        }],
+    })
+    .to_string()
+    .into_bytes();
+    let entry = |architecture: &str, digest: String| {
+        json!({
+            "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": 1,
+            "platform": { "os": "linux", "architecture": architecture },
+        })
+    };
+    let index = json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [entry("s390x", digest(b"another")), entry(architecture, digest(&manifest))],
+    })
+    .to_string()
+    .into_bytes();
+    let foreign =
+        json!({ "schemaVersion": 2, "manifests": [entry("s390x", digest(b"another"))] }).to_string().into_bytes();
+    let layer = digest(&packed);
+    Held {
+        manifests: BTreeMap::from([
+            ("1".to_owned(), index),
+            ("foreign".to_owned(), foreign),
+            (digest(&manifest), manifest),
+        ]),
+        blobs: BTreeMap::from([(digest(&config), config), (layer.clone(), packed)]),
+        layer,
+    }
+}
+
+/// A registry that gives nothing without a token, and a token only to `user:secret`; the layer breaks off once.
+fn registry() -> Web {
+    let held = image();
+    let broken = std::sync::atomic::AtomicBool::new(false);
+    Web::serve(move |request| {
+        if request.path.starts_with("/token?") {
+            // user:secret
+            if request.authorization != "Basic dXNlcjpzZWNyZXQ=" {
+                return Reply::status("401 Unauthorized", "");
+            }
+            assert!(request.path.contains("scope=repository%3Abox%3Apull"), "{}", request.path);
+            return Reply::content(request, br#"{"token": "right"}"#);
+        }
+        if request.authorization != "Bearer right" {
+            let port = *PORT.get().expect("the registry has a port");
+            let wants = format!(
+                "WWW-Authenticate: Bearer realm=\"http://127.0.0.1:{port}/token\",service=\"r\",scope=\"repository:box:pull\"\r\n"
+            );
+            return Reply::status("401 Unauthorized", &wants);
+        }
+        serve(&held, request, &broken)
+    })
+}
+
+/// Where the one registry of this process listens; its answers name it.
+static PORT: std::sync::OnceLock<u16> = std::sync::OnceLock::new();
+
+fn serve(held: &Held, request: &Request, broken: &std::sync::atomic::AtomicBool) -> Reply {
+    let last = request.path.rsplit('/').next().unwrap_or_default();
+    let found =
+        if request.path.starts_with("/v2/box/manifests/") { held.manifests.get(last) } else { held.blobs.get(last) };
+    let Some(content) = found else { return Reply::status("404 Not Found", "") };
+    let cut = last == held.layer && !broken.swap(true, std::sync::atomic::Ordering::SeqCst);
+    Reply { cut, ..Reply::content(request, content) }
+}
+
+fn pod(name: &str, image: &str, secret: bool) -> Value {
+    let secrets = if secret { json!([{ "name": "login" }]) } else { json!([]) };
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name },
+        "spec": { "terminationGracePeriodSeconds": 1, "imagePullSecrets": secrets, "containers": [
+            { "name": "main", "image": image, "command": ["/bin/busybox", "sleep", "600"] },
+        ]},
+    })
+}
+
+#[test]
+fn an_image_is_pulled_with_a_login_over_a_link_that_breaks() {
+    if let Some(what) = missing() {
+        assert!(std::env::var_os("KEDGE_TEST_REQUIRE_CONTAINERD").is_none(), "{what}");
+        println!("skipped: this machine has no {what}");
+        return;
+    }
+    let web = registry();
+    PORT.set(web.port).expect("there is one registry");
+    let host = format!("127.0.0.1:{}", web.port);
+    let cluster = Cluster::start("pulls");
+    let server = &cluster.server;
+    server.kubectl(&format!(
+        "create secret docker-registry login --docker-server={host} --docker-username=user --docker-password=secret"
+    ));
+    let create = |pod: &Value| {
+        let (ok, text) = server.try_kubectl("create -f -", &pod.to_string());
+        assert!(ok, "{text}");
+    };
+    let until = |name: &str, field: &str, expected: &str| {
+        eventually(&format!("{name} is {expected}"), || {
+            let found = server.kubectl(&format!("get pod {name} -o jsonpath={{{field}}}"));
+            if found.contains(expected) { Ok(()) } else { Err(found + &server.log()) }
+        });
+    };
+    let waiting = ".status.containerStatuses[0].state.waiting";
+    create(&pod("stranger", &format!("{host}/box:1"), false));
+    until("stranger", &format!("{waiting}.message"), "imagePullSecrets");
+    create(&pod("puller", &format!("{host}/box:1"), true));
+    until("puller", ".status.phase", "Running");
+    create(&pod("absent", &format!("{host}/box:2"), true));
+    until("absent", &format!("{waiting}.message"), "does not exist");
+    create(&pod("foreign", &format!("{host}/box:foreign"), true));
+    until("foreign", &format!("{waiting}.message"), "s390x");
+    // What was pulled is here now, whoever asks.
+    create(&pod("late", &format!("{host}/box:1"), false));
+    until("late", ".status.phase", "Running");
+}
