@@ -81,8 +81,8 @@ async fn change(
                 return encode(200, call.answer.format, &view(call, &call.decode(&entry)));
             }
             Ok(save::Saved::Shown(value)) => return encode(200, call.answer.format, &view(call, &value)),
-            Err(Failure::Changed) if asked.is_empty() => {}
-            Err(Failure::Changed) => break,
+            // A revision that the client asked for differs the next time; one that came from the view moves along.
+            Err(Failure::Changed) => {}
             Err(Failure::Refused(error)) => return Err(error),
         }
     }
