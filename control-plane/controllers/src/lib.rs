@@ -13,6 +13,7 @@ mod cron_jobs;
 mod daemon_sets;
 mod deployment;
 mod disruption;
+mod endpoint_mirror;
 mod endpoint_slices;
 mod event_ttl;
 mod garbage;
@@ -92,6 +93,7 @@ pub fn start(context: &Context, settings: &Settings) {
     tokio::spawn(run(replica_sets::Controller::<ReplicationController>::default(), by("replication-controller")));
     let slices = endpoint_slices::Controller { endpoints: by("endpoint-controller") };
     tokio::spawn(run(slices, by("endpointslice-controller")));
+    tokio::spawn(run(endpoint_mirror::Controller, by("endpointslicemirroring-controller")));
     tokio::spawn(run(namespaces::Controller, by("namespace-controller")));
     tokio::spawn(run(cluster_roles::Controller, by("clusterrole-aggregation-controller")));
     tokio::spawn(run(storage_protection::Claims, by("pvc-protection-controller")));
