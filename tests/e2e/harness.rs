@@ -141,6 +141,14 @@ impl Server {
         output
     }
 
+    /// Starts kubectl with pipes to talk to it; it ends by itself after a minute.
+    pub(crate) fn start_kubectl(&self, arguments: &str) -> Child {
+        let mut command = self.inside("timeout");
+        command.args(["60", "kubectl", "--kubeconfig"]).arg(self.kubeconfig()).args(arguments.split_whitespace());
+        command.env("HOME", self.folder.path()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().expect("timeout is on the PATH (Debian: coreutils)")
+    }
+
     /// Runs kubectl with `input`; whether it succeeded, and both its outputs.
     pub(crate) fn try_kubectl(&self, arguments: &str, input: &str) -> (bool, String) {
         let mut command = self.inside("kubectl");

@@ -2,8 +2,11 @@
 //!
 //! Needs root, containerd, runc, nft and a static busybox; without one of them it says so and passes.
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
+use std::time::Duration;
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -22,17 +25,8 @@ pub(crate) fn missing() -> Option<&'static str> {
         (there(&["/usr/sbin/runc", "/usr/bin/runc"]), "runc (Debian: runc)"),
         (there(&["/usr/sbin/nft"]), "nft (Debian: nftables)"),
         (there(&["/bin/busybox"]), "busybox (Debian: busybox-static)"),
-        (kubectl_minor() >= 31, "kubectl 1.31 or later, which executes over WebSocket"),
     ];
     checks.into_iter().find(|(ok, _)| !ok).map(|(_, what)| what)
-}
-
-/// The minor version of the kubectl on the PATH; 0 when there is none.
-fn kubectl_minor() -> u32 {
-    let Ok(output) = Command::new("kubectl").args(["version", "--client", "-o", "json"]).output() else { return 0 };
-    let version: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    let minor = version["clientVersion"]["minor"].as_str().unwrap_or_default();
-    minor.trim_end_matches('+').parse().unwrap_or(0)
 }
 
 /// A cluster whose pods live in a namespace of their own; everything it started ends with the value.
@@ -69,6 +63,38 @@ impl Cluster {
         self.until_phase(name, "Running");
     }
 
+    /// Creates a pod whose container echoes the lines that clients write to it, and waits until it runs.
+    fn run_reader(&self, name: &str) {
+        let script = "while read line; do echo got $line; done";
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name },
+            "spec": { "terminationGracePeriodSeconds": 1, "containers": [
+                { "name": "main", "image": IMAGE, "stdin": true, "command": ["/bin/busybox", "sh", "-c", script] },
+            ]},
+        });
+        let (ok, text) = self.server.try_kubectl("create -f -", &pod.to_string());
+        assert!(ok, "{text}");
+        self.until_phase(name, "Running");
+    }
+
+    /// kubectl forwards a free port to `port` of a pod; the process and that port.
+    fn forward(&self, pod: &str, port: u16) -> (Child, u16) {
+        let mut kubectl = self.server.start_kubectl(&format!("port-forward pod/{pod} :{port}"));
+        let line = line_with(&mut BufReader::new(kubectl.stdout.as_mut().unwrap()), "Forwarding from 127.0.0.1:");
+        let local = line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+        (kubectl, local.parse().unwrap())
+    }
+
+    /// A line written to an attached container, and its answer.
+    fn say(&self, pod: &str, word: &str) {
+        let mut kubectl = self.server.start_kubectl(&format!("attach -i {pod}"));
+        let mut stdin = kubectl.stdin.take().unwrap();
+        stdin.write_all(format!("{word}\n").as_bytes()).unwrap();
+        line_with(&mut BufReader::new(kubectl.stdout.as_mut().unwrap()), &format!("got {word}"));
+        drop(stdin);
+        end(kubectl);
+    }
+
     fn until_phase(&self, name: &str, phase: &str) {
         eventually(&format!("{name} is {phase}"), || {
             let found = self.server.kubectl(&format!("get pod {name} -o jsonpath={{.status.phase}}"));
@@ -92,6 +118,41 @@ impl Drop for Cluster {
         let removed = Command::new("ip").args(["netns", "delete", &self.namespace]).status();
         assert!(removed.is_ok_and(|status| status.success()), "the namespace {} stays", self.namespace);
     }
+}
+
+/// Ends a kubectl; what it still said.
+fn end(mut kubectl: Child) -> String {
+    // `timeout` passes it on.
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(kubectl.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    let mut text = String::new();
+    kubectl.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    kubectl.wait().unwrap();
+    text
+}
+
+/// The first line that contains `wanted`.
+fn line_with(output: &mut impl BufRead, wanted: &str) -> String {
+    let mut before = String::new();
+    loop {
+        let start = before.len();
+        let count = output.read_line(&mut before).unwrap();
+        assert!(count > 0, "no line with {wanted:?} in:\n{before}");
+        if before[start..].contains(wanted) {
+            return before[start..].to_owned();
+        }
+    }
+}
+
+/// What is answered on a local port to a plain HTTP request; empty when the connection ends without an answer.
+fn get(port: u16) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    // A connection that is broken off is as empty as one that ends.
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
 }
 
 /// A docker archive with busybox alone.
@@ -188,4 +249,50 @@ fn a_pod_that_ends_says_how() {
         let path = "{.status.containerStatuses[0].state.terminated.reason}";
         assert_eq!(cluster.server.kubectl(&format!("get pod {name} -o jsonpath={path}")), reason);
     }
+}
+
+#[test]
+fn clients_forward_ports_and_attach() {
+    if let Some(missing) = missing() {
+        println!("skipped: {missing} is missing");
+        return;
+    }
+    let mut cluster = Cluster::start("streams");
+    let serve = "busybox mkdir /www; echo inside > /www/index.html; busybox httpd -f -p 127.0.0.1:8080 -h /www";
+    cluster.run("web", &serve.replace("busybox ", "/bin/busybox "));
+
+    // The port is open on the pod's own loopback only.
+    let (kubectl, port) = cluster.forward("web", 8080);
+    eventually("the pod answers", || {
+        let answer = get(port);
+        if answer.contains("inside") { Ok(()) } else { Err(answer) }
+    });
+    let parallel: Vec<_> = (0..10).map(|_| std::thread::spawn(move || get(port))).collect();
+    for thread in parallel {
+        assert_has(&thread.join().unwrap(), "inside");
+    }
+    end(kubectl);
+    let (kubectl, port) = cluster.forward("web", 81);
+    assert_eq!(get(port), "", "nobody listens there");
+    assert_has(&end(kubectl), "Connection refused");
+
+    // Containers with input: by kubectl run, and by attach before and after a kill -9 of the server.
+    let run = format!("run once --image={IMAGE} --restart=Never --rm -i -- /bin/busybox cat");
+    let (ok, text) = cluster.server.try_kubectl(&run, "through attach\n");
+    assert!(ok, "{text}{}", cluster.server.log());
+    assert_has(&text, "through attach");
+    cluster.run_reader("reader");
+    cluster.say("reader", "one");
+    cluster.server.kill();
+    cluster.server.restart();
+    eventually("the node answers again", || {
+        let (ok, text) = cluster.server.try_kubectl("exec reader -- /bin/busybox true", "");
+        if ok { Ok(()) } else { Err(text) }
+    });
+    cluster.say("reader", "two");
+    assert_has(&cluster.server.kubectl("logs reader"), "got one\ngot two");
+
+    let (ok, text) = cluster.server.try_kubectl("attach reader -c other", "");
+    assert!(!ok && text.contains("other"), "{text}");
+    cluster.server.kubectl("delete pod web reader --timeout=30s");
 }
