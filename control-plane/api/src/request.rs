@@ -65,6 +65,9 @@ pub(crate) fn parse_path(path: &str) -> Target {
         if path.ends_with('/') {
             out.rest.push('/');
         }
+    } else if out.subresource == "proxy" && path.ends_with('/') {
+        // The root of the target; without the slash a reader is sent here.
+        out.rest.push('/');
     }
     if out.resource == "namespaces" && !out.name.is_empty() {
         // Namespaces are authorised as if they lay in themselves (requestinfo.go).
@@ -180,6 +183,8 @@ mod tests {
             "/api/v1/namespaces/a/services/s:http/proxy/x/y%2Fz/",
             ["", "v1", "a", "services", "s:http", "proxy", "/x/y%2Fz/"],
         );
+        check("/api/v1/namespaces/a/pods/p/proxy", ["", "v1", "a", "pods", "p", "proxy", ""]);
+        check("/api/v1/namespaces/a/pods/p/proxy/", ["", "v1", "a", "pods", "p", "proxy", "/"]);
         check("/apis/apps/v1/namespaces/a/deployments/d/scale", ["apps", "v1", "a", "deployments", "d", "scale", ""]);
         check(
             "/apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Anode",
