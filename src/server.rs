@@ -31,12 +31,14 @@ async fn serve_cluster(flags: ServerFlags) -> Result<()> {
     let world = World::real();
     let folders = folders::resolve(&world, &flags.folders)?;
     let state = folders.data_dir.join("server");
-    world.disk.create_dir_all(&state)?;
+    let data_dir = || format!("cannot use --data-dir {}", folders.data_dir.display());
+    world.disk.create_dir_all(&state).with_context(data_dir)?;
     let _lock = lock::take(&folders.data_dir, lock::Role::Server)?;
     folders::remember(&world, &folders)?;
     folders::remember_namespace(&world, &folders, flags.network_namespace.as_deref())?;
     let address = format!("127.0.0.1:{}", flags.https_listen_port);
-    let listener = world.net.listen(&address).await?;
+    let listener =
+        world.net.listen(&address).await.context("the API server's port; choose another with --https-listen-port")?;
     folders::remember_api(&world, &folders, &address)?;
     let writer = Writer::open(engine(&world, &state, flags.datastore)?)?;
     let store = Store::start(writer);

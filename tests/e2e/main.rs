@@ -15,5 +15,6 @@ mod kubectl;
 mod models;
 mod pods;
 mod pulls;
+mod refusals;
 mod site;
 mod web;

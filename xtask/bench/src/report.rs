@@ -81,8 +81,11 @@ pub(crate) fn text(machine: &Machine, plan: &Plan, ours: &Figures, theirs: Optio
         ours.list_bytes as f64 / MB,
     );
     let peer = theirs.map_or("Kubernetes", |figures| figures.name);
-    let _ =
-        writeln!(text, "| what | {} | {peer} 1.36.3 | ratio | goal |\n| --- | ---: | ---: | ---: | --- |", ours.name);
+    let _ = writeln!(
+        text,
+        "| what | {} | {peer} 1.36.3 | times better | goal |\n| --- | ---: | ---: | ---: | --- |",
+        ours.name
+    );
     for row in rows(plan) {
         let mine = (row.of)(ours, plan);
         let (other, ratio) = match theirs {
@@ -90,10 +93,12 @@ pub(crate) fn text(machine: &Machine, plan: &Plan, ours: &Figures, theirs: Optio
             Some(figures) => {
                 let other = (row.of)(figures, plan);
                 let ratio = if row.more_is_better { mine / other } else { other / mine };
-                (number(other), format!("{ratio:.1} × better"))
+                let ratio = if ratio.is_finite() { format!("{ratio:.1} ×") } else { "—".into() };
+                (number(other), ratio)
             }
         };
-        let _ = writeln!(text, "| {} ({}) | {} | {other} | {ratio} | {} |", row.what, row.unit, number(mine), row.goal);
+        let unit = if row.unit.is_empty() { String::new() } else { format!(" ({})", row.unit) };
+        let _ = writeln!(text, "| {}{unit} | {} | {other} | {ratio} | {} |", row.what, number(mine), row.goal);
     }
     text
 }

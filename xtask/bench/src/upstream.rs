@@ -64,7 +64,8 @@ impl Processes {
     /// etcd and the API server; their processes, and when the first of them was started.
     fn start_api(&mut self) -> Result<(Vec<u32>, Instant)> {
         let pair = rcgen::KeyPair::generate()?;
-        let (key, public) = (self.write("sa.key", &pair.serialize_pem())?, self.write("sa.pub", &pair.public_key_pem())?);
+        let (key, public) =
+            (self.write("sa.key", &pair.serialize_pem())?, self.write("sa.pub", &pair.public_key_pem())?);
         let tokens = self.write("tokens.csv", &format!("{TOKEN},bench,bench,system:masters\n"))?;
         let (etcd, certificates) = (self.path("etcd"), self.path("certs"));
         let begun = Instant::now();
@@ -149,6 +150,8 @@ impl Processes {
                 "authentication": { "anonymous": { "enabled": true }, "webhook": { "enabled": false } },
                 "authorization": { "mode": "AlwaysAllow" }, "clusterDNS": [ADDRESS], "clusterDomain": "cluster.local",
                 "containerRuntimeEndpoint": format!("unix://{socket}"), "resolvConf": "/dev/null",
+                // A disk that is rather full is no reason to measure nothing.
+                "evictionHard": { "nodefs.available": "1%", "imagefs.available": "1%", "memory.available": "50Mi" },
             })
             .to_string(),
         )?;
