@@ -49,7 +49,8 @@ fn accepts(incoming: &Incoming, media_type: &str) -> bool {
 }
 
 fn v2(api: &Api, incoming: &Incoming) -> Result<Response<Body>, ApiError> {
-    let gnostic = [GNOSTIC, GNOSTIC_OLD].into_iter().find(|form| accepts(incoming, form));
+    // The old name is accepted and never said: Go's parser refuses its `@` (kube-openapi `pkg/handler`).
+    let gnostic = [GNOSTIC, GNOSTIC_OLD].into_iter().any(|form| accepts(incoming, form)).then_some(GNOSTIC);
     let render = || {
         let registry = api.registry();
         let descriptions = Descriptions::load();
