@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::SignedDuration;
-use kedge_link::{Connection, FromHub, FromSite, HubHalf, Key, Ledger, Output, Told};
+use kedge_link::{Connection, FromHub, FromSite, HubHalf, Key, Ledger, Limits, Output, Told};
 use kedge_own::{Site, SiteStatus};
 use kedge_wire::report::{ABOUT, About, ModelReport, State};
 use kedge_wire::{Assignment, proto, to_site};
@@ -364,6 +364,9 @@ impl Task {
                 self.facts.about = body.and_then(|body| serde_json::from_str::<About>(&body).ok());
             }
             Told::Report(key, Some(body)) => match serde_json::from_str::<ModelReport>(&body) {
+                Ok(_) if self.facts.reports.len() >= 2 * Limits::KEYS_MAX && !self.facts.reports.contains_key(&key) => {
+                    self.hang_up("the site reports more than it can hold");
+                }
                 Ok(report) => {
                     let unclaimed = report.state == State::Unclaimed;
                     self.facts.reports.insert(key, report);

@@ -14,7 +14,8 @@ impl Limits {
     pub const KEY_BYTES_MAX: usize = 640;
     /// Longest body. What is larger goes by its digest, outside this stream.
     pub const BODY_BYTES_MAX: usize = 64 << 10;
-    /// Things one site can hold.
+    /// Things one site can hold. As many deletions may wait for a site that is away, and as many things may be
+    /// unclaimed.
     pub const KEYS_MAX: usize = 10_000;
     /// A frame with several bodies is closed once it has this many bytes.
     pub const BATCH_BYTES: usize = 64 << 10;

@@ -53,6 +53,8 @@ pub struct Ledger {
     entries: BTreeMap<Key, Entry>,
     /// The entries by their numbers.
     order: BTreeMap<u64, Key>,
+    /// How many of them are deletions.
+    deletions: usize,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -68,7 +70,8 @@ impl Ledger {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Unreadable> {
         let Row { history, floor, entries } = serde_json::from_slice(bytes)?;
         let order = entries.iter().map(|(key, entry)| (entry.seq, key.clone())).collect();
-        Ok(Self { history, floor, entries, order })
+        let deletions = entries.values().filter(|entry| entry.hash.is_none()).count();
+        Ok(Self { history, floor, entries, order, deletions })
     }
 
     /// The row to keep.
@@ -135,10 +138,26 @@ impl Ledger {
         if self.history.len() > HISTORY_MAX {
             self.history.remove(0);
         }
+        self.deletions += usize::from(hash.is_none());
         if let Some(before) = self.entries.insert(key.clone(), Entry { seq, hash }) {
             self.order.remove(&before.seq);
+            self.deletions -= usize::from(before.hash.is_none());
         }
         self.order.insert(seq, key);
+        if self.deletions > Limits::KEYS_MAX {
+            // A site that is away for that long compares instead.
+            let oldest = self.order.iter().find(|(_, key)| self.entries[*key].hash.is_none()).map(|(seq, _)| *seq);
+            oldest.into_iter().for_each(|seq| self.forget(seq));
+        }
+    }
+
+    /// Forgets a deletion.
+    fn forget(&mut self, seq: u64) {
+        if let Some(key) = self.order.remove(&seq) {
+            self.entries.remove(&key);
+            self.deletions -= 1;
+            self.floor = self.floor.max(seq);
+        }
     }
 
     /// The entries after a number, in the order of theirs.
@@ -157,17 +176,9 @@ impl Ledger {
 
     /// A site has saved everything up to `seq`: deletions up to there need not be told again.
     pub(crate) fn acknowledged(&mut self, seq: u64) {
-        let told: Vec<(u64, Key)> = self
-            .order
-            .range(..=seq)
-            .filter(|(_, key)| self.entries[*key].hash.is_none())
-            .map(|(seq, key)| (*seq, key.clone()))
-            .collect();
-        for (seq, key) in told {
-            self.order.remove(&seq);
-            self.entries.remove(&key);
-            self.floor = self.floor.max(seq);
-        }
+        let deletion = |(_, key): &(&u64, &Key)| self.entries[*key].hash.is_none();
+        let told: Vec<u64> = self.order.range(..=seq).filter(deletion).map(|(seq, _)| *seq).collect();
+        told.into_iter().for_each(|seq| self.forget(seq));
     }
 }
 
@@ -236,6 +247,20 @@ mod tests {
             restored.update(3, &wanted(&[("a", change)])).unwrap();
         }
         assert!(restored.position().seq > given.seq && !restored.knows(given) && ledger.knows(given));
+    }
+
+    #[test]
+    fn deletions_do_not_pile_up_while_a_site_is_away() {
+        let mut ledger = Ledger::default();
+        for n in 0..Limits::KEYS_MAX + 50 {
+            ledger.update(7, &wanted(&[(&format!("k{n}"), 1)])).unwrap();
+        }
+        ledger.update(7, &wanted(&[])).unwrap();
+        assert_eq!((ledger.entries.len(), ledger.deletions), (Limits::KEYS_MAX, Limits::KEYS_MAX));
+        assert!(!ledger.can_resume(Position { epoch: 7, seq: 1 }) && ledger.knows(Position { epoch: 7, seq: 1 }));
+        assert_eq!(Ledger::from_bytes(&ledger.to_bytes()).unwrap(), ledger);
+        ledger.acknowledged(ledger.position().seq);
+        assert!(ledger.entries.is_empty() && ledger.order.is_empty() && ledger.deletions == 0);
     }
 
     #[test]

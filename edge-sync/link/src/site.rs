@@ -193,6 +193,9 @@ impl SiteHalf {
             return Err(Violation::Gap(to.seq));
         }
         check(&changes)?;
+        if self.saved.held.len() + changes.len() > 2 * Limits::KEYS_MAX {
+            return Err(Violation::TooLarge("what the site is to hold"));
+        }
         for change in changes {
             self.put(to.epoch, change);
         }
@@ -218,13 +221,13 @@ impl SiteHalf {
     fn list(&mut self, at: Position, history: Vec<Epoch>, trusted: bool, part: Vec<Listed>) -> Result<(), Violation> {
         let part = part.into_iter().map(|listed| (listed.key.clone(), listed));
         match &mut self.state {
-            State::Following => {
+            State::Following if part.len() <= Limits::BATCH_ENTRIES_MAX => {
                 self.state = State::Listing { at, history, trusted, entries: part.collect() };
                 Ok(())
             }
             State::Listing { at: before, entries, .. } if *before == at => {
                 entries.extend(part);
-                if entries.len() > Limits::KEYS_MAX { Err(Violation::TooLarge("the inventory")) } else { Ok(()) }
+                if entries.len() > 2 * Limits::KEYS_MAX { Err(Violation::TooLarge("the inventory")) } else { Ok(()) }
             }
             _ => Err(Violation::Unexpected("Inventory")),
         }

@@ -165,6 +165,15 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
+            use prost::Message;
+            let _ = proto::FromSite::decode(&*bytes).map(from_site);
+            let _ = proto::FromHub::decode(&*bytes).map(from_hub);
+        }
+    }
+
     #[test]
     fn what_is_no_frame_is_refused() {
         assert!(from_site(proto::FromSite::default()).is_err());
