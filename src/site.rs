@@ -127,27 +127,32 @@ pub(crate) fn start(context: &ClientContext, folders: &Resolved) -> Result<()> {
 /// Runs the site's part, and again whenever the cluster joins or leaves.
 async fn supervise(site: Site, mut changes: watch::Receiver<()>) {
     loop {
+        changes.mark_unchanged();
         let current = joined(&site);
-        let running = async {
-            if let Err(error) = kedge_site::run(site.clone()).await {
-                tracing::error!(error = format!("{:#}", anyhow!(error)), "the connection to the hub cannot be made");
-            }
-            std::future::pending::<()>().await;
-        };
-        let other = async {
-            // The certificate is renewed in the same file; that is no change of who this is.
-            while changes.changed().await.is_ok() {
-                if joined(&site) != current {
+        tokio::select! {
+            ended = kedge_site::run(site.clone()) => {
+                if let Err(error) = ended {
+                    tracing::error!(error = format!("{:#}", anyhow!(error)), "the connection to the hub cannot be made");
+                }
+                // Nothing runs: whatever changes in the folder is a reason to look again.
+                if changes.changed().await.is_err() {
                     return;
                 }
             }
-            std::future::pending::<()>().await;
-        };
-        tokio::select! {
-            () = running => {}
-            () = other => tracing::info!("this cluster has joined or left a hub"),
+            () = becomes_another(&site, &current, changes.clone()) => tracing::info!("this cluster has joined or left a hub"),
         }
     }
+}
+
+/// Returns when the cluster is another site, or none any more. A certificate that is renewed changes the same file, and
+/// is no change of who this is.
+async fn becomes_another(site: &Site, current: &Option<(String, String)>, mut changes: watch::Receiver<()>) {
+    while changes.changed().await.is_ok() {
+        if joined(site) != *current {
+            return;
+        }
+    }
+    std::future::pending::<()>().await;
 }
 
 /// As which site of which hub; none when there is no identity, or none that can be read.

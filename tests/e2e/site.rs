@@ -641,6 +641,35 @@ fn a_hub_from_an_older_backup_takes_nothing_away() {
     });
     assert!(is_ready(&fleet.at_site("known")));
 
+    // A damaged file of either side is named; without it the two compare, and nothing is lost.
+    fleet.hub.kill();
+    fleet.site.kill();
+    let hub_files = fleet.hub_server.folder.path().join("data/hub/sites");
+    let mut files = std::fs::read_dir(hub_files).unwrap().map(|file| file.unwrap().path());
+    let ledger = files.find(|path| path.extension().is_some_and(|extension| extension == "ledger")).unwrap();
+    let state = fleet.site.folder.path().join("data/site/link.json");
+    for file in [&ledger, &state] {
+        std::fs::write(file, "{").unwrap();
+    }
+    fleet.hub.restart();
+    fleet.site.restart();
+    for (file, log) in [(&ledger, fleet.hub.log.clone()), (&state, fleet.site.folder.path().join("log"))] {
+        eventually("the damaged file is named", || {
+            let log = std::fs::read_to_string(&log).unwrap();
+            if log.contains(file.to_str().unwrap()) { Ok(()) } else { Err(log) }
+        });
+        std::fs::remove_file(file).unwrap();
+    }
+    assert!(is_ready(&fleet.at_site("known")));
+    eventually("both are in step again", || {
+        let status = fleet.status();
+        let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
+        let connected = conditions.iter().any(|c| c["type"] == "Connected" && c["status"] == "True");
+        let active = fleet.model("known")["state"] == "Active";
+        let saved = std::fs::read_to_string(&state).is_ok_and(|text| text.contains("Model/default/known"));
+        if connected && active && saved { Ok(()) } else { Err(fleet.told(&status)) }
+    });
+
     // Another hub at the same address is no hub of this site's.
     fleet.hub.kill();
     std::fs::remove_dir_all(fleet.hub_server.folder.path().join("data/hub/keys")).unwrap();
