@@ -15,6 +15,7 @@ use kedge_runtimes::private::{Paths, PrivateContainerd, killall::killall};
 use kedge_runtimes::suite::{self, busybox_archive, container, exec, exit_of, observed, pod, sandbox};
 use kedge_runtimes::{ContainerSpec, ContainerState, Mount, MountPropagation, Runtime, Seccomp, User};
 use kedge_world::World;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 fn main() {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
@@ -154,6 +155,7 @@ cases!(
     the_suite,
     containers_are_what_their_spec_says,
     logs_carry_time_stream_and_survive_the_server,
+    clients_come_back_after_the_server_was_replaced,
     memory_limits_kill_and_say_so,
     broken_archives_leave_nothing,
     a_killed_containerd_loses_no_exit,
@@ -288,6 +290,35 @@ async fn logs_carry_time_stream_and_survive_the_server(node: &Node) {
     assert_eq!(daemon.pid(), pid);
     let runtime = node.connect().await;
     assert_eq!(exec(&runtime, &spec.id, &["echo", "still here"], None).await, (0, "still here\n".to_owned()));
+}
+
+/// A terminal with input, which is left running: the sweep after the case must find its logger.
+async fn clients_come_back_after_the_server_was_replaced(node: &Node) {
+    let _daemon = node.containerd().await;
+    let (runtime, image) = node.ready().await;
+    runtime.create_sandbox(&sandbox("tty")).await.unwrap();
+    let mut spec = container("tty", &image, &node.log_dir_path(), &["sh"]);
+    (spec.stdin, spec.tty) = (true, true);
+    runtime.create_container(&spec).await.unwrap();
+    runtime.start_container(&spec.id).await.unwrap();
+    let mut server = Some(runtime);
+    for (round, columns) in [(1, 77), (2, 99)] {
+        let runtime = match server.take() {
+            Some(runtime) => runtime,
+            None => node.connect().await,
+        };
+        let mut session = runtime.attach(&spec.id, true).await.unwrap();
+        session.control.resize(columns, 24).await.unwrap();
+        let mut stdin = session.stdin.take().unwrap();
+        stdin.write_all(b"N=x$N; echo $N of $(stty size)\n").await.unwrap();
+        let expected = format!("{} of 24 {columns}\r\n", "x".repeat(round));
+        let (mut heard, mut buffer) = (String::new(), [0; 256]);
+        while !heard.contains(&expected) {
+            let count = session.stdout.as_mut().unwrap().read(&mut buffer).await.unwrap();
+            assert!(count > 0, "no {expected:?} in {heard:?}");
+            heard += &String::from_utf8_lossy(&buffer[..count]);
+        }
+    }
 }
 
 async fn memory_limits_kill_and_say_so(node: &Node) {

@@ -25,7 +25,7 @@ use super::record::Known;
 use super::{Inner, rpc};
 use crate::logger::door::{STDIN, address};
 use crate::logger::wire;
-use crate::logger::{LOGGER_VERB, LoggerTarget, Pipes, READY, ROTATION, STDERR_PIPE, STDOUT_PIPE};
+use crate::logger::{ATTACH_FOLDER, LOGGER_VERB, LoggerTarget, Pipes, READY, ROTATION, STDERR_PIPE, STDOUT_PIPE};
 use crate::runtime::{ContainerId, ContainerState, ExecControl, ExecSession, RuntimeError};
 
 /// Output on its way to the client.
@@ -38,7 +38,7 @@ const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
 impl Inner {
     /// Where a container's socket and pipes are.
     pub(super) fn attach_folder(&self, id: &ContainerId) -> PathBuf {
-        self.settings.run_dir.join("attach").join(id.as_str())
+        self.settings.run_dir.join(ATTACH_FOLDER).join(id.as_str())
     }
 
     pub(super) fn logger_target(&self, known: &Known) -> LoggerTarget {
@@ -113,12 +113,12 @@ impl Inner {
         }
     }
 
-    async fn close_stdin(&self, id: &ContainerId) {
+    /// Leaves a container's input to its logger alone. The shim holds the pipe open as well, until it is asked not to;
+    /// with the logger's the only end, the input can end while the server is dead.
+    pub(super) async fn leave_stdin_to_logger(&self, id: &ContainerId) -> Result<(), RuntimeError> {
         let request = api::CloseIoRequest { container_id: id.to_string(), exec_id: String::new(), stdin: true };
         let closed = self.rpc.tasks().close_io(self.rpc.request(request)).await;
-        if let Err(error) = rpc::find("close a container's input", closed) {
-            tracing::warn!(container = %id, %error, "a container may wait for input for ever");
-        }
+        rpc::find("leave a container's input to its logger", closed).map(drop)
     }
 }
 
@@ -144,9 +144,8 @@ pub(super) async fn attach(inner: &Arc<Inner>, id: &ContainerId, stdin: bool) ->
     let reading = Reading(tokio::spawn(read_output(read, to_stdout, to_stderr)));
     let stdin = with_input.then(|| {
         let (near, far) = tokio::io::duplex(BUFFER_BYTES);
-        let close = (known.record.stdin_once && !tty).then(|| (inner.clone(), id.clone()));
-        // In a task of its own: the end of the input is told even when the client has gone.
-        tokio::spawn(write_input(far, write, close));
+        // In a task of its own: what the client wrote last arrives even when it has gone.
+        tokio::spawn(write_input(far, write));
         Box::new(near) as _
     });
     Ok(ExecSession {
@@ -205,15 +204,11 @@ async fn read_output(
     }
 }
 
-async fn write_input(mut client: DuplexStream, mut socket: OwnedWriteHalf, close: Option<(Arc<Inner>, ContainerId)>) {
+async fn write_input(mut client: DuplexStream, mut socket: OwnedWriteHalf) {
     let copied = tokio::io::copy(&mut client, &mut socket).await;
     let shut = socket.shutdown().await;
     if let Err(error) = copied.map(drop).and(shut) {
         tracing::debug!(%error, "a container's input ended early");
-    }
-    // The shim holds the pipe open, too.
-    if let Some((inner, id)) = close {
-        inner.close_stdin(&id).await;
     }
 }
 

@@ -148,6 +148,9 @@ impl Inner {
         let created = self.rpc.tasks().create(self.rpc.request(request)).await;
         // A server that died between the two calls left a task that only has to be started.
         rpc::accept_existing("create the container's task", created)?;
+        if known.record.stdin {
+            self.leave_stdin_to_logger(id).await?;
+        }
         let request = api::StartRequest { container_id: id.to_string(), exec_id: String::new() };
         let started = self.rpc.tasks().start(self.rpc.request(request)).await;
         rpc::answer("start the container's task", started).map(drop)

@@ -1,6 +1,6 @@
 //! Ends a node's pods and its containerd, and removes what they leave, by what is keyed to its directories alone:
-//! the containerd that its mark names, shims that were started for its socket, processes in its cgroups, mounts
-//! below its folders.
+//! the containerd that its mark names, shims that were started for its socket, processes in its cgroups, loggers whose
+//! socket lies in its run directory, mounts below its folders.
 #![allow(clippy::disallowed_methods, reason = "a shell: /proc, mounts and the run directory")]
 
 use std::fs;
@@ -16,10 +16,14 @@ use nix::unistd::Pid;
 use super::process::ProcessMark;
 use super::{Paths, PrivateError};
 use crate::cgroup::Cgroups;
+use crate::logger::{ATTACH_FOLDER, LOGGER_VERB, LoggerTarget};
 use crate::runtime::RuntimeError;
 
 /// How long killed processes may take to be gone; a process in a disk's queue takes as long as the disk.
 const END_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// How long loggers may take over the last lines of containers that were just ended.
+const LOGGER_TIME_MAX: Duration = Duration::from_secs(3);
 
 /// Between two attempts to remove a cgroup that still counts a process.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
@@ -67,6 +71,18 @@ pub async fn killall(paths: &Paths) -> Result<Killed, PrivateError> {
     };
     let late = |_| PrivateError::host("end the pods' processes", io::Error::from(io::ErrorKind::TimedOut));
     tokio::time::timeout(END_TIME_MAX, end).await.map_err(late)??;
+    // They end by themselves when the containers' output does.
+    let loggers = loggers(&paths.run_dir);
+    for logger in loggers.into_iter().filter_map(|pid| ProcessMark::of(pid).ok()) {
+        let end = async {
+            match tokio::time::timeout(LOGGER_TIME_MAX, logger.ended()).await {
+                Ok(ended) => ended,
+                Err(_) => logger.kill_and_wait().await,
+            }
+        };
+        end.await.map_err(|e| PrivateError::host("end a container's logger", e))?;
+        killed.processes += 1;
+    }
     for address in shim_addresses(&paths.state) {
         let _ = fs::remove_file(address); // A socket nobody listens on; another look finds nothing more to do.
     }
@@ -76,7 +92,7 @@ pub async fn killall(paths: &Paths) -> Result<Killed, PrivateError> {
         killed.mounts += 1;
     }
     remove_groups(&cgroups).await?;
-    for folder in [&paths.state, &paths.run_dir.join("pods")] {
+    for folder in [&paths.state, &paths.run_dir.join("pods"), &paths.run_dir.join(ATTACH_FOLDER)] {
         match fs::remove_dir_all(folder) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 return Err(PrivateError::host(format!("remove {}", folder.display()), e));
@@ -112,13 +128,26 @@ fn of_runtime(error: RuntimeError) -> PrivateError {
 
 /// Shims say on their command line which socket they report to.
 fn shims(socket: &Path) -> Vec<i32> {
+    processes_like(|line| is_shim_of(line, socket))
+}
+
+/// Loggers say on theirs where clients attach.
+fn loggers(run_dir: &Path) -> Vec<i32> {
+    let folder = run_dir.join(ATTACH_FOLDER);
+    processes_like(|line| is_logger_below(line, &folder))
+}
+
+fn processes_like(is_wanted: impl Fn(&[u8]) -> bool) -> Vec<i32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|pid| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        is_shim_of(&line, socket)
-    })
-    .collect()
+    pids.filter(|pid| is_wanted(&fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default())).collect()
+}
+
+fn is_logger_below(command_line: &[u8], folder: &Path) -> bool {
+    let mut arguments = command_line.split(|byte| *byte == 0).skip(1);
+    let (verb, target) = (arguments.next().unwrap_or_default(), arguments.next().unwrap_or_default());
+    let target = std::str::from_utf8(target).ok().and_then(LoggerTarget::parse);
+    verb == LOGGER_VERB.as_bytes() && target.is_some_and(|target| target.folder.starts_with(folder))
 }
 
 fn is_shim_of(command_line: &[u8], socket: &Path) -> bool {
@@ -197,5 +226,19 @@ mod tests {
             select_mounts(info, &[Path::new("/run/k/pods")]),
             [Path::new("/run/k/pods"), Path::new("/run/k/pods/a b/shm")]
         );
+    }
+
+    #[test]
+    fn loggers_are_known_by_their_folder() {
+        let target = LoggerTarget {
+            path: "/log".into(),
+            rotation: crate::logger::ROTATION,
+            folder: "/run/kedge/attach/0f".into(),
+            pipes: None,
+        };
+        let line = format!("/usr/bin/kedge\0{LOGGER_VERB}\0{}\0", target.to_argument());
+        assert!(is_logger_below(line.as_bytes(), Path::new("/run/kedge/attach")));
+        assert!(!is_logger_below(line.as_bytes(), Path::new("/run/other/attach")));
+        assert!(!is_logger_below(b"/bin/sh\0-c\0true\0", Path::new("/")));
     }
 }
