@@ -29,6 +29,8 @@ pub(crate) enum Refusal {
     Ended(String, Timestamp),
     #[error("the site {1}, which joined with the token {0}, was removed at the hub since; {ANOTHER}")]
     Removed(String, String),
+    #[error("another cluster has joined as {1} since the token {0} was used; {ANOTHER}")]
+    Superseded(String, String),
 }
 
 /// Whether the bearer of `token` with this key may become the site that it invites.
@@ -42,6 +44,19 @@ pub(crate) fn judge(token: &JoinToken, record: Option<&Record>, key: &str, now: 
         None if now >= record.ends => Err(Refusal::Ended(id(), record.ends)),
         None => Ok(()),
     }
+}
+
+/// Whether the Site that is there may get this key. A token that was used before gives nothing but what it gave then:
+/// whoever joined later, by a newer token, is not put out by an older one.
+fn may_be(token: &JoinToken, record: &Record, found: Option<&Site>, key: &str) -> Result<(), Refusal> {
+    let Some(uid) = record.used.as_ref().and_then(|used| used.uid.as_deref()) else { return Ok(()) };
+    let of = |refusal: fn(String, String) -> Refusal| refusal(token.id.clone(), record.site.clone());
+    let site = found.filter(|site| site.metadata.uid.as_deref() == Some(uid)).ok_or_else(|| of(Refusal::Removed))?;
+    let current = site.status.as_ref().and_then(|status| status.identity.as_ref());
+    if current.is_some_and(|identity| identity.key != key) {
+        return Err(of(Refusal::Superseded));
+    }
+    Ok(())
 }
 
 /// What joining needs.
@@ -108,13 +123,10 @@ impl Enrolment<'_> {
     async fn site(&self, token: &JoinToken, record: &Record, key: &str) -> Result<Site, Status> {
         let sites: Api<Site> = Api::all(self.client.clone());
         let found = sites.get_opt(&record.site).await.map_err(api)?;
-        let before = record.used.as_ref().and_then(|used| used.uid.as_deref());
-        let removed = || Status::permission_denied(Refusal::Removed(token.id.clone(), record.site.clone()).to_string());
-        let site = match (found, before) {
-            (Some(site), None) => site,
-            (Some(site), Some(uid)) if site.uid().as_deref() == Some(uid) => site,
-            (_, Some(_)) => return Err(removed()),
-            (None, None) => {
+        may_be(token, record, found.as_ref(), key).map_err(|error| Status::permission_denied(error.to_string()))?;
+        let site = match found {
+            Some(site) => site,
+            None => {
                 let mut site = Site::new(&record.site, SiteSpec::default());
                 site.metadata.labels = Some(record.labels.clone()).filter(|labels| !labels.is_empty());
                 sites.create(&PostParams::default(), &site).await.map_err(api)?
@@ -143,6 +155,37 @@ pub(crate) fn api(error: kube::Error) -> Status {
 mod tests {
     use super::*;
     use kedge_world::sim::SimRandom;
+
+    #[test]
+    fn a_used_token_gives_what_it_gave_and_puts_nobody_out() {
+        let token = JoinToken::make([0; 32], &SimRandom::seeded(1));
+        let record = |uid: Option<&str>| Record {
+            site: "shop-1".into(),
+            labels: Default::default(),
+            secret_hash: token.secret_hash(),
+            ends: Timestamp::MAX,
+            used: Some(Used { key: "k1".into(), uid: uid.map(str::to_owned) }),
+        };
+        let site = |uid: &str, key: &str| {
+            let mut site = Site::new("shop-1", SiteSpec::default());
+            site.metadata.uid = Some(uid.into());
+            site.status =
+                Some(SiteStatus { identity: Some(SiteIdentity { key: key.into() }), ..SiteStatus::default() });
+            site
+        };
+        let refused = |refusal: fn(String, String) -> Refusal| Err(refusal(token.id.clone(), "shop-1".into()));
+        let cases = [
+            ("first", None, None, Ok(())),
+            ("first, onto a Site that is there", None, Some(site("u1", "k0")), Ok(())),
+            ("again", Some("u1"), Some(site("u1", "k1")), Ok(())),
+            ("removed", Some("u1"), None, refused(Refusal::Removed)),
+            ("made anew", Some("u1"), Some(site("u2", "k1")), refused(Refusal::Removed)),
+            ("somebody joined later", Some("u1"), Some(site("u1", "k2")), refused(Refusal::Superseded)),
+        ];
+        for (name, uid, found, expected) in cases {
+            assert_eq!(may_be(&token, &record(uid), found.as_ref(), "k1"), expected, "{name}");
+        }
+    }
 
     #[test]
     fn a_token_is_worth_one_identity_for_a_while() {
