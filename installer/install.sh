@@ -248,7 +248,7 @@ It took $(($(seconds) - begun)) s from start to answer. Try next:
   export KUBECONFIG=$kubeconfig
   kubectl get models,modelservices,pods -o wide
   kubectl scale modelservice embeddings --replicas=2
-  kubectl create --raw $(demo_path)/v1/embeddings -f $here/examples/question.json
+  kubectl create --raw $(demo_path)/v1/embeddings -f $here/examples/ask/question.json
 
 To end and remove it: ${SUDO_HINT}kedge uninstall --data-dir $DEMO_DATA --yes
 DONE
@@ -271,9 +271,9 @@ demo_model() {
 
 # Asks which of some sentences is closest in meaning to a question, through kubectl, and shows what the model says.
 demo_question() {
-    say "asking it through kubectl: kubectl create --raw …/v1/embeddings -f examples/question.json"
-    kubectl create --raw "$(demo_path)/v1/embeddings" -f "$here/examples/question.json" |
-        python3 "$here/examples/closest.py" "$here/examples/question.json" || fail "the model did not answer"
+    say "asking it through kubectl: kubectl create --raw …/v1/embeddings -f examples/ask/question.json"
+    kubectl create --raw "$(demo_path)/v1/embeddings" -f "$here/examples/ask/question.json" |
+        python3 "$here/examples/ask/closest.py" "$here/examples/ask/question.json" || fail "the model did not answer"
 }
 
 SUDO_HINT=''

@@ -164,7 +164,7 @@ fn a_model_is_served_from_pods_and_leaves_nothing_behind() {
     server.kubectl(&format!("apply -f {examples}/minilm.yaml"));
     until(server, "modelservices", "embeddings", "Available");
     let ask = format!(
-        "create --raw /api/v1/namespaces/default/services/embeddings:http/proxy/v1/embeddings -f {examples}/question.json"
+        "create --raw /api/v1/namespaces/default/services/embeddings:http/proxy/v1/embeddings -f {examples}/ask/question.json"
     );
     let answer: Value = serde_json::from_str(&server.kubectl(&ask)).unwrap();
     let vectors: Vec<Vec<f64>> = answer["data"]

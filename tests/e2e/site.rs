@@ -584,7 +584,7 @@ fn a_site_serves_what_its_hub_assigned_and_goes_on_without_the_hub() {
     let (ok, text) = fleet.site.try_kubectl("apply -f -", &service.to_string());
     assert!(ok, "{text}");
     fleet.until_state("minilm", "Active");
-    let question = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/question.json");
+    let question = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/ask/question.json");
     let path = "/api/v1/namespaces/default/services/embeddings:http/proxy/v1/embeddings";
     let ask = format!("create --raw {path} -f {question}");
     let answers = |fleet: &Fleet| {
