@@ -36,6 +36,8 @@ struct Node {
     owners: Vec<OwnerReference>,
     deleting: bool,
     finalizers: Vec<String>,
+    /// The revision at which all this was so.
+    revision: Option<String>,
 }
 
 /// Objects by uid, and who depends on whom.
@@ -53,6 +55,8 @@ enum Step {
     Unblock(&'static str),
     /// First let these go of their owner, then unblock.
     Orphan(Vec<String>),
+    /// Let these go of their owner, which waits for them to go: others own them too.
+    Release(Vec<String>),
     /// Delete these, whose owner waits for them; look again when they are gone.
     DeleteDependents(Vec<String>),
     /// Ask the API whether these owners exist; delete the object if none does.
@@ -126,20 +130,25 @@ impl Graph {
                     return Step::Unblock(FOREGROUND);
                 }
                 let waiting = all.into_iter().filter(|uid| self.nodes.get(uid).is_some_and(|node| !node.deleting));
-                return match waiting.collect::<Vec<_>>() {
-                    none if none.is_empty() => Step::Nothing,
-                    some => Step::DeleteDependents(some),
+                let (shared, waiting): (Vec<_>, Vec<_>) = waiting.partition(|dependent| self.is_kept(dependent));
+                return match (shared.is_empty(), waiting.is_empty()) {
+                    (false, _) => Step::Release(shared),
+                    (true, false) => Step::DeleteDependents(waiting),
+                    (true, true) => Step::Nothing,
                 };
             }
             return Step::Nothing;
         }
-        // An owner that the graph knows and that is not going away keeps its dependents; no need to ask.
-        let kept = |owner: &OwnerReference| {
-            self.nodes
-                .get(&owner.uid)
-                .is_some_and(|node| !(node.deleting && node.finalizers.iter().any(|f| f == FOREGROUND)))
+        if node.owners.is_empty() || self.is_kept(uid) { Step::Nothing } else { Step::CheckOwners }
+    }
+
+    /// Whether an owner that the graph knows keeps the object: one that does not wait for its dependents to go.
+    fn is_kept(&self, uid: &str) -> bool {
+        let keeps = |owner: &OwnerReference| {
+            let owner = self.nodes.get(&owner.uid);
+            owner.is_some_and(|node| !(node.deleting && node.finalizers.iter().any(|f| f == FOREGROUND)))
         };
-        if node.owners.is_empty() || node.owners.iter().any(kept) { Step::Nothing } else { Step::CheckOwners }
+        self.nodes.get(uid).is_some_and(|node| node.owners.iter().any(keeps))
     }
 }
 
@@ -283,6 +292,7 @@ fn node(resource: &Arc<ApiResource>, object: &PartialObjectMeta<DynamicObject>) 
         owners: object.owner_references().to_vec(),
         deleting: object.metadata.deletion_timestamp.is_some(),
         finalizers: object.finalizers().to_vec(),
+        revision: object.resource_version(),
     }
 }
 
@@ -326,10 +336,21 @@ impl Collector {
                 }
                 self.unblock(node, uid, ORPHAN).await
             }
+            Step::Release(dependents) => {
+                for dependent in dependents.iter().filter_map(|dependent| self.graph.nodes.get_key_value(dependent)) {
+                    self.release(dependent, uid).await?;
+                }
+                Ok(())
+            }
             Step::DeleteDependents(dependents) => {
                 for (dependent, node) in
                     dependents.iter().filter_map(|dependent| self.graph.nodes.get_key_value(dependent))
                 {
+                    // The graph does not know every owner.
+                    if self.any_owner_lives(node, resources).await? {
+                        self.release((dependent, node), uid).await?;
+                        continue;
+                    }
                     let waits = !self.graph.dependents(dependent).is_empty();
                     self.delete(
                         node,
@@ -383,7 +404,8 @@ impl Collector {
     }
 
     async fn delete(&self, node: &Node, uid: &str, policy: PropagationPolicy) -> kube::Result<()> {
-        let preconditions = Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None });
+        // Somebody else may own it by now: then its change brings it back here.
+        let preconditions = Some(Preconditions { uid: Some(uid.to_owned()), resource_version: node.revision.clone() });
         let parameters = DeleteParams { preconditions, propagation_policy: Some(policy), ..DeleteParams::default() };
         // The answer may be the object or a Status; neither matters.
         let path = self.api(node).resource_url().to_owned();
@@ -439,6 +461,7 @@ mod tests {
             owners: owners.iter().map(owner).collect(),
             deleting,
             finalizers: finalizers.iter().map(|f| (*f).to_owned()).collect(),
+            revision: None,
         }
     }
 
@@ -474,6 +497,19 @@ mod tests {
         assert_eq!(graph.step("o"), Step::Nothing);
         assert_eq!(graph.remove("a"), ["o"]);
         assert_eq!(graph.step("o"), Step::Unblock(FOREGROUND));
+    }
+
+    #[test]
+    fn a_foreground_deletion_spares_what_others_own_too() {
+        let owners = [("o", true), ("other", false)];
+        let graph = graph(&[
+            ("o", node(&[], true, &[FOREGROUND])),
+            ("other", node(&[], false, &[])),
+            ("a", node(&owners, false, &[])),
+            ("b", node(&[("o", true)], false, &[])),
+        ]);
+        assert_eq!(graph.step("o"), Step::Release(vec!["a".into()]));
+        assert_eq!(graph.step("a"), Step::Nothing);
     }
 
     #[test]
