@@ -49,6 +49,8 @@ pub struct Ingredients<'a> {
     /// The place of a folder or file inside a volume, by the volume's place and the path: a mount that nothing inside
     /// the volume can lead astray.
     pub sub_path: &'a dyn Fn(&Path, &str) -> Result<PathBuf, ConfigError>,
+    /// Whether the kernel enforces SELinux.
+    pub selinux: bool,
     /// Reads a seccomp profile of the node.
     pub seccomp_profile: &'a dyn Fn(&str) -> Result<serde_json::Value, ConfigError>,
 }
@@ -91,7 +93,7 @@ pub fn container_spec(
         stdin_once: container.stdin_once == Some(true),
         mounts: mounts(container, with, &known)?,
         devices: vec![],
-        security: security::resolve(spec, container, &config.user, with.seccomp_profile)?,
+        security: security::resolve(spec, container, &config.user, with.selinux, with.seccomp_profile)?,
         resources: resources::of_container(spec, container, with.node_memory_bytes, None),
         log_path: with.log_path.clone(),
         annotations,
@@ -228,6 +230,7 @@ mod tests {
             hostname: "p",
             node_memory_bytes: 1 << 30,
             sub_path: &|volume, path| Ok(volume.join(path)),
+            selinux: false,
             seccomp_profile: &|path| Err(ConfigError(path.to_owned())),
         };
         container_spec(&pod, &pod.spec.as_ref().unwrap().containers[0], 3, &with)

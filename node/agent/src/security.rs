@@ -9,16 +9,18 @@ use kedge_runtimes::{Capabilities, Seccomp, Security, User};
 use crate::env::ConfigError;
 
 /// Resolves. `image_user` is the image's own; `seccomp_default` is what a pod gets that says nothing; `profile` reads
-/// a localhost profile by its path below the node's seccomp folder.
+/// a localhost profile by its path below the node's seccomp folder. `selinux` says whether the kernel enforces SELinux:
+/// where it does not, labels have no effect, as upstream's runtimes have it.
 pub fn resolve(
     spec: &PodSpec,
     container: &Container,
     image_user: &str,
+    selinux: bool,
     profile: &dyn Fn(&str) -> Result<serde_json::Value, ConfigError>,
 ) -> Result<Security, ConfigError> {
     let pod = spec.security_context.clone().unwrap_or_default();
     let own = container.security_context.clone().unwrap_or_default();
-    refuse_unsupported(spec, container)?;
+    refuse_unsupported(spec, container, selinux)?;
     let privileged = own.privileged.unwrap_or(false);
     let run_as_user = own.run_as_user.or(pod.run_as_user).map(|uid| id("runAsUser", uid)).transpose()?;
     let run_as_group = own.run_as_group.or(pod.run_as_group).map(|gid| id("runAsGroup", gid)).transpose()?;
@@ -90,16 +92,16 @@ fn seccomp(
     }
 }
 
-fn refuse_unsupported(spec: &PodSpec, container: &Container) -> Result<(), ConfigError> {
+fn refuse_unsupported(spec: &PodSpec, container: &Container, selinux: bool) -> Result<(), ConfigError> {
     let pod = spec.security_context.as_ref();
     let own = container.security_context.as_ref();
-    let selinux =
+    let labels =
         own.is_some_and(|own| own.se_linux_options.is_some()) || pod.is_some_and(|pod| pod.se_linux_options.is_some());
     let armor =
         own.and_then(|own| own.app_armor_profile.as_ref()).or(pod.and_then(|pod| pod.app_armor_profile.as_ref()));
     let refused = if spec.host_users == Some(false) {
         "spec.hostUsers: false (user namespaces)"
-    } else if selinux {
+    } else if labels && selinux {
         "securityContext.seLinuxOptions"
     } else if armor.is_some_and(|profile| profile.type_ == "Localhost") {
         "securityContext.appArmorProfile of type Localhost"
@@ -123,7 +125,7 @@ mod tests {
             "ok.json" => Ok(json!({"defaultAction": "SCMP_ACT_ALLOW"})),
             other => Err(ConfigError(format!("no profile {other}"))),
         };
-        resolve(&spec, &spec.containers[0], image_user, &read)
+        resolve(&spec, &spec.containers[0], image_user, true, &read)
     }
 
     #[test]
@@ -172,6 +174,12 @@ mod tests {
             let error = run(pod, own, image_user).unwrap_err().0;
             assert!(error.contains(expected), "{error}");
         }
+        let labelled: PodSpec = serde_json::from_value(
+            json!({"containers": [{"name": "c"}], "securityContext": {"seLinuxOptions": {"level": "s0"}}}),
+        )
+        .unwrap();
+        let read = |_: &str| Err(ConfigError("none".to_owned()));
+        assert!(resolve(&labelled, &labelled.containers[0], "", false, &read).is_ok());
         assert!(run(json!({"runAsNonRoot": true}), json!({}), "1000").is_ok());
         assert!(run(json!({"runAsNonRoot": true}), json!({"runAsNonRoot": false}), "").is_ok());
     }

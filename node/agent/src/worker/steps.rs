@@ -313,6 +313,7 @@ fn build_spec(shared: &Shared, what: &Start<'_>, sources: &Sources, image: &Imag
         hostname: &hostname,
         node_memory_bytes: shared.settings.memory_bytes,
         sub_path: &bind,
+        selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         seccomp_profile: &|path| read_profile(&shared.settings.data_dir.join("seccomp"), path),
     };
     container_spec(pod, container, attempt, &with).map_err(config_problem)
