@@ -1,7 +1,8 @@
 //! Requests about a pod that its node answers, on their way there and back: logs, exec, attach, port-forward.
 //! (`pkg/registry/core/pod/rest/{log,subresources}.go`.)
 
-use http::{HeaderMap, Response, StatusCode};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use kedge_streams::{NodeRefusal, NodeRequest};
 use serde_json::Value;
 
@@ -16,6 +17,12 @@ pub(crate) async fn connect(call: Call<'_>) -> Result<Response<Body>, ApiError> 
     let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
     // A port is the whole pod's.
     let container = if call.path.subresource == "portforward" { None } else { Some(container(&call, &pod)?) };
+    if node.is_empty() && call.path.subresource == "log" {
+        // It has said nothing yet (`LogLocation`).
+        let mut response = Response::new(Body::empty());
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        return Ok(response);
+    }
     if node.is_empty() {
         return Err(ApiError::bad_request(format!("pod {} does not have a host assigned", call.path.name)));
     }
