@@ -11,7 +11,7 @@ use kedge_client::{Context, Key, Next, Reconcile, Trigger};
 use kube::ResourceExt;
 
 use crate::jobs::after;
-use crate::{pods, write};
+use crate::{events, pods, write};
 
 pub(crate) struct Controller;
 
@@ -45,7 +45,11 @@ impl Reconcile for Controller {
                     let found = write::api::<Job>(context, &key.namespace).get(&job.name_any()).await?;
                     Some(found).filter(|found| pods::is_controlled_by(found, &*cron))
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    let message = format!("Error creating job: {error}");
+                    events::warn(context, self.name(), &*cron, "FailedCreate", &message).await;
+                    return Err(error);
+                }
             };
             if let Some(made) = made {
                 plan::tell_started(&mut plan.status, &made, *time);
@@ -56,7 +60,8 @@ impl Reconcile for Controller {
             write::replace_status(context, &new).await?;
         }
         if let Some(problem) = plan.problem {
-            tracing::warn!(cron_job = %key, problem, "no job is started");
+            events::warn(context, self.name(), &*cron, "InvalidSchedule", &format!("invalid schedule: {problem}"))
+                .await;
         }
         Ok(plan.next.map_or(Next::Change, |wait| Next::After(after(wait))))
     }

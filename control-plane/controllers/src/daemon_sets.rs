@@ -104,7 +104,7 @@ impl Reconcile for Controller {
         };
         let plan = plan::plan(&set, spec, &hash, collisions, &owned, &nodes, &wait, now);
         self.remember(&set, &plan.failed, now);
-        let result = carry_out(context, &key.namespace, &plan).await;
+        let result = carry_out(context, self.name(), &set, &plan).await;
         if Some(&plan.status) != set.status.as_ref() {
             let new = DaemonSet { status: Some(plan.status.clone()), ..(*set).clone() };
             match write::replace_status(context, &new).await {
@@ -140,8 +140,8 @@ fn place(set: &DaemonSet, node: &str) -> Place {
     (set.uid().unwrap_or_default(), set.metadata.generation, node.to_owned())
 }
 
-async fn carry_out(context: &Context, namespace: &str, plan: &plan::Plan) -> kube::Result<()> {
-    let made = write::create_pods(context, namespace, plan.create.clone()).await;
+async fn carry_out(context: &Context, name: &str, set: &DaemonSet, plan: &plan::Plan) -> kube::Result<()> {
+    let made = write::create_pods(context, name, set, plan.create.clone()).await;
     made.and(write::all(plan.delete.iter().map(|pod| write::delete(context, &**pod))).await)
 }
 

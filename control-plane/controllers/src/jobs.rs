@@ -57,12 +57,12 @@ impl Reconcile for Controller {
                 other => other?,
             }
         }
-        carry_out(context, &key.namespace, &plan).await?;
+        carry_out(context, &job, &plan).await?;
         Ok(plan.next.map_or(Next::Change, |wait| Next::After(after(wait))))
     }
 }
 
-async fn carry_out(context: &Context, namespace: &str, plan: &plan::Plan) -> kube::Result<()> {
+async fn carry_out(context: &Context, job: &Job, plan: &plan::Plan) -> kube::Result<()> {
     write::all(plan.delete.iter().map(|pod| write::delete(context, &**pod))).await?;
     write::all(plan.release.iter().map(|pod| write::remove_finalizer(context, &**pod, FINALIZER))).await?;
     write::all(plan.discard.iter().map(|pod| async move {
@@ -70,7 +70,7 @@ async fn carry_out(context: &Context, namespace: &str, plan: &plan::Plan) -> kub
         write::delete(context, &**pod).await
     }))
     .await?;
-    write::create_pods(context, namespace, plan.create.clone()).await
+    write::create_pods(context, Controller.name(), job, plan.create.clone()).await
 }
 
 /// A wait as the queue takes it; what is past is now.

@@ -16,6 +16,7 @@ mod disruption;
 mod endpoint_mirror;
 mod endpoint_slices;
 mod event_ttl;
+mod events;
 mod garbage;
 mod history;
 mod jobs;

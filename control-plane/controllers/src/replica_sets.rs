@@ -118,7 +118,7 @@ async fn carry_out<K: Counted>(context: &Context, owner: &K, set: &ReplicaSet, s
     if steps.create > 0 {
         let template = set.spec.as_ref().and_then(|spec| spec.template.clone()).unwrap_or_default();
         let new = vec![pods::from_template(owner, &template); steps.create];
-        return write::create_pods(context, &namespace, new).await.err();
+        return write::create_pods(context, K::NAME, owner, new).await.err();
     }
     let informer = context.informers.of::<Pod>();
     let doomed = steps.delete.iter().filter_map(|name| informer.get(&Key::new(&namespace, name)));

@@ -14,7 +14,7 @@ use kube::ResourceExt;
 use serde_json::json;
 
 use crate::jobs::after;
-use crate::{adopt, history, pods, write};
+use crate::{adopt, events, history, pods, write};
 use plan::{Revision, Step};
 
 pub(crate) struct Controller;
@@ -82,6 +82,13 @@ impl Reconcile for Controller {
                 Err(error) if write::is(&error, 409) || write::is(&error, 404) => {}
                 other => other?,
             }
+        }
+        // A conflict is a look at an old copy.
+        if let Err(error) = &result
+            && !write::is(error, 409)
+        {
+            let message = format!("{} failed error: {error}", set.name_any());
+            events::warn(context, self.name(), &*set, "FailedUpdate", &message).await;
         }
         result?;
         let used = |revision: &ControllerRevision| {

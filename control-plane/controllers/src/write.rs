@@ -8,6 +8,8 @@ use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::events;
+
 /// A kind that lives in namespaces and is watched by this process.
 pub(crate) trait Namespaced: Watched + Resource<Scope = NamespaceResourceScope> + Serialize {}
 impl<K> Namespaced for K where K: Watched + Resource<Scope = NamespaceResourceScope> + Serialize {}
@@ -83,9 +85,14 @@ pub(crate) fn is(error: &kube::Error, code: u16) -> bool {
 }
 
 /// Creates pods: first one, then two, then four, so that a refusal that holds for all of them costs one request and
-/// not all. (`slowStartBatch`.) The first refusal is the error.
-pub(crate) async fn create_pods(context: &Context, namespace: &str, new: Vec<Pod>) -> kube::Result<()> {
-    let api = api::<Pod>(context, namespace);
+/// not all. (`slowStartBatch`.) The first refusal is the error, and is told as an event of `owner`.
+pub(crate) async fn create_pods<O: Namespaced>(
+    context: &Context,
+    controller: &str,
+    owner: &O,
+    new: Vec<Pod>,
+) -> kube::Result<()> {
+    let api = api::<Pod>(context, &owner.namespace().unwrap_or_default());
     let (mut made, mut batch, mut newest) = (0, 1, 0);
     let mut refused = Ok(());
     while made < new.len() && refused.is_ok() {
@@ -104,6 +111,9 @@ pub(crate) async fn create_pods(context: &Context, namespace: &str, new: Vec<Pod
         batch *= 2;
     }
     context.informers.of::<Pod>().reached(newest).await;
+    if let Err(error) = &refused {
+        events::warn(context, controller, owner, "FailedCreate", &format!("Error creating: {error}")).await;
+    }
     refused
 }
 
