@@ -274,4 +274,108 @@ mod tests {
             assert_eq!(choose_for_log(wishes), expected, "{wishes}");
         }
     }
+
+    type Client = WebSocketStream<tokio::io::DuplexStream>;
+
+    /// A client whose upgraded connection `serve` gets.
+    async fn client<F>(dialect: Dialect, serve: impl Fn(OnUpgrade) -> F + Send + Clone + 'static) -> Client
+    where
+        F: Future<Output = io::Result<()>> + Send + 'static,
+    {
+        use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let service = hyper::service::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
+            let served = serve(hyper::upgrade::on(&mut request));
+            async move {
+                let response = accept(request.headers(), Some(dialect.name())).unwrap();
+                tokio::spawn(served);
+                Ok::<_, std::convert::Infallible>(response.map(|_| http_body_util::Empty::<Bytes>::new()))
+            }
+        });
+        let server = hyper::server::conn::http1::Builder::new();
+        tokio::spawn(server.serve_connection(TokioIo::new(near), service).with_upgrades());
+        let mut request = "ws://node/".into_client_request().unwrap();
+        request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(dialect.name()));
+        tokio_tungstenite::client_async(request, far).await.unwrap().0
+    }
+
+    /// Everything that the server says on each channel, until it closes well.
+    async fn listen(client: &mut Client, dialect: Dialect) -> std::collections::BTreeMap<u8, Vec<u8>> {
+        let mut heard = std::collections::BTreeMap::<u8, Vec<u8>>::new();
+        loop {
+            let frame: Bytes = match client.next().await.unwrap().unwrap() {
+                Message::Binary(bytes) if !dialect.is_text() => bytes,
+                Message::Text(text) if dialect.is_text() => text.into(),
+                Message::Close(Some(frame)) if frame.code == CloseCode::Normal => return heard,
+                other => panic!("{other:?}"),
+            };
+            let (channel, data) = dialect.split(&frame).unwrap();
+            heard.entry(channel).or_default().extend_from_slice(&data);
+        }
+    }
+
+    async fn say(client: &mut Client, dialect: Dialect, channel: u8, data: &[u8]) {
+        let frame = dialect.encode(channel, data);
+        let text = |frame| Message::text(String::from_utf8(frame).unwrap());
+        client.send(if dialect.is_text() { text(frame) } else { Message::binary(frame) }).await.unwrap();
+    }
+
+    /// A port that gives back what it is sent; the others are closed.
+    struct Echo;
+
+    #[async_trait::async_trait]
+    impl portforward::Dial for Echo {
+        async fn dial(&self, port: u16) -> Result<Box<dyn portforward::Duplex>, String> {
+            if port != 80 {
+                return Err("closed".to_owned());
+            }
+            let (near, mut far) = tokio::io::duplex(100);
+            tokio::spawn(async move {
+                let mut buffer = [0; 5];
+                far.read_exact(&mut buffer).await.unwrap();
+                far.write_all(&buffer).await.unwrap();
+            });
+            Ok(Box::new(near))
+        }
+    }
+
+    #[tokio::test]
+    async fn ports_have_two_channels_each_that_begin_with_the_port() {
+        for dialect in [Dialect::V4, Dialect::V4Base64] {
+            let mut client = client(dialect, move |upgrade| {
+                let target = Target { pod: "p".into(), uid: "u".into(), dial: Box::new(Echo) };
+                forward(upgrade, dialect, vec![443, 80], Arc::new(target))
+            })
+            .await;
+            say(&mut client, dialect, 2, b"hello").await;
+            let heard = listen(&mut client, dialect).await;
+            let refused = [&443_u16.to_le_bytes()[..], b"error forwarding port 443 to pod p, uid u: closed"].concat();
+            let answered = [&80_u16.to_le_bytes()[..], b"hello"].concat();
+            let expected = [(0, vec![0xbb, 1]), (1, refused), (2, answered), (3, vec![80, 0])];
+            assert_eq!(heard.into_iter().collect::<Vec<_>>(), expected, "{dialect:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_is_carried_in_every_dialect() {
+        for (dialect, ending) in [(Dialect::V5, "NonZeroExitCode"), (Dialect::V1Base64, "exit status 3")] {
+            let mut client = client(dialect, move |upgrade| {
+                let (near, far) = tokio::io::duplex(100);
+                let process = Process {
+                    stdin: Some(Box::new(near)),
+                    stdout: Some(Box::new(far.take(5))),
+                    stderr: Some(Box::new(&b"oops"[..])),
+                    exit: Box::pin(async { crate::channels::Outcome::Exit(3) }),
+                    resize: Box::new(|_, _| Box::pin(async {})),
+                };
+                exec(upgrade, dialect, process)
+            })
+            .await;
+            say(&mut client, dialect, 0, b"hello").await;
+            let heard = listen(&mut client, dialect).await;
+            let text = |channel: u8| String::from_utf8_lossy(&heard[&channel]).into_owned();
+            assert_eq!((text(STDOUT).as_str(), text(STDERR).as_str()), ("hello", "oops"), "{dialect:?}");
+            assert!(text(ERROR).contains(ending), "{}", text(ERROR));
+        }
+    }
 }
