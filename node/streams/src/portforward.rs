@@ -71,48 +71,59 @@ fn parse_port(text: &str) -> Result<u16, String> {
     }
 }
 
-/// Forwards one connection until the pod has closed it, or either side is lost. The error is a sentence for the client.
+/// Why a connection was not forwarded to its end.
+#[derive(Debug)]
+pub(crate) enum Broken {
+    /// Nobody answered at the port; a sentence for the client.
+    Refused(String),
+    /// The pod broke the connection off; a sentence.
+    Pod(String),
+    /// The client broke it off, which is no news to it.
+    Client,
+}
+
+/// Forwards one connection until the pod has closed it, or either side is lost.
 pub(crate) async fn forward<F>(
     target: &Target,
     port: u16,
     mut from_client: Input,
     to_client: impl Fn(Bytes) -> F,
-) -> Result<(), String>
+) -> Result<(), Broken>
 where
     F: Future<Output = io::Result<()>>,
 {
     let told =
         |reason: String| format!("error forwarding port {port} to pod {}, uid {}: {reason}", target.pod, target.uid);
-    let connection = target.dial.dial(port).await.map_err(told)?;
+    let connection = target.dial.dial(port).await.map_err(|reason| Broken::Refused(told(reason)))?;
     let (mut read, mut write) = tokio::io::split(connection);
     let inward = async {
-        tokio::io::copy(&mut from_client, &mut write).await?;
-        write.shutdown().await
+        let mut buffer = vec![0; READ_BYTES];
+        loop {
+            let count = from_client.read(&mut buffer).await.map_err(|_| Broken::Client)?;
+            // A pod that takes nothing more may still have something to say, which is read to its end.
+            let taken = if count == 0 { write.shutdown().await } else { write.write_all(&buffer[..count]).await };
+            if count == 0 || taken.is_err() {
+                return Ok(());
+            }
+        }
     };
     let outward = async {
         let mut buffer = BytesMut::new();
         loop {
             buffer.reserve(READ_BYTES);
-            if read.read_buf(&mut buffer).await? == 0 {
-                return Ok(());
+            match read.read_buf(&mut buffer).await {
+                Ok(0) => return Ok(()),
+                Ok(_) => to_client(buffer.split().freeze()).await.map_err(|_| Broken::Client)?,
+                Err(error) => return Err(Broken::Pod(told(error.to_string()))),
             }
-            to_client(buffer.split().freeze()).await?;
         }
     };
     tokio::pin!(inward, outward);
-    let mut sending = true;
-    loop {
-        tokio::select! {
-            // What the pod still says after the client's end is for the client.
-            result = &mut inward, if sending => match result {
-                Ok(()) => sending = false,
-                // The pod closed while the client was sending: what it said before is still read.
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => sending = false,
-                Err(error) => return Err(told(error.to_string())),
-            },
-            result = &mut outward => return result.map_err(|error: io::Error| told(error.to_string())),
-        }
+    tokio::select! {
+        result = &mut outward => return result,
+        result = &mut inward => result?,
     }
+    outward.await
 }
 
 /// What a stream is, by its headers.
@@ -228,15 +239,22 @@ async fn pair(target: Arc<Target>, port: u16, data: Stream, error: Stream) -> io
         let output = &output;
         async move { output.send(&piece).await }
     };
-    let forwarded = forward(&target, port, data.input, to_client).await;
-    if let Err(message) = forwarded {
-        tracing::debug!(message, "a connection is not forwarded");
-        error.output.send(message.as_bytes()).await?;
-        error.output.finish().await?;
-        // The client need not send what nobody takes.
-        return output.reset().await;
+    match forward(&target, port, data.input, to_client).await {
+        Ok(()) => output.finish().await?,
+        Err(Broken::Refused(message)) => {
+            tracing::debug!(message, "a connection is not forwarded");
+            error.output.send(message.as_bytes()).await?;
+            // The client need not send what nobody takes.
+            output.reset().await?;
+        }
+        // Said by the reset alone: kubectl gives up all of its connections at a word on any error stream, also at one
+        // about a connection that it reset itself.
+        Err(Broken::Pod(message)) => {
+            tracing::debug!(message, "a forwarded connection was broken off");
+            output.reset().await?;
+        }
+        Err(Broken::Client) => output.reset().await?,
     }
-    output.finish().await?;
     error.output.finish().await
 }
 
@@ -325,6 +343,46 @@ mod tests {
         assert_eq!(*said.lock(), b"hello yourself");
         let (_feed, from_client) = input();
         let refused = forward(&target, 80, from_client, |_| async { Ok(()) }).await.unwrap_err();
-        assert_eq!(refused, "error forwarding port 80 to pod p, uid u: connection refused");
+        let expected = "error forwarding port 80 to pod p, uid u: connection refused";
+        assert!(matches!(&refused, Broken::Refused(message) if message == expected), "{refused:?}");
+    }
+
+    /// What a client hears on its error stream (1) when its data stream (3) goes to `pod` and is then reset.
+    async fn heard_after_reset(pod: Option<tokio::io::DuplexStream>, reset: bool) -> String {
+        use crate::spdy::{Decoder, Encoder, Frame};
+        let (near, mut far) = tokio::io::duplex(1 << 16);
+        let dial = Box::new(Pod(parking_lot::Mutex::new(pod)));
+        let target = Arc::new(Target { pod: "p".into(), uid: "u".into(), dial });
+        tokio::spawn(serve(Connection::serve(near), target));
+        let mut encoder = Encoder::default();
+        for (stream, kind) in [(1, "error"), (3, "data")] {
+            let headers = headers(&format!("streamtype={kind} port=80 requestid=0"));
+            let syn = Frame::SynStream { stream, fin: false, unidirectional: false, headers };
+            far.write_all(&encoder.encode(&syn)).await.unwrap();
+        }
+        if reset {
+            far.write_all(&encoder.encode(&Frame::RstStream { stream: 3, status: 5 })).await.unwrap();
+        }
+        let (mut decoder, mut heard, mut buffer) = (Decoder::default(), String::new(), [0; 4096]);
+        loop {
+            let count = far.read(&mut buffer).await.unwrap();
+            decoder.push(&buffer[..count]);
+            while let Some(frame) = decoder.next_frame().unwrap() {
+                if let Frame::Data { stream: 1, fin, data } = frame {
+                    heard += std::str::from_utf8(&data).unwrap();
+                    if fin {
+                        return heard;
+                    }
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_resets_a_connection_hears_no_error() {
+        let (near, _far) = tokio::io::duplex(1000);
+        assert_eq!(heard_after_reset(Some(near), true).await, "");
+        let refused = heard_after_reset(None, false).await;
+        assert!(refused.ends_with("connection refused"), "{refused}");
     }
 }

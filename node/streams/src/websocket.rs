@@ -22,7 +22,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 
 use crate::channels::{Dialect, ERROR, Input, STDERR, STDOUT};
 use crate::input::{Feed, input};
-use crate::portforward::{self, Target};
+use crate::portforward::{self, Broken, Target};
 use crate::process::Process;
 use crate::{Chunks, NodeRefusal};
 
@@ -238,7 +238,8 @@ pub async fn forward(upgrade: OnUpgrade, dialect: Dialect, ports: Vec<u16>, targ
                 let (out, frame) = (out.clone(), dialect.encode(data, &piece));
                 async move { out.send(frame).await.map_err(|_| io::ErrorKind::BrokenPipe.into()) }
             };
-            if let Err(message) = portforward::forward(&target, port, from_client, to_client).await {
+            let forwarded = portforward::forward(&target, port, from_client, to_client).await;
+            if let Err(Broken::Refused(message) | Broken::Pod(message)) = forwarded {
                 let _ = frames.send(dialect.encode(data + 1, message.as_bytes())).await; // The client may have left.
             }
         });
