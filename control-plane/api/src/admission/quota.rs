@@ -81,12 +81,13 @@ fn take(quota: &mut Value, call: &Call<'_>, new: &Value, growth: &Amounts) -> Re
     let mut used = amounts(&quota["status"]["used"]);
     let taken: Amounts =
         growth.iter().filter(|(name, _)| hard.contains_key(*name)).map(|(n, a)| (n.clone(), a.clone())).collect();
-    if taken.is_empty() {
-        return Ok(None);
-    }
-    let missing: Vec<&str> = unstated(&hard, &call.kind.resource.kind, new, growth);
+    // Also when it counts for nothing: that is what a pod says by saying nothing.
+    let missing: Vec<&str> = unstated(&hard, &call.kind.resource.kind, new);
     if !missing.is_empty() {
         return Err(format!("failed quota: {}: must specify {}", object::name(quota), missing.join(",")));
+    }
+    if taken.is_empty() {
+        return Ok(None);
     }
     let before = used.clone();
     resources::add(&mut used, &taken);
@@ -108,12 +109,13 @@ fn take(quota: &mut Value, call: &Call<'_>, new: &Value, growth: &Amounts) -> Re
 }
 
 /// A quota on cpu or memory makes every pod say how much it wants.
-fn unstated<'a>(hard: &'a Amounts, kind: &str, new: &Value, growth: &Amounts) -> Vec<&'a str> {
+fn unstated<'a>(hard: &'a Amounts, kind: &str, new: &Value) -> Vec<&'a str> {
     const STATED: &[&str] = &["cpu", "memory", "requests.cpu", "requests.memory", "limits.cpu", "limits.memory"];
     if kind != "Pod" || !new["spec"].is_object() {
         return Vec::new();
     }
-    hard.keys().map(String::as_str).filter(|name| STATED.contains(name) && !growth.contains_key(*name)).collect()
+    let stated = usage("", "pods", kind, new);
+    hard.keys().map(String::as_str).filter(|name| STATED.contains(name) && !stated.contains_key(*name)).collect()
 }
 
 fn put_used(quota: &mut Value, used: &Amounts) {
@@ -166,5 +168,25 @@ pub(super) async fn give_back(api: &Api, charged: Charged) {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_a_quota_limits_must_be_said() {
+        let check = |hard: Value, kind: &str, resources: Value, expected: &[&str]| {
+            let pod = json!({"spec": {"containers": [{ "resources": resources }]}});
+            let hard = amounts(&hard);
+            assert_eq!(unstated(&hard, kind, &pod), expected, "{pod}");
+        };
+        let hard = || json!({"requests.cpu": "1", "limits.memory": "1Gi", "pods": "5", "requests.storage": "1Gi"});
+        check(hard(), "Pod", json!({}), &["limits.memory", "requests.cpu"]);
+        check(hard(), "Pod", json!({"requests": {"cpu": "1m"}}), &["limits.memory"]);
+        check(hard(), "Pod", json!({"requests": {"cpu": "1m"}, "limits": {"memory": "1Mi"}}), &[]);
+        check(hard(), "Service", json!({}), &[]);
     }
 }
