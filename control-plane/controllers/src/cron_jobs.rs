@@ -46,7 +46,7 @@ impl Reconcile for Controller {
                     Some(found).filter(|found| pods::is_controlled_by(found, &*cron))
                 }
                 Err(error) => {
-                    let message = format!("Error creating job: {error}");
+                    let message = format!("Error creating job: {}", events::text(&error));
                     events::warn(context, self.name(), &*cron, "FailedCreate", &message).await;
                     return Err(error);
                 }

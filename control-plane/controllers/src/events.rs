@@ -1,7 +1,7 @@
 //! Events about what a controller could not do, for `kubectl describe`. (`k8s.io/client-go/tools/record`.)
 //!
-//! The same trouble of the same object is one event that counts; it is written again only now and then, because what
-//! fails is tried again very soon at first.
+//! A reason and an object are one event, which counts and tells the newest message: messages name what was tried, which
+//! is another name each time. It is written again only now and then, because what fails is tried again very soon.
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
@@ -19,13 +19,21 @@ const PAUSE: SignedDuration = SignedDuration::from_secs(10);
 /// The longest message that the API takes.
 const MESSAGE_BYTES_MAX: usize = 1024;
 
+/// What an error says, without what a client adds for programmers.
+pub(crate) fn text(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
 /// Tells a trouble with `object`; that it cannot be told is no trouble of its own.
 pub(crate) async fn warn<O: Namespaced>(context: &Context, controller: &str, object: &O, reason: &str, message: &str) {
     let now = context.world.clock.wall();
     let event = event(controller, object, reason, message, now);
     let api: Api<Event> = Api::namespaced(context.informers.client().clone(), &object.namespace().unwrap_or_default());
     let told = match api.create(&PostParams::default(), &event).await {
-        Err(error) if is(&error, 409) => again(&api, &event.name_any(), now).await,
+        Err(error) if is(&error, 409) => again(&api, &event, now).await,
         other => other.map(drop),
     };
     if let Err(error) = told.or_else(|error| if is_ending(&error) { Ok(()) } else { Err(error) }) {
@@ -34,11 +42,12 @@ pub(crate) async fn warn<O: Namespaced>(context: &Context, controller: &str, obj
 }
 
 /// Counts an event that is there, if it was not told just now.
-async fn again(api: &Api<Event>, name: &str, now: Timestamp) -> kube::Result<()> {
-    let found = api.get(name).await?;
+async fn again(api: &Api<Event>, event: &Event, now: Timestamp) -> kube::Result<()> {
+    let name = event.name_any();
+    let found = api.get(&name).await?;
     let Some(count) = next_count(&found, now) else { return Ok(()) };
-    let patch = json!({ "count": count, "lastTimestamp": Time(now) });
-    api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
+    let patch = json!({ "count": count, "lastTimestamp": Time(now), "message": event.message });
+    api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
 }
 
 /// The count to write; none while it is too early. Pure.
@@ -54,7 +63,7 @@ fn event<O: Namespaced>(controller: &str, object: &O, reason: &str, message: &st
         end -= 1;
     }
     let message = message[..end].to_owned();
-    let hash = content_hash(&(object.uid(), controller, reason, &message), None);
+    let hash = content_hash(&(object.uid(), controller, reason), None);
     Event {
         metadata: ObjectMeta {
             name: Some(format!("{}.{hash}", object.name_any())),
@@ -95,7 +104,8 @@ mod tests {
             serde_json::from_value(json!({"metadata": {"name": "j", "namespace": "n", "uid": "u"}})).unwrap();
         let first = event("c", &job, "FailedCreate", "no room", at(0));
         assert_eq!(first.name_any(), event("c", &job, "FailedCreate", "no room", at(50)).name_any());
-        assert_ne!(first.name_any(), event("c", &job, "FailedCreate", "no way", at(0)).name_any());
+        assert_eq!(first.name_any(), event("c", &job, "FailedCreate", "no way", at(0)).name_any());
+        assert_ne!(first.name_any(), event("c", &job, "FailedDelete", "no room", at(0)).name_any());
         assert_eq!((next_count(&first, at(9)), next_count(&first, at(10))), (None, Some(2)));
         // Cut where a letter ends.
         let long = event("c", &job, "FailedCreate", &"ä".repeat(600), at(0)).message.unwrap();

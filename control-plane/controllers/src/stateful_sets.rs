@@ -87,7 +87,7 @@ impl Reconcile for Controller {
         if let Err(error) = &result
             && !write::is(error, 409)
         {
-            let message = format!("{} failed error: {error}", set.name_any());
+            let message = format!("{} failed error: {}", set.name_any(), events::text(error));
             events::warn(context, self.name(), &*set, "FailedUpdate", &message).await;
         }
         result?;

@@ -112,7 +112,8 @@ pub(crate) async fn create_pods<O: Namespaced>(
     }
     context.informers.of::<Pod>().reached(newest).await;
     if let Err(error) = &refused {
-        events::warn(context, controller, owner, "FailedCreate", &format!("Error creating: {error}")).await;
+        events::warn(context, controller, owner, "FailedCreate", &format!("Error creating: {}", events::text(error)))
+            .await;
     }
     refused
 }
