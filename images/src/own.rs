@@ -7,7 +7,8 @@
     reason = "a shell: reads this program and its libraries, which are files of the system"
 )]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::path::Path;
@@ -132,8 +133,8 @@ impl Layer {
             if name != target {
                 links.insert(name, format!("/{target}"));
             }
-            if !files.contains_key(&target) {
-                files.insert(target.clone(), open(&real.to_string_lossy())?);
+            if let Entry::Vacant(place) = files.entry(target) {
+                place.insert(open(&real.to_string_lossy())?);
             }
         }
         Ok(Self { files, links, size: 0 })

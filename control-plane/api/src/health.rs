@@ -18,8 +18,11 @@ use crate::api::{Api, Incoming, bytes_response};
 use crate::body::Body;
 use crate::error::ApiError;
 
+/// Looks at one thing; the error says why it is not well.
+type Check = fn(&Api) -> Result<(), String>;
+
 /// The checks behind each path, each of which can also be asked alone (`/readyz/store`).
-const CHECKS: [(&str, fn(&Api) -> Result<(), String>); 2] = [("ping", |_| Ok(())), ("store", store)];
+const CHECKS: [(&str, Check); 2] = [("ping", |_| Ok(())), ("store", store)];
 
 /// The store answers, and what was written last is on the disk.
 fn store(api: &Api) -> Result<(), String> {

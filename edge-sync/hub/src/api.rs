@@ -3,7 +3,7 @@
 
 use std::future::Future;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -12,7 +12,7 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use kedge_access::Identity;
-use kedge_world::{BoxedStream, Net, World};
+use kedge_world::{BoxedStream, World};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
 use tokio_rustls::TlsConnector;
@@ -25,26 +25,9 @@ pub struct ApiError(String);
 
 /// A client of the server with this data directory, which listens on `address`.
 pub fn connect(world: &World, data_dir: &Path, address: &str) -> Result<kube::Client, ApiError> {
-    let folder = data_dir.join("server/tls");
-    let read = |file: &str| {
-        let path = folder.join(file);
-        world.disk.read(&path).map_err(|error| {
-            ApiError(format!("{error}; the hub runs beside a server with the same --data-dir, which writes this file"))
-        })
-    };
-    let failed = |error: &dyn std::fmt::Display| ApiError(format!("cannot set up TLS to the API server: {error}"));
-    let admin = Identity::from_pem(&read("admin.pem")?).map_err(|e| failed(&e))?;
-    let authority = CertificateDer::from_pem_slice(&read("server-ca.pem")?).map_err(|e| failed(&e))?;
-    let mut roots = RootCertStore::empty();
-    roots.add(authority).map_err(|e| failed(&e))?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| failed(&e))?
-        .with_root_certificates(roots)
-        .with_client_auth_cert(vec![admin.certificate().clone()], admin.private_key())
-        .map_err(|e| failed(&e))?;
-    let connector = Connector { net: world.net.clone(), address: address.into(), config: Arc::new(config) };
+    let connector = Connector { world: world.clone(), folder: data_dir.join("server/tls"), address: address.into() };
+    // Asked once here, so that a wrong directory is told at once and not by a connection that never comes up.
+    connector.config()?;
     let pool = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector);
     Ok(kube::Client::new(Absolute(pool, address.into()), "default"))
 }
@@ -75,9 +58,36 @@ where
 
 #[derive(Clone)]
 struct Connector {
-    net: Arc<dyn Net>,
+    world: World,
+    /// The server's keys.
+    folder: PathBuf,
     address: Arc<str>,
-    config: Arc<ClientConfig>,
+}
+
+impl Connector {
+    /// Read for every connection: the server renews the administrator's certificate when it starts.
+    fn config(&self) -> Result<Arc<ClientConfig>, ApiError> {
+        let read = |file: &str| {
+            self.world.disk.read(&self.folder.join(file)).map_err(|error| {
+                ApiError(format!(
+                    "{error}; the hub runs beside a server with the same --data-dir, which writes this file"
+                ))
+            })
+        };
+        let failed = |error: &dyn std::fmt::Display| ApiError(format!("cannot set up TLS to the API server: {error}"));
+        let admin = Identity::from_pem(&read("admin.pem")?).map_err(|e| failed(&e))?;
+        let authority = CertificateDer::from_pem_slice(&read("server-ca.pem")?).map_err(|e| failed(&e))?;
+        let mut roots = RootCertStore::empty();
+        roots.add(authority).map_err(|e| failed(&e))?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|e| failed(&e))?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(vec![admin.certificate().clone()], admin.private_key())
+            .map_err(|e| failed(&e))?;
+        Ok(Arc::new(config))
+    }
 }
 
 impl tower::Service<http::Uri> for Connector {
@@ -90,9 +100,10 @@ impl tower::Service<http::Uri> for Connector {
     }
 
     fn call(&mut self, _: http::Uri) -> Self::Future {
-        let Self { net, address, config } = self.clone();
+        let connector = self.clone();
         Box::pin(async move {
-            let stream = net.connect(&address).await?;
+            let config = connector.config().map_err(io::Error::other)?;
+            let stream = connector.world.net.connect(&connector.address).await?;
             let name = ServerName::try_from("localhost").expect("a constant");
             Ok(Stream(TokioIo::new(TlsConnector::from(config).connect(name, stream).await?)))
         })

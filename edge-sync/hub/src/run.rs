@@ -36,8 +36,9 @@ const STREAMS_MAX: u32 = 8;
 /// A site sends no larger message: reports are below [`kedge_link::Limits::BATCH_BYTES`] each, and requests for pieces
 /// have a bound of their own.
 const MESSAGE_BYTES_MAX: usize = 512 << 10;
-/// How often a silent connection is asked whether it is there, and how long the answer may take.
-const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
+/// How often a silent connection is asked whether it is there, and how long the answer may take. Sites ask, too, and more
+/// often: it is they who have to come back.
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(20));
 
 /// What a hub must be told.
 #[derive(Clone, Debug)]
