@@ -124,6 +124,10 @@ pub(super) fn failed(attempt: &str, status: &Status) -> RuntimeError {
         Code::DeadlineExceeded | Code::Cancelled => {
             RuntimeError::Unavailable { attempt, reason: format!("no answer within {CALL_TIME_MAX:?}") }
         }
+        // A connection that ends in the middle of a call has no code of its own; what containerd says has no source.
+        Code::Unknown if std::error::Error::source(status).is_some() => {
+            RuntimeError::Unavailable { attempt, reason: chain(status) }
+        }
         _ => RuntimeError::Backend { attempt, reason: status.message().to_owned() },
     }
 }

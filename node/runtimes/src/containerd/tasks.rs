@@ -252,10 +252,21 @@ impl Inner {
             }
             (None, None, Some(_)) if self.starting.lock().contains(&known.id) => ContainerState::Created,
             (None, None, started_at @ Some(_)) => {
-                // Listed before its exit was written, and its task gone after: look again.
-                match self.find_container(&known.id).await? {
-                    None => return Ok(None),
-                    Some(now) => now.exit.map_or(ContainerState::Lost { started_at }, ContainerState::Exited),
+                // Listed before its task was made, or before its exit was written and with its task gone after: look
+                // again, at the task first, because an exit is written before the task goes.
+                let task = self.task(&known.id).await?;
+                let Some(now) = self.find_container(&known.id).await? else { return Ok(None) };
+                match (now.exit, task) {
+                    (Some(exit), _) => ContainerState::Exited(exit),
+                    (None, None) => ContainerState::Lost { started_at },
+                    (None, Some(task)) => match (task.status(), started_at) {
+                        (TaskStatus::Stopped, _) => match self.finish(&known.id).await? {
+                            Some(exit) => ContainerState::Exited(exit),
+                            None => return Ok(None),
+                        },
+                        (TaskStatus::Created, _) | (_, None) => ContainerState::Created,
+                        (_, Some(started_at)) => ContainerState::Running { started_at, pid: task.pid },
+                    },
                 }
             }
         };
