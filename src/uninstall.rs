@@ -68,10 +68,12 @@ pub(crate) async fn run(flags: UninstallFlags) -> Result<()> {
     }
     let namespace = folders::namespace(&world, &resolved);
     cli::end_all(flags.folders).await?;
-    if let Some(name) = namespace {
+    // Others may hold on to a namespace; what is ours alone goes all the same, and the failure is told at the end.
+    let unpinned = namespace.map_or(Ok(()), |name| {
         kedge_network::node::delete(&name).with_context(|| format!("cannot remove the network namespace {name}"))?;
         println!("removed the network namespace {name}");
-    }
+        anyhow::Ok(())
+    });
     for path in &doomed {
         let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
         removed.with_context(|| format!("cannot remove {}", path.display()))?;
@@ -80,7 +82,7 @@ pub(crate) async fn run(flags: UninstallFlags) -> Result<()> {
     if is_installed && Path::new("/run/systemd/system").exists() {
         systemctl(&["daemon-reload"]);
     }
-    Ok(())
+    unpinned
 }
 
 fn agreed() -> Result<bool> {
