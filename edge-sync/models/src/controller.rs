@@ -49,7 +49,11 @@ impl ModelController {
         let named = models.iter().flat_map(|model| {
             let status = model.status.as_ref().and_then(|status| status.digest.as_deref());
             let incoming = model.annotations().get(INCOMING_DIGEST).map(String::as_str);
-            [status, model.spec.digest.as_deref(), incoming]
+            let archive = match &model.spec.source {
+                Source::Url(url) => Some(&*url.digest),
+                Source::Path(_) | Source::Hub(_) => None,
+            };
+            [status, model.spec.digest.as_deref(), incoming, archive]
         });
         let keep: BTreeSet<Digest> = named.flatten().filter_map(Digest::parse).collect();
         let store = self.store.clone();

@@ -119,11 +119,8 @@ impl Progress {
         let mut hash = Sha256::new();
         let here = read_all(&mut file, &mut hash).map_err(disk(&self.path))?;
         let answer = match fetcher.get(&Get { from: here, ..Get::new(url) }).await {
-            // Everything was here already, or the file became shorter: the digest will tell.
-            Err(FetchError::Status { status, .. }) if status.as_u16() == 416 && here > 0 => {
-                discard(&self.path);
-                return Box::pin(self.begin(fetcher, url)).await;
-            }
+            // Everything was here already, or the file became shorter: once more from its beginning.
+            Err(FetchError::Status { status, .. }) if status.as_u16() == 416 => fetcher.get(&Get::new(url)).await?,
             other => other?,
         };
         let mut done = here;
@@ -137,7 +134,7 @@ impl Progress {
     }
 }
 
-/// Throws a download away; that there is none is as good, and what cannot be removed is written over.
+/// Throws a download away; that there is none is as good, and what cannot be removed now goes when nobody wants it.
 pub(crate) fn discard(path: &Path) {
     let _ = std::fs::remove_file(path);
 }

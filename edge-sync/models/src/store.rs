@@ -4,6 +4,7 @@
 //! <64 digits>/manifest.json    the model's manifest; the folder's name is its digest
 //! <64 digits>/files/…          its files, never changed again
 //! staging-<64 digits>/…        the same, on the way
+//! download-<64 digits>         an archive on the way, by its own digest
 //! taking-<random>/…            a model being taken in, its digest not yet known
 //! trash-<random>/…             on the way out
 //! ```
@@ -31,6 +32,7 @@ use crate::source::{self, SourceError};
 
 const MANIFEST: &str = "manifest.json";
 const FILES: &str = "files";
+const DOWNLOAD: &str = "download-";
 
 /// Why the store could not do something.
 #[derive(Debug, thiserror::Error)]
@@ -214,13 +216,19 @@ impl ModelStore {
         Ok(())
     }
 
-    /// Removes every model, active or on the way, that is not in `keep`; says which.
+    /// Removes every model, active or on the way, and every archive on the way, that is not in `keep`; says which models.
     pub fn prune(&self, keep: &BTreeSet<Digest>) -> Result<Vec<Digest>, StoreError> {
         let mut removed = BTreeSet::new();
         for name in self.names()? {
-            let digits = name.strip_prefix("staging-").unwrap_or(&name);
+            let digits = name.strip_prefix("staging-").or_else(|| name.strip_prefix(DOWNLOAD)).unwrap_or(&name);
             let Some(digest) = Digest::parse(&format!("sha256:{digits}")) else { continue };
-            if !keep.contains(&digest) && removed.insert(digest.clone()) {
+            if keep.contains(&digest) {
+                continue;
+            }
+            if name.starts_with(DOWNLOAD) {
+                let path = self.root.join(&name);
+                fs::remove_file(&path).map_err(disk(&path))?;
+            } else if removed.insert(digest.clone()) {
                 self.remove(&digest)?;
             }
         }
@@ -229,7 +237,7 @@ impl ModelStore {
 
     /// Where a download of `digest` is collected.
     pub(crate) fn download(&self, digest: &Digest) -> PathBuf {
-        self.root.join(format!("download-{}", digest.hex()))
+        self.root.join(format!("{DOWNLOAD}{}", digest.hex()))
     }
 
     fn manifest_in(&self, folder: &Path, digest: &Digest) -> Result<Manifest, StoreError> {
@@ -494,6 +502,17 @@ mod tests {
         let files = staging.activate().unwrap();
         assert_eq!(other.active(&digest), Some(files));
         assert_eq!(other.names().unwrap(), [digest.hex()]);
+    }
+
+    #[test]
+    fn archives_on_the_way_stay_as_long_as_somebody_wants_them() {
+        let (_folder, store) = store();
+        let wanted = Digest::of(b"archive");
+        fs::write(store.download(&wanted), "half").unwrap();
+        store.prune(&BTreeSet::from([wanted.clone()])).unwrap();
+        assert!(store.download(&wanted).exists());
+        assert_eq!(store.prune(&BTreeSet::new()).unwrap(), vec![]);
+        assert_eq!(store.names().unwrap(), Vec::<String>::new());
     }
 
     #[test]
