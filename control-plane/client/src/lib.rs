@@ -3,12 +3,13 @@
 //! Controllers, the scheduler and the node are clients like any other. Inside one process a kind is watched once and
 //! decoded once ([`Informers`]); everybody holds references to the same objects and never edits them. A reconciler
 //! ([`Reconcile`]) is told a name and nothing else: it reads the present state, compares, acts, and is called again
-//! when something it watches changes or when it asked to be.
+//! when something it watches changes or when it asked to be. What happens is told in [`events`].
 //!
 //! What is not here: what any controller does.
 
 #![forbid(unsafe_code)]
 
+pub mod events;
 mod informer;
 mod placement;
 mod queue;

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Binding, Node, ObjectReference, Pod, PodCondition};
+use k8s_openapi::api::core::v1::{Binding, EventSource, Node, ObjectReference, Pod, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kedge_client::events::{Recorder, Told};
 use kedge_client::{Change, Context, Key};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Resource, ResourceExt};
@@ -23,6 +24,7 @@ const NAME: &str = "default-scheduler";
 /// What a background binding came to.
 struct Bound {
     pod: PodView,
+    node: String,
     attempts: u32,
     error: Option<kube::Error>,
 }
@@ -33,7 +35,10 @@ pub async fn run(context: Context) {
     let mut nodes = context.informers.of::<Node>().subscribe();
     context.informers.synced().await;
     let (sender, mut ended) = mpsc::unbounded_channel::<Bound>();
-    let mut scheduler = Scheduler { snapshot: Snapshot::default(), queue: Queue::default(), context, bindings: sender };
+    let source = EventSource { component: Some(NAME.to_owned()), host: None };
+    let events = Recorder::start(context.informers.client().clone(), context.world.clone(), source);
+    let (snapshot, queue) = (Snapshot::default(), Queue::default());
+    let mut scheduler = Scheduler { snapshot, queue, context, bindings: sender, events };
     loop {
         // Everything that is known already is taken in before anything is decided.
         while let Ok(change) = nodes.try_recv() {
@@ -66,6 +71,7 @@ struct Scheduler {
     queue: Queue,
     context: Context,
     bindings: mpsc::UnboundedSender<Bound>,
+    events: Recorder,
 }
 
 fn is_finished(pod: &Pod) -> bool {
@@ -148,7 +154,7 @@ impl Scheduler {
                 let (client, bindings) = (self.context.informers.client().clone(), self.bindings.clone());
                 tokio::spawn(async move {
                     let error = bind(client, &pod, &node).await.err();
-                    let _ = bindings.send(Bound { pod, attempts, error });
+                    let _ = bindings.send(Bound { pod, node, attempts, error });
                 });
             }
             Decision::Nowhere { message, cures } => {
@@ -156,6 +162,9 @@ impl Scheduler {
                 let (client, wall, refused) =
                     (self.context.informers.client().clone(), self.context.world.clock.wall(), pod.pod.clone());
                 let gated = message.starts_with("Scheduling is blocked");
+                if !gated {
+                    self.events.tell(refused_event(&pod, &message));
+                }
                 tokio::spawn(async move {
                     if let Err(error) = tell(client, &refused, &message, gated, wall).await {
                         tracing::debug!(pod = %Key::of(&*refused), %error, "cannot say why a pod has no node");
@@ -167,7 +176,7 @@ impl Scheduler {
     }
 
     fn bound(&mut self, bound: Bound) {
-        let Some(error) = bound.error else { return };
+        let Some(error) = bound.error else { return self.events.tell(placed_event(&bound.pod, &bound.node)) };
         self.snapshot.remove_pod(&bound.pod.key);
         let gone = matches!(&error, kube::Error::Api(status) if status.code == 404);
         if gone {
@@ -176,10 +185,27 @@ impl Scheduler {
         tracing::debug!(pod = %bound.pod.key, %error, "a binding failed");
         let current = self.context.informers.of::<Pod>().get(&bound.pod.key);
         if current.is_some_and(|pod| node_of(&pod).is_none()) {
+            self.events.tell(refused_event(&bound.pod, &format!("binding to {}: {error}", bound.node)));
             let now = self.context.world.clock.monotonic();
             self.queue.park(bound.pod, bound.attempts, None, now);
         }
     }
+}
+
+/// What is told of a pod that got a node (`finishBinding`).
+fn placed_event(pod: &PodView, node: &str) -> Told {
+    let Key { namespace, name } = &pod.key;
+    told(pod, false, "Scheduled", "Binding", format!("Successfully assigned {namespace}/{name} to {node}"))
+}
+
+/// What is told of a pod that got none (`handleSchedulingFailure`).
+fn refused_event(pod: &PodView, message: &str) -> Told {
+    told(pod, true, "FailedScheduling", "Scheduling", message.to_owned())
+}
+
+fn told(pod: &PodView, warning: bool, reason: &str, action: &str, message: String) -> Told {
+    let about = pod.pod.object_ref(&());
+    Told { about, warning, reason: reason.to_owned(), message, action: Some(action.to_owned()) }
 }
 
 async fn bind(client: kube::Client, pod: &PodView, node: &str) -> kube::Result<()> {
@@ -223,5 +249,25 @@ async fn tell(client: kube::Client, pod: &Arc<Pod>, message: &str, gated: bool, 
             Err(error)
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_placement_and_a_refusal_are_told() {
+        let pod = json!({"metadata": {"name": "p", "namespace": "ns", "uid": "u"}, "spec": {"containers": []}});
+        let pod = PodView::new(Arc::new(serde_json::from_value(pod).unwrap()));
+        let placed = placed_event(&pod, "n1");
+        assert_eq!((placed.warning, &*placed.reason), (false, "Scheduled"));
+        assert_eq!(placed.message, "Successfully assigned ns/p to n1");
+        assert_eq!(placed.action.as_deref(), Some("Binding"));
+        let about = (placed.about.kind.as_deref(), placed.about.name.as_deref(), placed.about.uid.as_deref());
+        assert_eq!(about, (Some("Pod"), Some("p"), Some("u")));
+        let refused = refused_event(&pod, "0/1 nodes are available: 1 Insufficient cpu.");
+        assert_eq!((refused.warning, &*refused.reason), (true, "FailedScheduling"));
+        assert_eq!(refused.message, "0/1 nodes are available: 1 Insufficient cpu.");
     }
 }
