@@ -22,6 +22,7 @@ pub mod plan;
 pub mod probe;
 pub mod prober;
 mod pull_secrets;
+mod report;
 pub mod resources;
 pub mod security;
 pub mod streams;

@@ -6,6 +6,7 @@
 //! it takes; a pod runs the same whether it answers or not.
 
 mod steps;
+mod tell;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -14,8 +15,6 @@ use std::time::Duration;
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
 use kedge_runtimes::{ContainerId, ContainerState, ObservedContainer, PodId, PodUid, RuntimeError};
-use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
-use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
 use crate::agent::Shared;
@@ -29,8 +28,6 @@ const REFRESH: SignedDuration = SignedDuration::from_secs(60);
 /// A failed set-up, image or start is tried again after this long, and then by its back-off.
 const RETRY: SignedDuration = SignedDuration::from_secs(5);
 const OBSERVE_PAUSE: Duration = Duration::from_secs(1);
-const API_PAUSE_MIN: Duration = Duration::from_millis(200);
-const API_PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -98,7 +95,7 @@ pub(crate) fn spawn(shared: Arc<Shared>, id: PodId, pod: Pod, known: Sources) ->
     let (commands, receiver) = mpsc::unbounded_channel();
     let (say, said) = watch::channel((None, false));
     let (outcome_sender, outcomes) = mpsc::unbounded_channel();
-    tokio::spawn(tell_api(shared.clone(), id.clone(), said, outcome_sender.clone()));
+    tokio::spawn(tell::tell_api(shared.clone(), id.clone(), said, outcome_sender.clone()));
     let memory = Memory { start_time: Some(shared.world.clock.wall()), ..Memory::default() };
     let worker = Worker {
         shared,
@@ -515,86 +512,6 @@ impl Worker {
             self.memory.of(&run.name).termination_message.insert(run.id.clone(), message);
         }
     }
-}
-
-/// Tells the API the latest status until it has taken it; ends when the pod is deleted there.
-async fn tell_api(
-    shared: Arc<Shared>,
-    id: PodId,
-    mut said: watch::Receiver<(Option<PodStatus>, bool)>,
-    outcomes: mpsc::UnboundedSender<Outcome>,
-) {
-    let pods: Api<Pod> = Api::namespaced(shared.client.clone(), &id.namespace);
-    let mut told: Option<Value> = None;
-    let mut pause = API_PAUSE_MIN;
-    loop {
-        let (status, delete) = said.borrow_and_update().clone();
-        let done = match tell_once(&pods, &id, status.as_ref(), &mut told).await {
-            Ok(()) if delete => delete_pod(&pods, &id).await.map(|()| true),
-            other => other.map(|()| false),
-        };
-        match done {
-            Ok(true) => {
-                let _ = outcomes.send(Outcome::Deleted); // A worker that has ended knows.
-                return;
-            }
-            Ok(false) => {
-                pause = API_PAUSE_MIN;
-                if said.changed().await.is_err() {
-                    return;
-                }
-            }
-            Err(error) => {
-                tracing::debug!(pod = %id.name, %error, "the API does not take the pod's status; trying again");
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(API_PAUSE_MAX);
-                if said.has_changed().is_err() {
-                    return;
-                }
-            }
-        }
-    }
-}
-
-async fn tell_once(
-    pods: &Api<Pod>,
-    id: &PodId,
-    status: Option<&PodStatus>,
-    told: &mut Option<Value>,
-) -> Result<(), kube::Error> {
-    let Some(status) = status else { return Ok(()) };
-    let mut value = serde_json::to_value(status).expect("a status has only JSON's types");
-    if told.as_ref() == Some(&value) {
-        return Ok(());
-    }
-    let full = value.clone();
-    // A merge patch leaves what it does not name: what is gone must be named.
-    let before = told.as_ref().and_then(Value::as_object).into_iter().flatten();
-    for (key, _) in before {
-        if let Some(object) = value.as_object_mut() {
-            object.entry(key.clone()).or_insert(Value::Null);
-        }
-    }
-    let patch = json!({"metadata": {"uid": id.uid.as_str()}, "status": value});
-    match pods.patch_status(&id.name, &PatchParams::default(), &Patch::Merge(patch)).await {
-        Ok(_) => *told = Some(full),
-        Err(error) if is_gone(&error) => {}
-        Err(error) => return Err(error),
-    }
-    Ok(())
-}
-
-async fn delete_pod(pods: &Api<Pod>, id: &PodId) -> Result<(), kube::Error> {
-    let uid = Preconditions { uid: Some(id.uid.to_string()), resource_version: None };
-    match pods.delete(&id.name, &DeleteParams::default().grace_period(0).preconditions(uid)).await {
-        Err(error) if !is_gone(&error) => Err(error),
-        _ => Ok(()),
-    }
-}
-
-/// Not there, or another pod of the same name is.
-fn is_gone(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == 404 || status.code == 409)
 }
 
 /// What fails is planned again at once; this keeps it from being a loop.

@@ -18,6 +18,7 @@
 //!
 //! [`Memory`] is the only thing changed here: back-off, the stages of stopping, which hooks were asked for.
 
+mod ending;
 pub mod memory;
 pub mod status;
 
@@ -27,10 +28,6 @@ use kedge_runtimes::{ContainerId, ContainerState, Exit, ObservedContainer};
 
 pub use memory::{ContainerMemory, Hook, ImageState, Memory, Problem, SetUp, Stopping};
 
-const SIGTERM: i32 = 15;
-const SIGKILL: i32 = 9;
-/// What a container gets after its preStop hook, however long that took (`minimumGracePeriodInSeconds`).
-const GRACE_AFTER_HOOK: SignedDuration = SignedDuration::from_secs(2);
 const GRACE_DEFAULT_SECONDS: i64 = 30;
 /// The code of a container whose end nobody saw (`ContainerStatusUnknown`).
 pub const LOST_CODE: i32 = 137;
@@ -364,87 +361,6 @@ impl<'a> Planner<'a, '_> {
             memory.reset_run();
         }
         self.start(container, attempt);
-    }
-
-    /// Moves a running container one stage on: hook, asked to end, killed.
-    fn stop(&mut self, container: &Container, run: &ObservedContainer, grace_seconds: i64, reason: &str) {
-        let now = self.input.now;
-        let grace_end = now + SignedDuration::from_secs(grace_seconds);
-        let has_hook = container.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.pre_stop.is_some());
-        let memory = self.memory.of(&container.name);
-        let stop_signal = memory.stop_signal.unwrap_or(SIGTERM);
-        let first = memory.stopping.as_ref().is_none_or(|stopping| stopping.id != run.id);
-        if first {
-            let pre_stop = if has_hook && grace_seconds > 0 { Hook::Running } else { Hook::Done };
-            if pre_stop == Hook::Running {
-                self.actions.push(Action::PreStop { container: container.name.clone(), id: run.id.clone() });
-            }
-            let (id, reason) = (run.id.clone(), reason.to_owned());
-            let stopping = Stopping { id, reason, pre_stop, asked: false, kill_at: grace_end, grace_seconds };
-            memory.stopping = Some(stopping);
-        }
-        let Some(stopping) = &mut memory.stopping else { return };
-        if grace_seconds < stopping.grace_seconds {
-            // Deleted again with less patience.
-            stopping.grace_seconds = grace_seconds;
-            stopping.kill_at = stopping.kill_at.min(grace_end);
-        }
-        let hook_over = !matches!(stopping.pre_stop, Hook::Running) || stopping.kill_at <= now;
-        if hook_over && !stopping.asked {
-            stopping.asked = true;
-            if has_hook && stopping.grace_seconds > 0 {
-                stopping.kill_at = stopping.kill_at.max(now + GRACE_AFTER_HOOK);
-            }
-            if stopping.grace_seconds > 0 {
-                self.actions.push(Action::Signal { id: run.id.clone(), signal: stop_signal });
-            }
-        }
-        let kill_at = stopping.kill_at;
-        if kill_at <= now {
-            self.actions.push(Action::Signal { id: run.id.clone(), signal: SIGKILL });
-        } else {
-            self.wake(kill_at);
-        }
-    }
-
-    /// Stops everything, apps first; when nothing runs, takes the pod down.
-    fn terminate(&mut self, deleted: bool) {
-        let asked = self.input.pod.metadata.deletion_grace_period_seconds.filter(|_| deleted);
-        let grace = asked.or(self.spec.termination_grace_period_seconds).unwrap_or(GRACE_DEFAULT_SECONDS);
-        let reason = self.memory.failed.as_ref().map_or("pod deleted", |problem| problem.reason.as_str()).to_owned();
-        let mut apps_run = false;
-        let plain_inits = self.inits().iter().filter(|init| !is_sidecar(init));
-        for container in self.spec.containers.iter().chain(plain_inits) {
-            if let Some(run) = self.latest(&container.name).filter(|run| is_running(run)) {
-                apps_run = true;
-                self.stop(container, run, grace, &reason);
-            }
-        }
-        let sidecars_run = !apps_run && self.stop_sidecars_within(grace, &reason);
-        if apps_run || sidecars_run || !deleted {
-            return;
-        }
-        if self.input.sandbox || !self.input.observed.is_empty() || self.memory.set_up != SetUp::NotDone {
-            self.actions.push(Action::TearDown);
-        } else {
-            self.actions.push(Action::Delete);
-        }
-    }
-
-    fn stop_sidecars(&mut self) {
-        let grace = self.spec.termination_grace_period_seconds.unwrap_or(GRACE_DEFAULT_SECONDS);
-        self.stop_sidecars_within(grace, "pod finished");
-    }
-
-    /// One after the other, the last that started first; tells whether one still runs.
-    fn stop_sidecars_within(&mut self, grace: i64, reason: &str) -> bool {
-        for sidecar in self.inits().iter().rev().filter(|init| is_sidecar(init)) {
-            if let Some(run) = self.latest(&sidecar.name).filter(|run| is_running(run)) {
-                self.stop(sidecar, run, grace, reason);
-                return true;
-            }
-        }
-        false
     }
 
     /// The last run and the one before are shown; older records go.

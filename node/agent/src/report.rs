@@ -1,0 +1,108 @@
+//! Reports the node: its Node object and its Lease, for as long as the agent runs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference};
+use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
+use serde_json::json;
+
+use crate::agent::Shared;
+use crate::node::{self, Facts};
+
+/// The kubelet's figures: `nodeLeaseDurationSeconds` 40, renewed after a quarter of it.
+const LEASE_SECONDS: i32 = 40;
+const LEASE_RENEWAL: Duration = Duration::from_secs(10);
+/// `nodeStatusReportFrequency`: the Node object itself, when nothing changed.
+const NODE_REPORT: Duration = Duration::from_secs(300);
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+const LEASE_NAMESPACE: &str = "kube-node-lease";
+
+/// Makes the Node object and keeps its status, for ever.
+pub(crate) async fn report_node(shared: Arc<Shared>) {
+    let nodes: Api<Node> = Api::all(shared.client.clone());
+    loop {
+        let pause = match report_once(&shared, &nodes).await {
+            Ok(()) => NODE_REPORT,
+            Err(error) => {
+                tracing::debug!(%error, "the node cannot be reported yet");
+                RETRY_PAUSE
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+async fn report_once(shared: &Shared, nodes: &Api<Node>) -> Result<(), kube::Error> {
+    let settings = &shared.settings;
+    let version = shared.runtime.version().await;
+    let facts = Facts::read(settings, shared.runtime.name(), version.as_deref().ok());
+    let problem = version.err().map(|error| error.to_string());
+    let found = nodes.get_opt(&settings.node_name).await?;
+    let now = shared.world.clock.wall();
+    let existing = match found {
+        Some(node) => node,
+        None => nodes.create(&PostParams::default(), &node::object(settings, &facts)).await?,
+    };
+    let labels = node::missing_labels(settings, &facts, &existing);
+    if !labels.is_empty() {
+        let patch = json!({"metadata": {"labels": labels}});
+        nodes.patch(&settings.node_name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+    }
+    let status = node::status(settings, &facts, existing.status.as_ref(), problem.as_deref(), now);
+    let patch = json!({"status": status});
+    nodes.patch_status(&settings.node_name, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
+}
+
+/// Renews the node's Lease, for ever.
+pub(crate) async fn renew_lease(shared: Arc<Shared>) {
+    let leases: Api<Lease> = Api::namespaced(shared.client.clone(), LEASE_NAMESPACE);
+    let nodes: Api<Node> = Api::all(shared.client.clone());
+    let name = &shared.settings.node_name;
+    loop {
+        let renewed = async {
+            let renew_time = Some(MicroTime(shared.world.clock.wall()));
+            let patch = json!({"spec": {"holderIdentity": name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": renew_time}});
+            match leases.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await {
+                Err(kube::Error::Api(status)) if status.code == 404 => {
+                    let node = nodes.get(name).await?;
+                    leases.create(&PostParams::default(), &new_lease(name, &node, renew_time)).await.map(drop)
+                }
+                other => other.map(drop),
+            }
+        };
+        let pause = match renewed.await {
+            Ok(()) => LEASE_RENEWAL,
+            Err(error) => {
+                tracing::debug!(%error, "the node's Lease cannot be renewed; trying again");
+                RETRY_PAUSE
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+fn new_lease(name: &str, node: &Node, renew_time: Option<MicroTime>) -> Lease {
+    let owner = OwnerReference {
+        api_version: "v1".to_owned(),
+        kind: "Node".to_owned(),
+        name: name.to_owned(),
+        uid: node.metadata.uid.clone().unwrap_or_default(),
+        ..OwnerReference::default()
+    };
+    let metadata = ObjectMeta {
+        name: Some(name.to_owned()),
+        namespace: Some(LEASE_NAMESPACE.to_owned()),
+        owner_references: Some(vec![owner]),
+        ..ObjectMeta::default()
+    };
+    let spec = LeaseSpec {
+        holder_identity: Some(name.to_owned()),
+        lease_duration_seconds: Some(LEASE_SECONDS),
+        renew_time,
+        ..LeaseSpec::default()
+    };
+    Lease { metadata, spec: Some(spec) }
+}
