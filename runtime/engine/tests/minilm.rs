@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 
+use base64::Engine as _;
 use kedge_engine::{Cpu, Encoder, Reference};
 use serde::Deserialize;
 
@@ -18,6 +19,22 @@ const COSINE_MIN: f64 = 0.9999;
 struct Expected {
     tokens: usize,
     first: Vec<f32>,
+    /// The whole vector in steps of 1/32767, as little-endian 16-bit integers in base64: rounding alone moves a cosine
+    /// by less than 1e-6.
+    steps: String,
+}
+
+impl Expected {
+    fn cosine(&self, vector: &[f32]) -> f64 {
+        let bytes = base64::engine::general_purpose::STANDARD.decode(&self.steps).unwrap();
+        let expected: Vec<f64> =
+            bytes.chunks_exact(2).map(|two| f64::from(i16::from_le_bytes([two[0], two[1]]))).collect();
+        assert_eq!(expected.len(), vector.len());
+        let dot = |a: &mut dyn Iterator<Item = (f64, f64)>| a.map(|(a, b)| a * b).sum::<f64>();
+        let wide = || vector.iter().map(|value| f64::from(*value));
+        let lengths = dot(&mut wide().zip(wide())) * dot(&mut expected.iter().copied().zip(expected.iter().copied()));
+        dot(&mut wide().zip(expected.iter().copied())) / lengths.sqrt()
+    }
 }
 
 fn model() -> Option<PathBuf> {
@@ -48,6 +65,8 @@ fn cpu_agrees_with_numpy_on_all_texts() {
             assert_eq!(got.tokens, expected.tokens, "{text:?}");
             let furthest = furthest(&got.vector, &expected.first);
             assert!(furthest <= CPU_TOLERANCE, "{text:?}: {furthest}");
+            let cosine = expected.cosine(&got.vector);
+            assert!(cosine >= COSINE_MIN, "{text:?}: {cosine}");
         }
     }
 }

@@ -2,9 +2,10 @@
 
     python reference.py MODEL_DIRECTORY texts.json > minilm-expected.json     (needs numpy and tokenizers)
 
-One entry for each text: number of tokens, and the first 16 numbers of the normalised vector.
+One entry for each text: number of tokens, the first 16 numbers of the normalised vector, and the whole of it in steps of
+1/32767, as little-endian 16-bit integers in base64.
 """
-import json, math, struct, sys
+import base64, json, math, struct, sys
 import numpy as np
 from tokenizers import Tokenizer
 
@@ -63,5 +64,7 @@ def embed(text):
 rows = []
 for text in texts:
     tokens, vector = embed(text)
-    rows.append({"tokens": tokens, "first": [round(float(value), 8) for value in vector[:16]]})
+    steps = np.rint(vector * 32767).astype("<i2").tobytes()
+    first = [round(float(value), 8) for value in vector[:16]]
+    rows.append({"tokens": tokens, "first": first, "steps": base64.b64encode(steps).decode()})
 print("[" + ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows) + "]")

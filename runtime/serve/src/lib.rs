@@ -48,6 +48,9 @@ pub enum ServeError {
     /// A thread could not be started.
     #[error("starting the inference thread: {0}")]
     Thread(std::io::Error),
+    /// The engine panicked; what it was asked got an error.
+    #[error("the inference thread has ended")]
+    EngineEnded,
     /// The process cannot be told to stop.
     #[error("listening for the stop signal: {0}")]
     Signal(std::io::Error),

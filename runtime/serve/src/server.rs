@@ -2,7 +2,8 @@
 //!
 //! What must hold: a connection, its headers and a body each have a bound in size or time; after the stop signal no
 //! connection is accepted, and those open finish the request they are in; one that does not in time is left behind, to
-//! end with the process.
+//! end with the process. When the engine has ended, health says so and the server ends with an error, so that whoever
+//! started it starts it again.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -69,19 +70,26 @@ pub async fn serve(
     listener: BoxedListener,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
-    let queue = Queue::start(encoder.clone())?;
+    let computing = encoder.clone();
+    let queue = Queue::start(move |inputs| computing.encode_tokens(inputs))?;
     let connections = Arc::new(Semaphore::new(options.connections_max));
     let server = Arc::new(Server { options, encoder, queue, metrics: Metrics::new() });
     let graceful = GracefulShutdown::new();
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(server.options.read_timeout);
     tokio::pin!(stop);
-    loop {
+    let ended = server.queue.ended();
+    tokio::pin!(ended);
+    let result = loop {
         let accept = async {
             let permit = connections.clone().acquire_owned().await.expect("the semaphore is never closed");
             (listener.accept().await, permit)
         };
-        let (accepted, permit) = tokio::select! { accepted = accept => accepted, () = &mut stop => break };
+        let (accepted, permit) = tokio::select! {
+            accepted = accept => accepted,
+            () = &mut stop => break Ok(()),
+            () = &mut ended => break Err(ServeError::EngineEnded),
+        };
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -103,12 +111,12 @@ pub async fn serve(
             }
             drop(permit);
         });
-    }
+    };
     drop(listener);
     if tokio::time::timeout(server.options.drain_timeout, graceful.shutdown()).await.is_err() {
         tracing::warn!("connections were still busy at the end of the drain time");
     }
-    Ok(())
+    result
 }
 
 impl Server {
@@ -151,6 +159,10 @@ impl Server {
         };
         if request.method() != wanted {
             return Err(Refusal::plain(405, format!("{path:?} takes {wanted}, not {}", request.method())));
+        }
+        let tells_health = matches!(parts[..], ["health"] | ["v2", "health", _] | ["v2", "models", _, "ready"]);
+        if tells_health && !self.queue.is_served() {
+            return Err(Refusal::plain(503, "the inference thread has ended"));
         }
         let answer = match parts[0] {
             "metrics" => {

@@ -17,11 +17,16 @@ use serde_json::{Value, json};
 type Http = Client<hyper_util::client::legacy::connect::HttpConnector, Full<Bytes>>;
 
 async fn call(client: &Http, base: &str, path: &str, body: Option<String>) -> (u16, String) {
+    try_call(client, base, path, body).await.unwrap()
+}
+
+/// None when nobody took the connection.
+async fn try_call(client: &Http, base: &str, path: &str, body: Option<String>) -> Option<(u16, String)> {
     let method = if body.is_some() { "POST" } else { "GET" };
     let request = http::Request::builder().method(method).uri(format!("{base}{path}"));
-    let response = client.request(request.body(Full::from(body.unwrap_or_default())).unwrap()).await.unwrap();
+    let response = client.request(request.body(Full::from(body.unwrap_or_default())).unwrap()).await.ok()?;
     let status = response.status().as_u16();
-    (status, String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap())
+    Some((status, String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -40,8 +45,8 @@ async fn both_protocols_give_the_engine_s_vectors() {
     let client: Http = Client::builder(TokioExecutor::new()).build_http();
 
     let ask = json!({"model": "minilm", "input": ["hello world", "another"]}).to_string();
-    let together = futures_of(&client, &base, &ask).await;
-    for (status, body) in together {
+    let together = at_once(&client, &base, &ask, 8).await;
+    for (status, body) in together.into_iter().map(Option::unwrap) {
         let answer: Value = serde_json::from_str(&body).unwrap();
         let close = |values: &Value| {
             values
@@ -81,12 +86,46 @@ async fn both_protocols_give_the_engine_s_vectors() {
     assert!(client.request(http::Request::get(format!("{base}/health")).body(Full::default()).unwrap()).await.is_err());
 }
 
-/// Eight of the same request at once.
-async fn futures_of(client: &Http, base: &str, ask: &str) -> Vec<(u16, String)> {
+/// More than may wait are asked at once, then the stop comes: what was taken in is answered, the rest was told to come
+/// again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_is_said_and_what_was_taken_in_is_answered_after_the_stop() {
+    let Some(directory) = std::env::var_os("KEDGE_MINILM").map(PathBuf::from) else {
+        println!("skipped: no model (KEDGE_MINILM is not set)");
+        return;
+    };
+    let encoder = Arc::new(Encoder::open(&directory, &Cpu::new(None).unwrap()).unwrap());
+    let listener = RealNet.listen("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.address().unwrap());
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let serving =
+        tokio::spawn(serve(ServeOptions::new("minilm".into()), encoder, listener, async { stopped.await.unwrap() }));
+    let client: Http = Client::builder(TokioExecutor::new()).build_http();
+    let many: Vec<String> = (0..2).map(|index| format!("{index} {}", "word ".repeat(40))).collect();
+    let ask = json!({"model": "minilm", "input": many}).to_string();
+    let (asking, asked) = (client.clone(), base.clone());
+    let all = tokio::spawn(async move { at_once(&asking, &asked, &ask, 400).await });
+    loop {
+        let (_, metrics) = call(&client, &base, "/metrics", None).await;
+        if metrics.contains("kedge_infer_responses_total{code=\"429\"}") {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    stop.send(()).unwrap();
+    let statuses: Vec<u16> = all.await.unwrap().into_iter().flatten().map(|(status, _)| status).collect();
+    let count = |status: u16| statuses.iter().filter(|got| **got == status).count();
+    assert_eq!(count(200) + count(429), statuses.len(), "{statuses:?}");
+    assert!(count(429) >= 1 && count(200) >= 256, "a full queue was taken in: {statuses:?}");
+    serving.await.unwrap().unwrap();
+}
+
+/// The same request `count` times at once.
+async fn at_once(client: &Http, base: &str, ask: &str, count: usize) -> Vec<Option<(u16, String)>> {
     let mut calls = tokio::task::JoinSet::new();
-    for _ in 0..8 {
+    for _ in 0..count {
         let (client, base, ask) = (client.clone(), base.to_owned(), ask.to_owned());
-        calls.spawn(async move { call(&client, &base, "/v1/embeddings", Some(ask)).await });
+        calls.spawn(async move { try_call(&client, &base, "/v1/embeddings", Some(ask)).await });
     }
     calls.join_all().await
 }
