@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 
 use crate::Key;
+use crate::trim::trim;
 
 /// How long a writer waits to see its own write come back before it goes on without.
 const SEEN_MAX: Duration = Duration::from_secs(5);
@@ -180,13 +181,15 @@ async fn feed<K: Watched>(api: Api<K>, shared: Arc<Shared<K>>) {
     while let Some(event) = events.next().await {
         match event {
             Ok(watcher::Event::Init) => listing = Some(BTreeMap::new()),
-            Ok(watcher::Event::InitApply(object)) => {
+            Ok(watcher::Event::InitApply(mut object)) => {
+                trim(&mut object);
                 if let Some(listing) = &mut listing {
                     listing.insert(Key::of(&object), Arc::new(object));
                 }
             }
             Ok(watcher::Event::InitDone) => replace(&shared, listing.take().unwrap_or_default()),
-            Ok(watcher::Event::Apply(object)) => {
+            Ok(watcher::Event::Apply(mut object)) => {
+                trim(&mut object);
                 let revision = revision(&object);
                 let (key, object) = (Key::of(&object), Arc::new(object));
                 let mut objects = shared.objects.write();
@@ -195,7 +198,8 @@ async fn feed<K: Watched>(api: Api<K>, shared: Arc<Shared<K>>) {
                 drop(objects);
                 see(&shared, revision);
             }
-            Ok(watcher::Event::Delete(object)) => {
+            Ok(watcher::Event::Delete(mut object)) => {
+                trim(&mut object);
                 let mut objects = shared.objects.write();
                 let old = objects.remove(&Key::of(&object));
                 let last = old.unwrap_or_else(|| Arc::new(object.clone()));

@@ -1,8 +1,8 @@
 //! What every client of the API shares: one watch-fed copy per kind, and the loop around a reconciler.
 //!
 //! Controllers, the scheduler and the node are clients like any other. Inside one process a kind is watched once and
-//! decoded once ([`Informers`]); everybody holds references to the same objects and never edits them. A reconciler
-//! ([`Reconcile`]) is told a name and nothing else: it reads the present state, compares, acts, and is called again
+//! decoded once ([`Informers`]), without what nobody reads; everybody holds references to the same objects and never
+//! edits them. A reconciler ([`Reconcile`]) is told a name and nothing else: it reads the present state, compares, acts, and is called again
 //! when something it watches changes or when it asked to be. What happens is told in [`events`].
 //!
 //! What is not here: what any controller does.
@@ -15,12 +15,14 @@ mod placement;
 mod queue;
 mod runner;
 mod selector;
+mod trim;
 
 pub use informer::{Change, Informer, Informers, Watched};
 pub use placement::{term_matches, tolerates, untolerated, wants_node};
 pub use queue::{Backoff, Queue};
 pub use runner::{Context, Next, Reconcile, Trigger, run};
 pub use selector::selects;
+pub use trim::is_whole;
 
 /// An object's place: namespace (empty for cluster scope) and name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

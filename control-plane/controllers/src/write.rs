@@ -1,7 +1,7 @@
 //! Writing through the API so that the writer's next look includes what it did.
 
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
-use kedge_client::{Context, Watched};
+use kedge_client::{Context, Watched, is_whole};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Resource, ResourceExt};
@@ -31,8 +31,10 @@ pub(crate) async fn create<K: Namespaced>(context: &Context, namespace: &str, ob
     Ok(made)
 }
 
-/// Replaces `object`, at the revision it carries, and waits until the shared copy shows it.
+/// Replaces `object`, at the revision it carries, and waits until the shared copy shows it. For kinds of which the
+/// shared copies are whole.
 pub(crate) async fn replace<K: Namespaced>(context: &Context, object: &K) -> kube::Result<K> {
+    assert!(is_whole::<K>(), "what the shared copy of {} leaves out would be lost", K::kind(&()));
     let namespace = object.namespace().unwrap_or_default();
     let made = api::<K>(context, &namespace).replace(&object.name_any(), &PostParams::default(), object).await?;
     context.informers.of::<K>().reached(revision(&made)).await;
