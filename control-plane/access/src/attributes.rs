@@ -48,10 +48,12 @@ pub struct Attributes<'a> {
     pub subresource: &'a str,
     /// Empty for cluster scope and for all namespaces.
     pub namespace: &'a str,
-    /// Empty for collections and creates.
+    /// Empty for creates, and for collections unless a list or watch selects one name.
     pub name: &'a str,
     /// The URL path, when no resource is asked for.
     pub path: &'a str,
+    /// Fields that must have exactly these values in all that a list, watch or deletecollection selects (KEP-4601).
+    pub fields: &'a [(String, String)],
 }
 
 /// The answer.

@@ -3,6 +3,8 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::rbac::Rule;
+
 const TABLE: &str = include_str!("bootstrap.txt");
 const GROUP: &str = "rbac.authorization.k8s.io";
 
@@ -16,6 +18,15 @@ pub fn bootstrap_objects() -> Vec<Value> {
         }
     }
     objects
+}
+
+/// The rules of the role `system:node`: what every node may do that is not told apart by node. (`NodeRules` in
+/// `bootstrappolicy/policy.go`.)
+pub fn node_rules() -> Vec<Rule> {
+    let is_role = |object: &&Value| object["kind"] == "ClusterRole" && object["metadata"]["name"] == "system:node";
+    let objects = bootstrap_objects();
+    let role = objects.iter().find(is_role).expect("the table has the role of nodes");
+    role["rules"].as_array().into_iter().flatten().map(Rule::from_value).collect()
 }
 
 fn head(line: &str) -> Value {
@@ -94,7 +105,10 @@ mod tests {
         for binding in objects.iter().filter(|o| o["kind"].as_str().unwrap().ends_with("Binding")) {
             let role = &binding["roleRef"];
             assert!(named(role["kind"].as_str().unwrap(), role["name"].as_str().unwrap()), "{binding}");
-            assert!(binding["subjects"].is_array() || binding["metadata"]["name"] == "system:node", "{binding}");
+            // Nodes are the Node authorizer's: the binding of their role names nobody.
+            assert!(binding["subjects"].is_array() != (binding["metadata"]["name"] == "system:node"), "{binding}");
+            let subjects = binding["subjects"].as_array().into_iter().flatten();
+            assert!(subjects.clone().all(|subject| subject["name"] != "system:nodes"), "{binding}");
         }
         let admin = objects.iter().find(|o| o["metadata"]["name"] == "cluster-admin").unwrap();
         assert_eq!(admin["rules"][0]["verbs"][0], "*");

@@ -1,4 +1,4 @@
-//! Who is asking and may they: certificates, tokens and RBAC.
+//! Who is asking and may they: certificates, tokens, nodes and RBAC.
 //!
 //! Everything here is values in, values out, but for [`Authority`], which keeps its keys in files through the Disk
 //! seam. What is not here: requests, and where roles and accounts are stored; the API server hands those in.
@@ -8,13 +8,19 @@
 mod attributes;
 mod authority;
 mod bootstrap;
+mod graph;
 mod identity;
+mod node_authorizer;
 mod rbac;
+mod references;
 mod token;
 
 pub use attributes::{Attributes, Decision, User};
 pub use authority::{Authority, AuthorityError, Names};
-pub use bootstrap::bootstrap_objects;
+pub use bootstrap::{bootstrap_objects, node_rules};
+pub use graph::Graph;
 pub use identity::{Identity, IdentityError, Purpose, certificate_user};
+pub use node_authorizer::{decide as decide_for_node, node_of};
 pub use rbac::{Policy, Rule};
+pub use references::{Kind as ReferredKind, ephemeral_claim, of_pod as references_of_pod};
 pub use token::{Bound, Claims, Reference, TokenError, TokenSigner};

@@ -210,7 +210,7 @@ impl Api {
         query: &Query,
         verb: Verb,
     ) -> Result<Response<Body>, ApiError> {
-        self.authorize(&incoming.user, verb, path)?;
+        self.authorize(&incoming.user, verb, path, query)?;
         let registry = self.registry();
         if let Some(computed) = rest::computed::find(path) {
             let body = rest::decode_any(incoming, &registry, query)?;
@@ -235,7 +235,8 @@ impl Api {
         rest::dispatch(call).await
     }
 
-    fn authorize(&self, user: &User, verb: Verb, path: &ResourcePath) -> Result<(), ApiError> {
+    fn authorize(&self, user: &User, verb: Verb, path: &ResourcePath, query: &Query) -> Result<(), ApiError> {
+        let fields = request::required_fields(verb, path, query);
         let attributes = Attributes {
             verb: verb.as_str(),
             group: &path.group,
@@ -243,8 +244,9 @@ impl Api {
             resource: &path.resource,
             subresource: &path.subresource,
             namespace: &path.namespace,
-            name: &path.name,
+            name: request::authorized_name(verb, path, &fields),
             path: "",
+            fields: &fields,
         };
         self.guard().authorize(self, user, &attributes)
     }

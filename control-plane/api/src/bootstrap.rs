@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 use http::{HeaderMap, Method};
 use kedge_access::{User, bootstrap_objects};
+use kedge_store::{ObjectKey, ResourceId};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
@@ -22,7 +23,7 @@ const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-nod
 
 /// Why a cluster could not be set up.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot create {what}: {message}")]
+#[error("cannot set up {what}: {message}")]
 pub struct BootstrapError {
     what: String,
     message: String,
@@ -37,10 +38,33 @@ pub async fn bootstrap(api: &Api, definitions: Vec<Value>) -> Result<(), Bootstr
     objects.extend(priority_classes());
     objects.push(own_service(api)?);
     create_all(api, objects).await?;
+    retire(api).await?;
     for definition in definitions {
         put(api, definition).await?;
     }
     Ok(())
+}
+
+/// Removes what earlier versions created and this one does without, unless somebody has made it theirs by taking the
+/// label off. The one thing so far let every node read every Secret; nodes have an authorizer of their own now.
+async fn retire(api: &Api) -> Result<(), BootstrapError> {
+    const BINDING: &str = "kedge:nodes";
+    let collection = ResourceId::new("rbac.authorization.k8s.io", "clusterrolebindings");
+    let Some(entry) = api.store().get(&collection, &ObjectKey::new("", BINDING)) else { return Ok(()) };
+    if entry.facets.label("kubernetes.io/bootstrapping") != Some("rbac-defaults") {
+        tracing::warn!(
+            binding = BINDING,
+            "lets nodes read more than the pods bound to them need; kept, as it was changed"
+        );
+        return Ok(());
+    }
+    let user = Arc::new(User::new("system:apiserver", &["system:masters"]));
+    let binding = crate::object::decode(&entry.bytes);
+    let mut incoming = request(&api.registry(), &user, &binding, Method::DELETE);
+    incoming.path = format!("{}/{BINDING}", incoming.path);
+    incoming.body = Bytes::new();
+    let response = api.handle(incoming).await;
+    finish(&binding, response).await
 }
 
 /// The service by which pods find the API: the first address of the range, which nobody else may get.

@@ -1,5 +1,6 @@
 //! Who may do what, as the API server asks it.
 
+mod node;
 mod rbac;
 
 use kedge_access::{Attributes, Decision, Rule, User};

@@ -49,8 +49,16 @@ pub(crate) fn act_as(api: &Api, user: Arc<User>, headers: &HeaderMap) -> Result<
 
 fn may(api: &Api, user: &User, wanted: &User) -> Result<(), ApiError> {
     let ask = |group: &str, resource: &str, subresource: &str, namespace: &str, name: &str| {
-        let attributes =
-            Attributes { verb: "impersonate", group, version: "v1", resource, subresource, namespace, name, path: "" };
+        let attributes = Attributes {
+            verb: "impersonate",
+            group,
+            version: "v1",
+            resource,
+            subresource,
+            namespace,
+            name,
+            ..Attributes::default()
+        };
         api.guard().authorize(api, user, &attributes)
     };
     match wanted.name.strip_prefix("system:serviceaccount:").and_then(|account| account.split_once(':')) {

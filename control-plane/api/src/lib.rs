@@ -21,6 +21,7 @@ mod derived;
 mod discovery;
 mod error;
 mod eviction;
+mod followed;
 mod guard;
 mod health;
 mod impersonation;

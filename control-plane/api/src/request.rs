@@ -2,6 +2,7 @@
 //!
 //! The grammar of paths is that of `k8s.io/apiserver/pkg/endpoints/request/requestinfo.go`.
 
+use kedge_schema::selector::FieldSelector;
 use percent_encoding::percent_decode_str;
 
 use crate::error::ApiError;
@@ -161,9 +162,51 @@ pub(crate) fn verb(method: &http::Method, path: &ResourcePath, query: &Query) ->
     }
 }
 
+/// The fields that must have exactly one value in all that a list, watch or deletecollection selects. What cannot be
+/// read as a selector requires nothing here; whoever lists refuses it. (KEP-4601.)
+pub(crate) fn required_fields(verb: Verb, path: &ResourcePath, query: &Query) -> Vec<(String, String)> {
+    if !matches!(verb, Verb::List | Verb::Watch | Verb::DeleteCollection) || path.watch_prefix {
+        return Vec::new();
+    }
+    let selector = FieldSelector::parse(query.get("fieldSelector").unwrap_or_default()).unwrap_or_default();
+    let exact = selector.terms().iter().filter(|term| !term.negated);
+    exact.map(|term| (term.field.clone(), term.value.clone())).collect()
+}
+
+/// The name that authorisation looks at: a list or watch of one name is about that object.
+pub(crate) fn authorized_name<'a>(verb: Verb, path: &'a ResourcePath, fields: &'a [(String, String)]) -> &'a str {
+    if !path.name.is_empty() || !matches!(verb, Verb::List | Verb::Watch) {
+        return &path.name;
+    }
+    let selected = fields.iter().find(|(field, _)| field == "metadata.name").map_or("", |(_, value)| value);
+    // `path.IsValidPathSegmentName`: nothing that a path could not name.
+    if matches!(selected, "." | "..") || selected.contains(['/', '%']) { "" } else { selected }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_of_one_name_is_authorised_as_that_object() {
+        let cases = [
+            ("/api/v1/namespaces/a/secrets", "fieldSelector=metadata.name%3Ds", "s"),
+            ("/api/v1/namespaces/a/secrets", "fieldSelector=metadata.name%3Ds,type%3DOpaque&watch=true", "s"),
+            ("/api/v1/namespaces/a/secrets", "fieldSelector=metadata.name!%3Ds", ""),
+            ("/api/v1/namespaces/a/secrets", "fieldSelector=metadata.name%3D..", ""),
+            ("/api/v1/namespaces/a/secrets", "fieldSelector=metadata.name%3Da%2Fb", ""),
+            ("/api/v1/namespaces/a/secrets", "labelSelector=metadata.name%3Ds", ""),
+            ("/api/v1/watch/namespaces/a/secrets", "fieldSelector=metadata.name%3Ds", ""),
+            ("/api/v1/namespaces/a/secrets/one", "fieldSelector=metadata.name%3Ds", "one"),
+        ];
+        for (path, query, expected) in cases {
+            let Target::Resource(path) = parse_path(path) else { panic!("{path} is no resource path") };
+            let query = Query::parse(Some(query));
+            let verb = verb(&http::Method::GET, &path, &query).unwrap();
+            let fields = required_fields(verb, &path, &query);
+            assert_eq!(authorized_name(verb, &path, &fields), expected, "{path:?} {query:?}");
+        }
+    }
 
     fn check(path: &str, expected: [&str; 7]) {
         let Target::Resource(p) = parse_path(path) else { panic!("{path} is no resource path") };

@@ -1,6 +1,7 @@
 //! Kinds that are answered rather than stored: the access and token reviews.
 
 use kedge_access::{Attributes, User};
+use kedge_schema::selector::FieldSelector;
 use serde_json::{Value, json};
 
 use crate::api::{Api, Incoming};
@@ -62,6 +63,7 @@ fn self_subject_access_review(
 
 fn verdict(api: &Api, user: &User, spec: &Value) -> Result<Value, ApiError> {
     let of = |part: &'static str, key: &'static str| spec[part][key].as_str().unwrap_or_default();
+    let fields = review_fields(&spec["resourceAttributes"]["fieldSelector"])?;
     let attributes = match (spec["resourceAttributes"].is_object(), spec["nonResourceAttributes"].is_object()) {
         (true, false) => Attributes {
             verb: of("resourceAttributes", "verb"),
@@ -72,6 +74,7 @@ fn verdict(api: &Api, user: &User, spec: &Value) -> Result<Value, ApiError> {
             namespace: of("resourceAttributes", "namespace"),
             name: of("resourceAttributes", "name"),
             path: "",
+            fields: &fields,
         },
         (false, true) => Attributes {
             verb: of("nonResourceAttributes", "verb"),
@@ -90,6 +93,28 @@ fn verdict(api: &Api, user: &User, spec: &Value) -> Result<Value, ApiError> {
         kedge_access::Decision::NoOpinion(reason) if reason.is_empty() => json!({ "allowed": false }),
         kedge_access::Decision::NoOpinion(reason) => json!({ "allowed": false, "reason": reason }),
     })
+}
+
+/// What a review's `fieldSelector` requires to have one value (`pkg/registry/authorization/util`, KEP-4601).
+fn review_fields(selector: &Value) -> Result<Vec<(String, String)>, ApiError> {
+    let raw = selector["rawSelector"].as_str().unwrap_or_default();
+    let requirements = selector["requirements"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if !raw.is_empty() && !requirements.is_empty() {
+        return Err(ApiError::bad_request(
+            "spec.resourceAttributes.fieldSelector.rawSelector: may not specified at the same time as requirements",
+        ));
+    }
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    // A raw text that is no selector requires nothing: less is allowed for it, never more.
+    let of_raw = FieldSelector::parse(raw).unwrap_or_default();
+    let of_raw = of_raw.terms().iter().filter(|term| !term.negated);
+    let mut fields: Vec<_> = of_raw.map(|term| (term.field.clone(), term.value.clone())).collect();
+    fields.extend(requirements.iter().filter_map(|requirement| {
+        let values = requirement["values"].as_array()?;
+        let [value] = &values[..] else { return None };
+        (requirement["operator"] == "In").then(|| (text(&requirement["key"]), text(value)))
+    }));
+    Ok(fields)
 }
 
 fn self_subject_rules_review(
