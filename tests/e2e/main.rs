@@ -13,6 +13,7 @@ mod crash;
 mod harness;
 mod kubectl;
 mod models;
+mod nodes;
 mod pods;
 mod pulls;
 mod python;

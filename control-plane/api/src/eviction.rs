@@ -6,6 +6,7 @@ use kedge_schema::selector::LabelSelector;
 use kedge_store::{Entry, Expect, ResourceId};
 use serde_json::{Value, json};
 
+use crate::admission;
 use crate::body::Body;
 use crate::error::ApiError;
 use crate::object;
@@ -19,6 +20,7 @@ const DISRUPTED_PODS_MAX: usize = 2000;
 pub(crate) async fn evict(call: Call<'_>) -> Result<Response<Body>, ApiError> {
     let eviction = decode::object_of(&call, "policy", "v1", "Eviction")?;
     let pod = call.decode(&*call.stored()?);
+    admission::post(&call, &pod, &eviction)?;
     let phase = pod["status"]["phase"].as_str().unwrap_or_default();
     // A pod that does not serve, or is on its way out, is not what budgets protect.
     let free = matches!(phase, "Succeeded" | "Failed" | "Pending") || object::is_deleting(&pod);

@@ -69,6 +69,11 @@ pub(crate) trait Plugin: Sync {
     fn delete(&self, _call: &Call<'_>, _object: &Value) -> Result<(), ApiError> {
         Ok(())
     }
+
+    /// Refuses what is posted to a subresource of `target` without being a change of it (`eviction`, `token`).
+    fn post(&self, _call: &Call<'_>, _target: &Value, _posted: &Value) -> Result<(), ApiError> {
+        Ok(())
+    }
 }
 
 const PLUGINS: &[&dyn Plugin] = &[
@@ -100,6 +105,11 @@ pub(crate) fn validate(attempt: &Attempt<'_, '_>) -> Result<(), ApiError> {
 /// Lets every plugin refuse a deletion.
 pub(crate) fn delete(call: &Call<'_>, object: &Value) -> Result<(), ApiError> {
     PLUGINS.iter().try_for_each(|plugin| plugin.delete(call, object))
+}
+
+/// Lets every plugin refuse what is posted to a subresource of `target`.
+pub(crate) fn post(call: &Call<'_>, target: &Value, posted: &Value) -> Result<(), ApiError> {
+    PLUGINS.iter().try_for_each(|plugin| plugin.post(call, target, posted))
 }
 
 /// Every stored object of a collection, or of one namespace of it.
