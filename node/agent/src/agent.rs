@@ -14,7 +14,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::StreamExt;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, EventSource, Pod};
+use kedge_client::events::Recorder;
 use kedge_runtimes::{ContainerId, Image, PodId, PodUid, Runtime, RuntimeEvent};
 use kedge_world::World;
 use kube::api::Api;
@@ -24,6 +25,7 @@ use parking_lot::Mutex;
 use crate::cache::Cache;
 use crate::env::Sources;
 use crate::etc::Dns;
+use crate::events::Happening;
 use crate::network::Network;
 use crate::plan::status::NodeFacts;
 use crate::prober::Target;
@@ -98,6 +100,7 @@ pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) facts: NodeFacts,
     pub(crate) cache: Cache,
+    pub(crate) events: Recorder,
     /// Tokens in use, by pod, with the time to fetch another.
     pub(crate) tokens: Mutex<BTreeMap<(PodUid, TokenSpec), (String, Timestamp)>>,
 }
@@ -111,6 +114,16 @@ impl Shared {
     /// A pod's volumes.
     pub(crate) fn volumes_of(&self, id: &PodId) -> PathBuf {
         self.settings.data_dir.join("volumes").join(id.uid.as_str())
+    }
+
+    /// Tells what happened to a pod, or to one of its containers.
+    pub(crate) fn tell(&self, pod: &Pod, container: Option<&str>, happening: &Happening) {
+        self.events.tell(happening.about(pod, container));
+    }
+
+    /// Tells what happened to the node.
+    pub(crate) fn tell_of_node(&self, happening: &Happening) {
+        self.events.tell(happening.about_node(&self.settings.node_name));
     }
 
     pub(crate) fn target<'a>(&'a self, id: &'a ContainerId, container: &'a Container, pod_ip: &'a str) -> Target<'a> {
@@ -147,19 +160,22 @@ pub enum AgentError {
 }
 
 impl Agent {
-    /// An agent that has not begun.
+    /// An agent that has not begun. Its events are written by a task of their own from now on.
     pub fn new(parts: Parts, settings: Settings) -> Result<Self, AgentError> {
         let cache = Cache::below(&settings.data_dir, parts.world.disk.clone())?;
         let facts = NodeFacts { runtime_name: parts.runtime.name().to_owned(), host_ips: settings.node_ips.clone() };
         let Parts { client, runtime, network, puller, world } = parts;
-        let shared =
-            Shared { client, runtime, network, puller, world, settings, facts, cache, tokens: Mutex::default() };
+        let source = EventSource { component: Some("kubelet".to_owned()), host: Some(settings.node_name.clone()) };
+        let events = Recorder::start(client.clone(), world.clone(), source);
+        let tokens = Mutex::default();
+        let shared = Shared { client, runtime, network, puller, world, settings, facts, cache, events, tokens };
         Ok(Self { shared: Arc::new(shared), workers: BTreeMap::new() })
     }
 
     /// Runs until dropped. Containers go on when it stops.
     pub async fn run(mut self) -> Result<(), AgentError> {
         let mut runtime_events = self.shared.runtime.events();
+        self.shared.tell_of_node(&Happening::NodeStarting);
         for cached in self.shared.cache.list()? {
             let by_name = |name: &Option<String>| name.clone().unwrap_or_default();
             let known = Sources {

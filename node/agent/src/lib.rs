@@ -3,7 +3,7 @@
 //! Everything decided about a pod is decided by [`plan::plan`], from its spec, what runs, what is remembered and the
 //! time: what to do next, what its status says, and when to look again. Pure beside it: [`probe`], [`backoff`],
 //! [`env`](mod@env), [`resources`], [`security`], [`container`] (the runtime's spec of a container),
-//! [`volumes`] (which files a volume holds). Shells: [`worker`] (one task for each pod), [`agent`] (the Node object,
+//! [`volumes`] (which files a volume holds), [`events`] (what is told of it). Shells: [`worker`] (one task for each pod), [`agent`] (the Node object,
 //! its Lease, the watch on pods), [`prober`], [`volumes::writer`], [`cache`] (pod specs for a start without the API).
 //!
 //! [`streams`] answers the API server about logs and exec.
@@ -16,6 +16,7 @@ pub mod cache;
 pub mod container;
 pub mod env;
 pub mod etc;
+pub mod events;
 pub mod network;
 pub mod node;
 pub mod plan;

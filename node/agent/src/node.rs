@@ -108,6 +108,16 @@ pub fn status(
     }
 }
 
+/// Whether a node says that it is ready; none when nothing is known, as of a new node or of one that was out of reach.
+pub fn is_ready(status: Option<&NodeStatus>) -> Option<bool> {
+    let mut conditions = status?.conditions.iter().flatten();
+    match conditions.find(|condition| condition.type_ == "Ready")?.status.as_str() {
+        "True" => Some(true),
+        "False" => Some(false),
+        _ => None,
+    }
+}
+
 fn conditions(old: Option<&NodeStatus>, problem: Option<&str>, now: Timestamp) -> Vec<NodeCondition> {
     let before = old.and_then(|old| old.conditions.as_deref()).unwrap_or_default();
     let ready = match problem {

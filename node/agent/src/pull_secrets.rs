@@ -10,14 +10,15 @@ use kube::api::Api;
 use serde::Deserialize;
 
 use crate::agent::{RegistryLogin, Shared};
+use crate::events::Happening;
 
-/// The logins of all secrets that the pod names. One that cannot be read is told in the log; a registry that needs it
+/// The logins of all secrets that the pod names. One that cannot be read is told; a registry that needs it
 /// will refuse, by name.
 pub(crate) async fn logins(shared: &Shared, pod: &Pod) -> Vec<RegistryLogin> {
     let names = pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let api: Api<Secret> = Api::namespaced(shared.client.clone(), namespace);
-    let mut all = Vec::new();
+    let (mut all, mut unread) = (Vec::new(), Vec::new());
     for name in names.map(|reference| reference.name.as_str()).filter(|name| !name.is_empty()) {
         let read = match api.get_opt(name).await {
             Ok(Some(secret)) => of_secret(&secret),
@@ -26,8 +27,14 @@ pub(crate) async fn logins(shared: &Shared, pod: &Pod) -> Vec<RegistryLogin> {
         };
         match read {
             Ok(logins) => all.extend(logins),
-            Err(error) => tracing::warn!(namespace, secret = name, error, "an image pull secret cannot be used"),
+            Err(error) => {
+                tracing::warn!(namespace, secret = name, error, "an image pull secret cannot be used");
+                unread.push(name.to_owned());
+            }
         }
+    }
+    if !unread.is_empty() {
+        shared.tell(pod, None, &Happening::NoPullSecrets { names: unread });
     }
     all
 }

@@ -10,6 +10,7 @@ use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
 use serde_json::json;
 
 use crate::agent::Shared;
+use crate::events::Happening;
 use crate::node::{self, Facts};
 
 /// The kubelet's figures: `nodeLeaseDurationSeconds` 40, renewed after a quarter of it.
@@ -53,7 +54,12 @@ async fn report_once(shared: &Shared, nodes: &Api<Node>) -> Result<(), kube::Err
     }
     let status = node::status(settings, &facts, existing.status.as_ref(), problem.as_deref(), now);
     let patch = json!({"status": status});
-    nodes.patch_status(&settings.node_name, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
+    nodes.patch_status(&settings.node_name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+    if node::is_ready(existing.status.as_ref()) != node::is_ready(Some(&status)) {
+        let (node, ready) = (settings.node_name.clone(), node::is_ready(Some(&status)) == Some(true));
+        shared.tell_of_node(&Happening::NodeStatus { node, ready });
+    }
+    Ok(())
 }
 
 /// Renews the node's Lease, for ever.

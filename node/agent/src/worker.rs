@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 use crate::agent::Shared;
 use crate::container::VolumePlace;
 use crate::env::{ConfigError, Sources};
+use crate::events::{self, Happening};
 use crate::plan::{self, Action, Hook, ImageState, Input, Memory, Problem, SetUp};
 use crate::probe::ProbeKind;
 
@@ -153,6 +154,9 @@ impl Worker {
                 said.0 = Some(plan.status.clone());
                 changed
             });
+            for (container, happening) in &plan.happenings {
+                self.shared.tell(&self.pod, container.as_deref(), happening);
+            }
             for action in plan.actions {
                 self.begin(action, &observed);
             }
@@ -246,11 +250,16 @@ impl Worker {
                     }
                     Err(problem) => {
                         tracing::warn!(pod = %self.id.name, message = %problem.message, "the pod cannot be set up yet");
+                        self.shared.tell(&self.pod, None, &events::without_sandbox(&problem));
                         self.memory.set_up = SetUp::Failed { problem, retry_at: now + RETRY };
                     }
                 }
             }
             Outcome::Image(name, result) => {
+                let image = self.container(&name).and_then(|container| container.image).unwrap_or_default();
+                for happening in result.as_ref().err().map(|e| events::without_image(&image, e)).unwrap_or_default() {
+                    self.shared.tell(&self.pod, Some(&name), &happening);
+                }
                 let own = self.memory.of(&name);
                 own.busy = false;
                 match result {
@@ -261,23 +270,34 @@ impl Worker {
                         let retry_at = now + own.image_backoff.delay();
                         if again && problem.reason == "ErrImagePull" {
                             problem.reason = "ImagePullBackOff".to_owned();
-                            problem.message = format!("Back-off pulling image: {}", problem.message);
+                            problem.message =
+                                format!("Back-off pulling image {image:?}: ErrImagePull: {}", problem.message);
                         }
                         own.image = ImageState::Missing { problem, retry_at };
                     }
                 }
             }
             Outcome::Started(name, result) => {
+                if let Err(problem) = &result {
+                    let happening = Happening::NotStarted { error: problem.message.clone() };
+                    self.shared.tell(&self.pod, Some(&name), &happening);
+                }
                 let own = self.memory.of(&name);
                 own.busy = false;
                 own.start_problem = result.err().map(|problem| (problem, now + RETRY));
             }
             Outcome::PostStart(name, id, result) => {
                 self.busy.remove(&format!("post-start {id}"));
+                if result.is_err() {
+                    self.shared.tell(&self.pod, Some(&name), &Happening::PostStartFailed);
+                }
                 self.memory.of(&name).post_start = result.map_or_else(Hook::Failed, |()| Hook::Done);
             }
             Outcome::PreStop(name, id, result) => {
                 self.busy.remove(&format!("pre-stop {id}"));
+                if result.is_err() {
+                    self.shared.tell(&self.pod, Some(&name), &Happening::PreStopFailed);
+                }
                 let stopping = self.memory.of(&name).stopping.as_mut().filter(|stopping| stopping.id == id);
                 if let Some(stopping) = stopping {
                     stopping.pre_stop = result.map_or_else(Hook::Failed, |()| Hook::Done);
@@ -293,7 +313,10 @@ impl Worker {
                 self.busy.remove("tear-down");
                 match result {
                     Ok(()) => self.memory.set_up = SetUp::NotDone,
-                    Err(error) => tracing::warn!(pod = %self.id.name, error, "the pod cannot be taken down yet"),
+                    Err(error) => {
+                        tracing::warn!(pod = %self.id.name, error, "the pod cannot be taken down yet");
+                        self.shared.tell(&self.pod, None, &Happening::TearDownFailed { error });
+                    }
                 }
             }
             Outcome::Plain(step, result) => {
@@ -316,6 +339,8 @@ impl Worker {
     fn take_in_probe(&mut self, name: &str, kind: ProbeKind, started_at: jiff::Timestamp, result: Result<(), String>) {
         if let Err(reason) = &result {
             tracing::info!(pod = %self.id.name, container = name, probe = kind.as_str(), reason, "probe failed");
+            let happening = Happening::ProbeFailed { kind, output: reason.clone() };
+            self.shared.tell(&self.pod, Some(name), &happening);
         }
         let now = self.shared.world.clock.wall();
         let Some(container) = self.container(name) else { return };
@@ -496,6 +521,7 @@ impl Worker {
             Ok((_, sources)) => Outcome::Refreshed(sources),
             Err(problem) => {
                 tracing::warn!(pod = %id.name, message = %problem.message, "volumes stay as they are");
+                shared.tell(&pod, None, &events::without_sandbox(&problem));
                 Outcome::Refreshed(known)
             }
         });

@@ -217,6 +217,63 @@ async fn what_is_missing_is_said_and_waited_for() {
 }
 
 #[tokio::test]
+async fn what_happens_is_told_in_events() {
+    let this = Box_::new();
+    this.running("web", json!([]));
+    this.until_phase("web", "Running").await;
+    this.apply("lost", json!({"containers": [{"name": "lost", "image": "nowhere:1", "imagePullPolicy": "Never"}]}));
+    this.apply(
+        "bad",
+        json!({"restartPolicy": "Never", "containers": [{"name": "bad", "image": "busybox", "command": ["nothing"]}]}),
+    );
+    let told = |this: &Box_, object: &str| -> Vec<String> {
+        let mut events = this.api.all("events");
+        events.retain(|event| event["involvedObject"]["name"] == object);
+        events.sort_by(|a, b| a["metadata"]["name"].as_str().cmp(&b["metadata"]["name"].as_str()));
+        let text = |event: &Value, field: &str| event[field].as_str().unwrap_or_default().to_owned();
+        let words = |event: &Value| ["type", "reason", "message"].map(|field| text(event, field)).join(" ");
+        events.iter().map(words).collect()
+    };
+    let there = "Container image \"busybox\" already present on machine and can be accessed by the pod";
+    let begun =
+        [&format!("Normal Pulled {there}"), "Normal Created Container created", "Normal Started Container started"];
+    this.until("the beginning is told", |this| told(this, "web") == begun).await;
+    let event = this.api.all("events").into_iter().find(|event| event["reason"] == "Started").unwrap();
+    assert_eq!((&event["source"]["component"], &event["source"]["host"]), (&json!("kubelet"), &json!("n1")));
+    assert_eq!(event["involvedObject"]["fieldPath"], "spec.containers{web}");
+    assert_eq!((&event["metadata"]["namespace"], &event["count"]), (&json!("default"), &json!(1)));
+    this.until("a missing image is told", |this| {
+        let message = "Container image \"nowhere:1\" is not present with pull policy of Never";
+        told(this, "lost").starts_with(&[
+            format!("Warning ErrImageNeverPull {message}"),
+            "Warning Failed Error: ErrImageNeverPull".to_owned(),
+        ])
+    })
+    .await;
+    this.until("a failed start is told", |this| {
+        told(this, "bad").last().is_some_and(|last| last.starts_with("Warning Failed Error: "))
+    })
+    .await;
+    this.until("the node is told of", |this| {
+        let of_node = told(this, "n1");
+        of_node.contains(&"Normal Starting Starting kubelet.".to_owned())
+            && of_node.contains(&"Normal NodeReady Node n1 status is now: NodeReady".to_owned())
+    })
+    .await;
+    // The same again is the same event, which counts.
+    this.fake.end(
+        &this.fake.observe().await.unwrap().containers.into_iter().find(|run| run.name == "web").unwrap().id,
+        1,
+        false,
+    );
+    this.until("the restart is counted", |this| {
+        this.api.all("events").iter().any(|event| event["reason"] == "Started" && event["count"] == 2)
+    })
+    .await;
+    assert_eq!(told(&this, "web"), begun);
+}
+
+#[tokio::test]
 async fn a_restarted_agent_adopts_what_runs() {
     let mut this = Box_::new();
     this.running("web", json!([]));

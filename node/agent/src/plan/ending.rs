@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::Container;
 use kedge_runtimes::ObservedContainer;
 
 use super::memory::{Hook, SetUp, Stopping};
-use super::{Action, GRACE_DEFAULT_SECONDS, Planner, is_running, is_sidecar};
+use super::{Action, Ending, GRACE_DEFAULT_SECONDS, Happening, Planner, is_running, is_sidecar};
 
 const SIGTERM: i32 = 15;
 const SIGKILL: i32 = 9;
@@ -14,7 +14,7 @@ const GRACE_AFTER_HOOK: SignedDuration = SignedDuration::from_secs(2);
 
 impl Planner<'_, '_> {
     /// Moves a running container one stage on: hook, asked to end, killed.
-    pub(super) fn stop(&mut self, container: &Container, run: &ObservedContainer, grace_seconds: i64, reason: &str) {
+    pub(super) fn stop(&mut self, container: &Container, run: &ObservedContainer, grace_seconds: i64, because: Ending) {
         let now = self.input.now;
         let grace_end = now + SignedDuration::from_secs(grace_seconds);
         let has_hook = container.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.pre_stop.is_some());
@@ -26,9 +26,11 @@ impl Planner<'_, '_> {
             if pre_stop == Hook::Running {
                 self.actions.push(Action::PreStop { container: container.name.clone(), id: run.id.clone() });
             }
-            let (id, reason) = (run.id.clone(), reason.to_owned());
-            let stopping = Stopping { id, reason, pre_stop, asked: false, kill_at: grace_end, grace_seconds };
+            let id = run.id.clone();
+            let stopping = Stopping { id, because, pre_stop, asked: false, kill_at: grace_end, grace_seconds };
             memory.stopping = Some(stopping);
+            let happening = Happening::Killing { container: container.name.clone(), because };
+            self.happenings.push((Some(container.name.clone()), happening));
         }
         let Some(stopping) = &mut memory.stopping else { return };
         if grace_seconds < stopping.grace_seconds {
@@ -58,16 +60,15 @@ impl Planner<'_, '_> {
     pub(super) fn terminate(&mut self, deleted: bool) {
         let asked = self.input.pod.metadata.deletion_grace_period_seconds.filter(|_| deleted);
         let grace = asked.or(self.spec.termination_grace_period_seconds).unwrap_or(GRACE_DEFAULT_SECONDS);
-        let reason = self.memory.failed.as_ref().map_or("pod deleted", |problem| problem.reason.as_str()).to_owned();
         let mut apps_run = false;
         let plain_inits = self.inits().iter().filter(|init| !is_sidecar(init));
         for container in self.spec.containers.iter().chain(plain_inits) {
             if let Some(run) = self.latest(&container.name).filter(|run| is_running(run)) {
                 apps_run = true;
-                self.stop(container, run, grace, &reason);
+                self.stop(container, run, grace, Ending::Pod);
             }
         }
-        let sidecars_run = !apps_run && self.stop_sidecars_within(grace, &reason);
+        let sidecars_run = !apps_run && self.stop_sidecars_within(grace);
         if apps_run || sidecars_run || !deleted {
             return;
         }
@@ -80,14 +81,14 @@ impl Planner<'_, '_> {
 
     pub(super) fn stop_sidecars(&mut self) {
         let grace = self.spec.termination_grace_period_seconds.unwrap_or(GRACE_DEFAULT_SECONDS);
-        self.stop_sidecars_within(grace, "pod finished");
+        self.stop_sidecars_within(grace);
     }
 
     /// One after the other, the last that started first; tells whether one still runs.
-    fn stop_sidecars_within(&mut self, grace: i64, reason: &str) -> bool {
+    fn stop_sidecars_within(&mut self, grace: i64) -> bool {
         for sidecar in self.inits().iter().rev().filter(|init| is_sidecar(init)) {
             if let Some(run) = self.latest(&sidecar.name).filter(|run| is_running(run)) {
-                self.stop(sidecar, run, grace, reason);
+                self.stop(sidecar, run, grace, Ending::Pod);
                 return true;
             }
         }

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use kedge_runtimes::ContainerId;
 
 use crate::backoff::Backoff;
+use crate::events::Ending;
 use crate::probe::Probes;
 
 /// Of one pod. A new one, as after a restart of the agent, makes the same pod go on.
@@ -78,6 +79,8 @@ pub enum SetUp {
     NotDone,
     /// Made.
     Done,
+    /// Made once; the sandbox is gone, and is made again.
+    Lost,
     /// Failed, to be tried again.
     Failed {
         /// Why.
@@ -136,7 +139,7 @@ pub struct Stopping {
     /// Which run.
     pub id: ContainerId,
     /// Why.
-    pub reason: String,
+    pub because: Ending,
     /// Its preStop hook.
     pub pre_stop: Hook,
     /// Whether it was asked to end.

@@ -26,6 +26,8 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus};
 use kedge_runtimes::{ContainerId, ContainerState, Exit, ObservedContainer};
 
+use crate::events::{Ending, Happening, pod_words};
+
 pub use memory::{ContainerMemory, Hook, ImageState, Memory, Problem, SetUp, Stopping};
 
 const GRACE_DEFAULT_SECONDS: i64 = 30;
@@ -88,6 +90,8 @@ pub struct Plan {
     pub actions: Vec<Action>,
     /// The pod's status.
     pub status: PodStatus,
+    /// What is worth an event, each with the container it is about; told once.
+    pub happenings: Vec<(Option<String>, Happening)>,
     /// Look again then, if nothing happens before.
     pub wake_at: Option<Timestamp>,
 }
@@ -111,7 +115,7 @@ pub struct Input<'a> {
 pub fn plan(input: &Input<'_>, memory: &mut Memory) -> Plan {
     let empty = PodSpec::default();
     let spec = input.pod.spec.as_ref().unwrap_or(&empty);
-    let mut planner = Planner { input, spec, memory, actions: Vec::new(), wake_at: None };
+    let mut planner = Planner { input, spec, memory, actions: Vec::new(), happenings: Vec::new(), wake_at: None };
     planner.note_deadline();
     let deleted = input.pod.metadata.deletion_timestamp.is_some();
     if deleted || planner.memory.failed.is_some() {
@@ -122,8 +126,8 @@ pub fn plan(input: &Input<'_>, memory: &mut Memory) -> Plan {
         planner.go_on();
     }
     planner.forget_old_runs();
-    let (actions, wake_at) = (planner.actions, planner.wake_at);
-    Plan { actions, status: status::pod_status(input, memory), wake_at }
+    let (actions, happenings, wake_at) = (planner.actions, planner.happenings, planner.wake_at);
+    Plan { actions, status: status::pod_status(input, memory), happenings, wake_at }
 }
 
 struct Planner<'a, 'm> {
@@ -131,6 +135,7 @@ struct Planner<'a, 'm> {
     spec: &'a PodSpec,
     memory: &'m mut Memory,
     actions: Vec<Action>,
+    happenings: Vec<(Option<String>, Happening)>,
     wake_at: Option<Timestamp>,
 }
 
@@ -200,7 +205,9 @@ impl<'a> Planner<'a, '_> {
             return self.wake(deadline);
         }
         let message = "Pod was active on the node longer than the specified deadline".to_owned();
-        self.memory.failed = Some(Problem { reason: "DeadlineExceeded".into(), message });
+        let problem = Problem { reason: "DeadlineExceeded".into(), message };
+        self.happenings.push((None, Happening::Overdue { problem: problem.clone() }));
+        self.memory.failed = Some(problem);
     }
 
     fn inits(&self) -> &'a [Container] {
@@ -222,6 +229,13 @@ impl<'a> Planner<'a, '_> {
     }
 
     fn go_on(&mut self) {
+        // After a restart of the agent, what ran before tells that there was a sandbox.
+        let had_one = self.memory.set_up == SetUp::Done
+            || self.memory.set_up == SetUp::NotDone && !self.input.observed.is_empty();
+        if !self.input.sandbox && had_one {
+            self.memory.set_up = SetUp::Lost;
+            self.happenings.push((None, Happening::SandboxChanged));
+        }
         if !self.input.sandbox || self.memory.set_up != SetUp::Done {
             match &self.memory.set_up {
                 SetUp::Failed { retry_at, .. } if *retry_at > self.input.now => {
@@ -297,16 +311,16 @@ impl<'a> Planner<'a, '_> {
         let hash = run.annotations.get(crate::container::SPEC_HASH);
         let changed = hash.is_some_and(|hash| *hash != crate::container::spec_hash(container));
         let (condemned, wake_at) = memory.probes.as_ref().map_or((None, None), |p| (p.condemned_by(), p.wake_at()));
-        let reason = match (condemned, &post_start) {
-            (Some(kind), _) => Some(format!("failed {} probe", kind.as_str().to_lowercase())),
-            (None, Hook::Failed(message)) => Some(format!("FailedPostStartHook: {message}")),
-            (None, _) if changed => Some("container spec changed".to_owned()),
+        let because = match (condemned, &post_start) {
+            (Some(kind), _) => Some(Ending::Probe(kind)),
+            (None, Hook::Failed(_)) => Some(Ending::PostStart),
+            (None, _) if changed => Some(Ending::Changed),
             (None, _) => None,
         };
-        if let Some(reason) = reason {
+        if let Some(because) = because {
             let own = condemned.and_then(|kind| kind.of(container)?.termination_grace_period_seconds);
             let grace = own.or(self.spec.termination_grace_period_seconds).unwrap_or(GRACE_DEFAULT_SECONDS);
-            return self.stop(container, run, grace, &reason);
+            return self.stop(container, run, grace, because);
         }
         if has_post_start && post_start == Hook::NotRun {
             self.memory.of(&container.name).post_start = Hook::Running;
@@ -352,7 +366,11 @@ impl<'a> Planner<'a, '_> {
         // Counted once for each run that ended, however often its start is planned again.
         if memory.counted_attempt != Some(attempt) {
             if let Some(until) = memory.backoff.until(failed_at, now) {
-                memory.waiting_until = Some(until);
+                if memory.waiting_until.replace(until) != Some(until) {
+                    let (name, pod) = (container.name.clone(), pod_words(self.input.pod));
+                    let happening = Happening::RestartBackOff { container: name.clone(), pod };
+                    self.happenings.push((Some(name), happening));
+                }
                 return self.wake(until);
             }
             memory.backoff.next(failed_at, now);

@@ -1,5 +1,7 @@
 //! A pod's life as a script: what happens goes in, a transcript of what is planned and said comes out.
 
+mod told;
+
 use std::collections::BTreeMap;
 
 use kedge_runtimes::{PodId, PodUid};
@@ -18,6 +20,8 @@ struct Sim {
     log: Vec<String>,
     images_missing: bool,
     plan: Option<Plan>,
+    /// What was told, as `container reason: message`.
+    told: Vec<String>,
 }
 
 impl Sim {
@@ -32,6 +36,7 @@ impl Sim {
             log: Vec::new(),
             images_missing: false,
             plan: None,
+            told: Vec::new(),
         }
     }
 
@@ -44,6 +49,10 @@ impl Sim {
             let plan = plan(&input, &mut self.memory);
             self.pod.status = Some(plan.status.clone());
             let actions = plan.actions.clone();
+            for (container, happening) in &plan.happenings {
+                let (_, reason, message) = happening.words();
+                self.told.push(format!("{} {reason}: {message}", container.as_deref().unwrap_or("-")));
+            }
             self.plan = Some(plan);
             if actions.is_empty() {
                 return std::mem::take(&mut self.log);

@@ -13,9 +13,10 @@ use kedge_runtimes::{ContainerSpec, Image, ObservedContainer, PidMode, PodId, Ru
 use kube::api::{Api, ListParams, PostParams};
 
 use super::config_problem;
-use crate::agent::Shared;
+use crate::agent::{Puller, Shared};
 use crate::container::{Ingredients, TERMINATION_LOG_PATH, VolumePlace, container_spec};
 use crate::env::{ConfigError, Sources};
+use crate::events::Happening;
 use crate::plan::Problem;
 use crate::volumes::{TokenSpec, VolumePlan, objects_needed, tokens_needed, writer};
 use crate::{etc, pull_secrets, resources, volumes};
@@ -199,38 +200,61 @@ fn write_etc(shared: &Shared, id: &PodId, pod: &Pod, ips: &[String]) -> Result<(
 /// Finds a container's image; gives its id.
 pub(super) async fn ensure_image(shared: &Shared, pod: &Pod, container: &Container) -> Result<String, Problem> {
     let name = container.image.as_deref().unwrap_or_default();
+    let tell = |happening: Happening| shared.tell(pod, Some(&container.name), &happening);
     let invalid =
         |e: RuntimeError| problem("InvalidImageName", format!("Failed to apply default image tag {name:?}: {e}"));
     let reference = Reference::parse(name).map_err(invalid)?;
     let default_policy = if reference.is_latest() { "Always" } else { "IfNotPresent" };
     let policy = container.image_pull_policy.as_deref().unwrap_or(default_policy);
-    let local = shared.runtime.resolve_image(name).await.map_err(|e| problem("ErrImagePull", e))?;
+    let local = shared.runtime.resolve_image(name).await;
+    let local = local.map_err(|e| problem("ImageInspectError", format!("Failed to inspect image {name:?}: {e}")))?;
     match (local, policy, &shared.puller) {
-        (Some(image), "Always", Some(puller)) => {
-            match puller.pull(name, &pull_secrets::logins(shared, pod).await).await {
-                Ok(fresh) => Ok(fresh.id),
-                // A registry out of reach must not keep a box from running what it has.
-                Err(error) => {
-                    tracing::warn!(image = name, %error, "cannot ask the registry; using the local image");
-                    Ok(image.id)
-                }
+        (Some(image), "Always", Some(puller)) => match pull(shared, &**puller, pod, container).await {
+            Ok(fresh) => Ok(fresh.id),
+            // A registry out of reach must not keep a box from running what it has.
+            Err(error) => {
+                tracing::warn!(image = name, %error, "cannot ask the registry; using the local image");
+                tell(Happening::ImagePresent { image: name.to_owned() });
+                Ok(image.id)
             }
+        },
+        (Some(image), _, _) => {
+            tell(Happening::ImagePresent { image: name.to_owned() });
+            Ok(image.id)
         }
-        (Some(image), _, _) => Ok(image.id),
         (None, "Never", _) => Err(problem(
             "ErrImageNeverPull",
             format!("Container image \"{name}\" is not present with pull policy of Never"),
         )),
         (None, _, Some(puller)) => {
-            let logins = pull_secrets::logins(shared, pod).await;
-            puller.pull(name, &logins).await.map(|image| image.id).map_err(|e| problem("ErrImagePull", e))
+            pull(shared, &**puller, pod, container).await.map(|image| image.id).map_err(|e| problem("ErrImagePull", e))
         }
-        (None, _, None) => Err(problem(
-            "ErrImagePull",
-            format!(
+        (None, _, None) => {
+            let error = format!(
                 "image {name:?} is not on this node, and this node pulls none; import it with: kedge image import FILE"
-            ),
-        )),
+            );
+            tell(Happening::PullFailed { image: name.to_owned(), error: error.clone() });
+            Err(problem("ErrImagePull", error))
+        }
+    }
+}
+
+async fn pull(shared: &Shared, puller: &dyn Puller, pod: &Pod, container: &Container) -> Result<Image, String> {
+    let image = container.image.clone().unwrap_or_default();
+    let tell = |happening: Happening| shared.tell(pod, Some(&container.name), &happening);
+    let logins = pull_secrets::logins(shared, pod).await;
+    tell(Happening::Pulling { image: image.clone() });
+    let begun = shared.world.clock.monotonic();
+    match puller.pull(&image, &logins).await {
+        Ok(pulled) => {
+            let took = shared.world.clock.monotonic().saturating_sub(begun);
+            tell(Happening::Pulled { image, took, size_bytes: pulled.size_bytes });
+            Ok(pulled)
+        }
+        Err(error) => {
+            tell(Happening::PullFailed { image, error: error.clone() });
+            Err(error)
+        }
     }
 }
 
@@ -251,12 +275,17 @@ pub(super) async fn start(shared: &Shared, what: &Start<'_>, known: Sources, exi
     if !exists {
         let sources = fetch(shared, id, what.pod, known, what.ips).await;
         create(shared, what, &sources).await?;
+        shared.tell(what.pod, Some(&container.name), &Happening::Created);
     }
     match shared.runtime.start_container(&run).await {
-        Ok(()) => Ok(()),
+        Ok(()) => {
+            shared.tell(what.pod, Some(&container.name), &Happening::Started);
+            Ok(())
+        }
         // Its record says why, and its restart policy what follows.
         Err(RuntimeError::Backend { reason, .. }) => {
             tracing::warn!(pod = %id.name, container = %container.name, reason, "the container cannot be started");
+            shared.tell(what.pod, Some(&container.name), &Happening::NotStarted { error: reason });
             Ok(())
         }
         Err(error) => Err(problem("RunContainerError", error)),

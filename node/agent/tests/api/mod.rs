@@ -22,13 +22,21 @@ pub(crate) struct ApiDouble(Arc<Mutex<State>>);
 struct State {
     objects: BTreeMap<(String, String), Value>,
     revision: u64,
+    /// Every change, for watches that begin at an earlier revision.
+    past: Vec<(u64, String, Value)>,
     news: broadcast::Sender<(String, Value)>,
     cut: bool,
 }
 
 impl Default for ApiDouble {
     fn default() -> Self {
-        let state = State { objects: BTreeMap::new(), revision: 0, news: broadcast::channel(1000).0, cut: false };
+        let state = State {
+            objects: BTreeMap::new(),
+            revision: 0,
+            past: Vec::new(),
+            news: broadcast::channel(1000).0,
+            cut: false,
+        };
         Self(Arc::new(Mutex::new(state)))
     }
 }
@@ -63,15 +71,20 @@ impl State {
         let key = (kind.to_owned(), key_of(&object));
         let verb = if self.objects.contains_key(&key) { "MODIFIED" } else { "ADDED" };
         self.objects.insert(key, object.clone());
-        let _ = self.news.send((kind.to_owned(), json!({"type": verb, "object": object})));
+        self.tell(kind, json!({"type": verb, "object": object}));
         object
     }
 
     fn remove(&mut self, kind: &str, key: &str) {
         if let Some(object) = self.objects.remove(&(kind.to_owned(), key.to_owned())) {
             self.revision += 1;
-            let _ = self.news.send((kind.to_owned(), json!({"type": "DELETED", "object": object})));
+            self.tell(kind, json!({"type": "DELETED", "object": object}));
         }
+    }
+
+    fn tell(&mut self, kind: &str, event: Value) {
+        self.past.push((self.revision, kind.to_owned(), event.clone()));
+        let _ = self.news.send((kind.to_owned(), event)); // Nobody may be watching.
     }
 }
 
@@ -91,6 +104,11 @@ impl ApiDouble {
 
     pub(crate) fn get(&self, kind: &str, key: &str) -> Option<Value> {
         self.0.lock().objects.get(&(kind.to_owned(), key.to_owned())).cloned()
+    }
+
+    pub(crate) fn all(&self, kind: &str) -> Vec<Value> {
+        let state = self.0.lock();
+        state.objects.iter().filter(|((of, _), _)| of == kind).map(|(_, object)| object.clone()).collect()
     }
 
     pub(crate) fn remove(&self, kind: &str, key: &str) {
@@ -130,8 +148,12 @@ impl ApiDouble {
         if state.cut {
             return Err(std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "cut off"));
         }
-        if parts.uri.query().unwrap_or_default().contains("watch=true") {
-            return Ok(watch(kind, state.news.subscribe()));
+        let query = parts.uri.query().unwrap_or_default();
+        if query.contains("watch=true") {
+            let since = query.split('&').find_map(|pair| pair.strip_prefix("resourceVersion=")?.parse().ok());
+            let since: u64 = since.unwrap_or(0);
+            let missed = state.past.iter().filter(|(revision, of, _)| *revision > since && of == kind);
+            return Ok(watch(kind, missed.map(|(_, _, event)| event.clone()).collect(), state.news.subscribe()));
         }
         let Some(name) = rest.get(1) else {
             if parts.method == Method::POST {
@@ -176,16 +198,20 @@ fn json_answer(status: StatusCode, value: &Value) -> Response<Answer> {
     Response::builder().status(status).header("content-type", "application/json").body(body).expect("an answer")
 }
 
-fn watch(kind: &str, news: broadcast::Receiver<(String, Value)>) -> Response<Answer> {
+fn watch(kind: &str, missed: Vec<Value>, news: broadcast::Receiver<(String, Value)>) -> Response<Answer> {
     let kind = kind.to_owned();
+    let missed = futures::stream::iter(missed.into_iter().map(line));
     let lines = futures::stream::unfold((news, kind), async |(mut news, kind)| {
         loop {
             let (of, event) = news.recv().await.ok()?;
             if of == kind {
-                let line = Bytes::from(format!("{event}\n"));
-                return Some((Ok::<_, std::io::Error>(hyper::body::Frame::data(line)), (news, kind)));
+                return Some((line(event), (news, kind)));
             }
         }
     });
-    Response::new(Answer::new(StreamBody::new(lines)))
+    Response::new(Answer::new(StreamBody::new(futures::StreamExt::chain(missed, lines))))
+}
+
+fn line(event: Value) -> Result<hyper::body::Frame<Bytes>, std::io::Error> {
+    Ok(hyper::body::Frame::data(Bytes::from(format!("{event}\n"))))
 }
