@@ -8,12 +8,12 @@
 mod auth;
 mod blob;
 
-use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
+use kedge_content::Turns;
 use kedge_fetch::{Answer, FetchError, Fetcher, Get};
 use kedge_runtimes::Runtime;
 use kedge_runtimes::image::{
@@ -21,7 +21,6 @@ use kedge_runtimes::image::{
 };
 use kedge_runtimes::reference::Reference;
 use kedge_runtimes::runtime::RuntimeError;
-use parking_lot::Mutex;
 use serde::Deserialize;
 
 pub use auth::Login;
@@ -92,34 +91,31 @@ pub struct Puller {
     fetcher: Fetcher,
     folder: PathBuf,
     runtime: Arc<dyn Runtime>,
-    /// One at a time for each name, so that ten pods of one image pull it once.
-    busy: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    /// One at a time for each blob: ten pods of one image pull it once, and two images share a file on its way.
+    turns: Turns,
 }
 
 impl Puller {
     /// One that keeps unfinished blobs in `folder`.
     pub fn new(fetcher: Fetcher, folder: PathBuf, runtime: Arc<dyn Runtime>) -> Self {
-        Self { fetcher, folder, runtime, busy: Mutex::default() }
+        Self { fetcher, folder, runtime, turns: Turns::default() }
     }
 
     /// Pulls `name` and installs it; `logins` are tried where the registry asks who is there.
     pub async fn pull(&self, name: &str, logins: &[Login]) -> Result<Image, PullError> {
         let reference = Reference::parse(name).map_err(PullError::Reference)?;
-        let turn = {
-            let mut busy = self.busy.lock();
-            busy.retain(|_, turn| turn.strong_count() > 0);
-            let known = busy.get(&reference.full_name()).and_then(Weak::upgrade);
-            let turn = known.unwrap_or_default();
-            busy.insert(reference.full_name(), Arc::downgrade(&turn));
-            turn
-        };
-        let _mine = turn.lock().await;
         let mut session = auth::Session::new(&self.fetcher, &reference, logins);
         let (manifest_bytes, manifest_digest) = self.manifest(&mut session, &reference).await?;
         if let Some(image) = self.installed(&reference, &manifest_digest).await {
             return Ok(image);
         }
         let manifest: Manifest = parse("the manifest", &manifest_bytes)?;
+        let all = manifest.layers.iter().chain([&manifest.config]);
+        let _turn = self.turns.take(&all.map(|blob| blob.digest.clone()).collect()).await;
+        // Somebody else may have pulled it while this waited.
+        if let Some(image) = self.installed(&reference, &manifest_digest).await {
+            return Ok(image);
+        }
         fs::create_dir_all(&self.folder).map_err(|source| PullError::Disk { path: self.folder.clone(), source })?;
         let config_bytes = {
             let path = self.blob(&mut session, &manifest.config, JSON_BYTES_MAX as u64).await?;

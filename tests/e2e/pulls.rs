@@ -23,7 +23,8 @@ struct Held {
     layer: String,
 }
 
-/// An image of busybox for this machine behind an index that lists another machine's first, and a layer under gzip.
+/// An image of busybox for this machine behind an index that lists another machine's first, with a layer under gzip;
+/// and another one of the same layer.
 fn image() -> Held {
     let mut layer = tar::Builder::new(Vec::new());
     let busybox = std::fs::read("/bin/busybox").unwrap();
@@ -36,21 +37,27 @@ fn image() -> Held {
     gzip.write_all(&layer).unwrap();
     let packed = gzip.finish().unwrap();
     let architecture = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
-    let config = json!({
-        "architecture": architecture, "os": "linux", "config": {},
-        "rootfs": { "type": "layers", "diff_ids": [digest(&layer)] },
-    })
-    .to_string()
-    .into_bytes();
-    let manifest = json!({
-        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest(&config), "size": config.len() },
-        "layers": [{
-            "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": digest(&packed), "size": packed.len(),
-        }],
-    })
-    .to_string()
-    .into_bytes();
+    let config = |of: &str| {
+        let config = json!({
+            "architecture": architecture, "os": "linux", "config": { "Labels": { "of": of } },
+            "rootfs": { "type": "layers", "diff_ids": [digest(&layer)] },
+        });
+        config.to_string().into_bytes()
+    };
+    let manifest = |config: &[u8]| {
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": {
+                "mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest(config), "size": config.len(),
+            },
+            "layers": [{
+                "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": digest(&packed), "size": packed.len(),
+            }],
+        });
+        manifest.to_string().into_bytes()
+    };
+    let (config, twin_config) = (config("one"), config("its twin"));
+    let (manifest, twin) = (manifest(&config), manifest(&twin_config));
     let entry = |architecture: &str, digest: String| {
         json!({
             "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": 1,
@@ -70,9 +77,14 @@ fn image() -> Held {
         manifests: BTreeMap::from([
             ("1".to_owned(), index),
             ("foreign".to_owned(), foreign),
+            ("twin".to_owned(), twin),
             (digest(&manifest), manifest),
         ]),
-        blobs: BTreeMap::from([(digest(&config), config), (layer.clone(), packed)]),
+        blobs: BTreeMap::from([
+            (digest(&config), config),
+            (digest(&twin_config), twin_config),
+            (layer.clone(), packed),
+        ]),
         layer,
     }
 }
@@ -151,8 +163,13 @@ fn an_image_is_pulled_with_a_login_over_a_link_that_breaks() {
     let waiting = ".status.containerStatuses[0].state.waiting";
     create(&pod("stranger", &format!("{host}/box:1"), false));
     until("stranger", &format!("{waiting}.message"), "imagePullSecrets");
-    create(&pod("puller", &format!("{host}/box:1"), true));
-    until("puller", ".status.phase", "Running");
+    // Two images of one layer at the same time, and two pods of one image.
+    for (name, tag) in [("puller", "1"), ("twin", "twin"), ("second", "1")] {
+        create(&pod(name, &format!("{host}/box:{tag}"), true));
+    }
+    for name in ["puller", "twin", "second"] {
+        until(name, ".status.phase", "Running");
+    }
     create(&pod("absent", &format!("{host}/box:2"), true));
     until("absent", &format!("{waiting}.message"), "does not exist");
     create(&pod("foreign", &format!("{host}/box:foreign"), true));

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use kedge_client::{Context, Key, Next, Reconcile, Trigger};
+use kedge_content::{Digest, Taken, Turns, discard};
 use kedge_fetch::Fetcher;
 use kedge_own::{INCOMING_DIGEST, Model, ModelStatus, Source, UrlSource, set_condition};
 use kube::api::PostParams;
@@ -16,12 +17,14 @@ use kube::{Api, ResourceExt};
 use tokio::sync::RwLock;
 
 use crate::download::{self, DownloadError};
-use crate::manifest::{Digest, Manifest};
+use crate::manifest::Manifest;
 use crate::source::SourceError;
 use crate::store::{ModelStore, StoreError};
 
 /// After a failure that may end without anybody changing the object.
 const RETRY: Duration = Duration::from_secs(15);
+/// After a whole archive came and was the wrong one: links may be metered, and somebody has to put it right first.
+const RETRY_OF_WRONG_CONTENTS: Duration = Duration::from_secs(600);
 
 /// Says what format the model in a folder is of, or why none that can be served.
 pub type Inspect = Arc<dyn Fn(&Path) -> Result<String, String> + Send + Sync>;
@@ -32,14 +35,17 @@ pub struct ModelController {
     models: PathBuf,
     fetcher: Fetcher,
     inspect: Inspect,
-    /// Read while something new is on its way into an object's status, written while contents are removed.
+    /// Read while something new is on its way into an object's status, written while contents are removed. Not held
+    /// while anything comes over the network.
     removing: RwLock<()>,
+    /// One download at a time of each archive.
+    downloads: Turns,
 }
 
 impl ModelController {
     /// One that keeps contents in `store` and takes folders from below `models`.
     pub fn new(store: ModelStore, models: PathBuf, fetcher: Fetcher, inspect: Inspect) -> Self {
-        Self { store, models, fetcher, inspect, removing: RwLock::default() }
+        Self { store, models, fetcher, inspect, removing: RwLock::default(), downloads: Turns::default() }
     }
 
     /// Contents that some `Model` names stay, everything else goes.
@@ -64,21 +70,40 @@ impl ModelController {
         Ok(())
     }
 
+    /// What has to come over the network before the files of `model` can be taken in.
+    async fn fetch(&self, context: &Context, model: &Model) -> Result<Fetched, Failure> {
+        let Source::Url(url) = &model.spec.source else { return Ok(Fetched::Nothing) };
+        let digest = Digest::parse(&url.digest)
+            .ok_or_else(|| Failure::lasting("DigestMissing", "spec.source.url.digest is no digest"))?;
+        let turn = self.downloads.take(&BTreeSet::from([digest.clone()])).await;
+        // Another model may be of the same archive.
+        if let Some(taken) = taken_in(&context.informers.of::<Model>().list(), url, &self.store) {
+            return Ok(Fetched::Before(taken));
+        }
+        Ok(Fetched::Archive(self.download(context, model, url, &digest).await?, turn))
+    }
+
     /// The files of `model`, in the store.
-    async fn obtain(&self, context: &Context, model: &Model) -> Result<(Digest, Manifest), Failure> {
+    async fn obtain(&self, model: &Model, fetched: Fetched) -> Result<(Digest, Manifest), Failure> {
         let store = self.store.clone();
         match &model.spec.source {
             Source::Path(path) => {
                 let (models, path) = (self.models.clone(), path.clone());
                 Ok(blocking(move || store.take_folder(&models, &path)).await?)
             }
-            Source::Url(url) => {
-                let archive = self.download(context, model, url).await?;
-                let taken = archive.clone();
-                let result = blocking(move || store.take_archive(&taken)).await?;
-                download::discard(&archive);
-                Ok(result)
-            }
+            Source::Url(_) => match fetched {
+                Fetched::Archive(archive, _turn) => {
+                    let taken = archive.clone();
+                    let result = blocking(move || store.take_archive(&taken)).await?;
+                    discard(&archive);
+                    Ok(result)
+                }
+                Fetched::Before(digest) => {
+                    let of = digest.clone();
+                    Ok((digest, blocking(move || store.manifest(&of)).await?))
+                }
+                Fetched::Nothing => unreachable!("a URL is always fetched"),
+            },
             Source::Hub(_) => {
                 let digest = model.spec.digest.as_deref().and_then(Digest::parse);
                 let digest = digest.ok_or_else(|| Failure::lasting("DigestMissing", "the hub named no digest"))?;
@@ -91,14 +116,23 @@ impl ModelController {
         }
     }
 
-    async fn download(&self, context: &Context, model: &Model, url: &UrlSource) -> Result<PathBuf, Failure> {
-        let digest = Digest::parse(&url.digest)
-            .ok_or_else(|| Failure::lasting("DigestMissing", "spec.source.url.digest is no digest"))?;
-        let path = self.store.download(&digest);
+    /// Fetches the archive, telling how far it is; given up when the object wants it no more.
+    async fn download(
+        &self,
+        context: &Context,
+        model: &Model,
+        url: &UrlSource,
+        digest: &Digest,
+    ) -> Result<PathBuf, Failure> {
+        let path = self.store.download(digest);
         let mut progress = download::Progress::new(&path, &context.world);
         let mut shown = model.clone();
         loop {
-            let step = progress.step(&self.fetcher, &url.location, &digest).await;
+            let wanted = context.informers.of::<Model>().get(&Key::of(model));
+            if wanted.is_none_or(|wanted| !matches!(&wanted.spec.source, Source::Url(now) if now == url)) {
+                return Err(Failure::awaited("Fetching", "it is no longer asked for"));
+            }
+            let step = progress.step(&self.fetcher, &url.location, digest).await;
             match step? {
                 download::Step::Done => return Ok(path),
                 download::Step::More { done, total } => {
@@ -156,8 +190,13 @@ impl Reconcile for ModelController {
         if model.metadata.deletion_timestamp.is_some() || is_done(&model, &self.store) {
             return Ok(Next::Change);
         }
+        let fetched = self.fetch(context, &model).await;
         let shared = self.removing.read().await;
-        let (taken, failure) = match self.obtain(context, &model).await {
+        let obtained = match fetched {
+            Ok(fetched) => self.obtain(&model, fetched).await,
+            Err(failure) => Err(failure),
+        };
+        let (taken, failure) = match obtained {
             Ok((digest, manifest)) => {
                 let outcome = self.judge(&model, &digest).await;
                 (Some((digest, manifest)), outcome)
@@ -165,15 +204,19 @@ impl Reconcile for ModelController {
             Err(failure) => (None, Err(failure)),
         };
         let seen = taken.as_ref().map(|(digest, manifest)| (digest, manifest));
-        // The object may have been written while files were on their way.
-        let current = context.informers.of::<Model>().get(key).unwrap_or(model);
+        // The object may have been written while files were on their way, or be gone.
+        let Some(current) = context.informers.of::<Model>().get(key) else {
+            drop(shared);
+            self.prune(context).await?;
+            return Ok(Next::Change);
+        };
         self.say(context, &current, seen, failure.as_deref()).await?;
         drop(shared);
         Ok(match failure {
             Ok(_) => Next::Change,
             Err(failure) => {
                 self.prune(context).await?;
-                if failure.may_pass { Next::After(RETRY) } else { Next::Change }
+                failure.again.map_or(Next::Change, Next::After)
             }
         })
     }
@@ -191,6 +234,26 @@ impl ModelController {
         let format = blocking(move || Ok::<_, StoreError>(inspect(&files))).await?;
         format.map_err(|reason| Failure::lasting("FormatUnsupported", &reason))
     }
+}
+
+/// What came over the network.
+enum Fetched {
+    /// There was nothing to fetch.
+    Nothing,
+    /// An archive; nobody else fetches it meanwhile.
+    Archive(PathBuf, Taken),
+    /// Nothing: the archive was taken in before, as these contents.
+    Before(Digest),
+}
+
+/// The contents of the archive at `url`, if a model has them.
+fn taken_in(models: &[Arc<Model>], url: &UrlSource, store: &ModelStore) -> Option<Digest> {
+    let same = |model: &&Arc<Model>| matches!(&model.spec.source, Source::Url(other) if other.digest == url.digest);
+    let ready = |model: &Arc<Model>| {
+        let status = model.status.as_ref().filter(|_| is_done(model, store))?;
+        status.digest.as_deref().and_then(Digest::parse)
+    };
+    models.iter().filter(same).find_map(ready)
 }
 
 /// Whether nothing is left to do: this spec was judged, and what was found good is still here.
@@ -227,8 +290,8 @@ fn status(
 pub struct Failure {
     reason: &'static str,
     message: String,
-    /// Whether it may end without the object changing.
-    may_pass: bool,
+    /// When to try again although the object has not changed; never, if only a change can help.
+    again: Option<Duration>,
 }
 
 impl std::fmt::Display for Failure {
@@ -240,12 +303,12 @@ impl std::fmt::Display for Failure {
 impl Failure {
     /// The object has to change.
     fn lasting(reason: &'static str, message: &str) -> Self {
-        Self { reason, message: message.to_owned(), may_pass: false }
+        Self { reason, message: message.to_owned(), again: None }
     }
 
     /// Trying again may help.
     fn passing(reason: &'static str, message: &str) -> Self {
-        Self { reason, message: message.to_owned(), may_pass: true }
+        Self { reason, message: message.to_owned(), again: Some(RETRY) }
     }
 
     /// Somebody else will say when it goes on.
@@ -273,7 +336,10 @@ impl From<DownloadError> for Failure {
     fn from(error: DownloadError) -> Self {
         let message = error.to_string();
         match error {
-            DownloadError::Digest { .. } => Self::passing("DigestMismatch", &message),
+            DownloadError::Digest { .. } => {
+                Self { reason: "DigestMismatch", message, again: Some(RETRY_OF_WRONG_CONTENTS) }
+            }
+            DownloadError::Room { .. } => Self::passing("Disk", &message),
             DownloadError::Fetch(_) | DownloadError::Disk { .. } => Self::passing("FetchFailed", &message),
         }
     }

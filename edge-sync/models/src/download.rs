@@ -1,17 +1,12 @@
 //! Fetching one file whose digest is known: resumed where it broke off, verified at its end.
-#![allow(clippy::disallowed_methods, reason = "a shell: a large file that grows at its end")]
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kedge_content::{Digest, Partial, discard, free_bytes};
 use kedge_fetch::{Answer, FetchError, Fetcher, Get};
 use kedge_world::World;
-use sha2::{Digest as _, Sha256};
-
-use crate::manifest::Digest;
 
 /// Between two reports of how far it is.
 const REPORT: Duration = Duration::from_secs(2);
@@ -32,6 +27,18 @@ pub enum DownloadError {
         /// What came.
         actual: Digest,
     },
+    /// The disk would be full before it is here: a twentieth is kept for everybody else.
+    #[error("{url} needs {missing} more bytes, and {} has room for {room}", path.display())]
+    Room {
+        /// Where it comes from.
+        url: String,
+        /// The file.
+        path: PathBuf,
+        /// Bytes that are still to come, as far as the server said.
+        missing: u64,
+        /// Bytes that may be written.
+        room: u64,
+    },
     /// It cannot be written.
     #[error("{}: {source}", path.display())]
     Disk {
@@ -40,10 +47,6 @@ pub enum DownloadError {
         /// What happened.
         source: io::Error,
     },
-}
-
-fn disk(path: &Path) -> impl FnOnce(io::Error) -> DownloadError + '_ {
-    move |source| DownloadError::Disk { path: path.to_owned(), source }
 }
 
 /// How far it is.
@@ -68,9 +71,7 @@ pub(crate) struct Progress {
 
 struct Running {
     answer: Answer,
-    file: File,
-    hash: Sha256,
-    done: u64,
+    file: Partial,
     total: Option<u64>,
 }
 
@@ -83,22 +84,19 @@ impl Progress {
     /// Goes on for a few seconds, or to the end. After an error what came so far stays, and is gone on from; only
     /// contents that proved to be wrong are thrown away.
     pub(crate) async fn step(&mut self, fetcher: &Fetcher, url: &str, digest: &Digest) -> Result<Step, DownloadError> {
-        let begin = self.world.clock.monotonic();
         let mut running = match self.running.take() {
             Some(running) => running,
             None => self.begin(fetcher, url).await?,
         };
-        while let Some(bytes) = running.answer.next().await? {
-            running.file.write_all(&bytes).map_err(disk(&self.path))?;
-            running.hash.update(&bytes);
-            running.done += bytes.len() as u64;
-            if self.world.clock.monotonic().saturating_sub(begin) >= REPORT {
-                let step = Step::More { done: running.done, total: running.total };
-                self.running = Some(running);
-                return Ok(step);
-            }
+        self.check_room(&running, url)?;
+        let taken = self.take(&mut running).await;
+        running.file.flush().await.map_err(self.disk())?;
+        if !taken? {
+            let step = Step::More { done: running.file.length(), total: running.total };
+            self.running = Some(running);
+            return Ok(step);
         }
-        let actual = Digest::from_hash(running.hash.finalize().as_slice());
+        let actual = running.file.finish().await.map_err(self.disk())?;
         if actual != *digest {
             discard(&self.path);
             return Err(DownloadError::Digest { url: url.to_owned(), expected: digest.clone(), actual });
@@ -106,49 +104,45 @@ impl Progress {
         Ok(Step::Done)
     }
 
+    /// Takes what comes until it is time for a report; whether that was all.
+    async fn take(&self, running: &mut Running) -> Result<bool, DownloadError> {
+        let begin = self.world.clock.monotonic();
+        while let Some(bytes) = running.answer.next().await? {
+            running.file.append(&bytes).await.map_err(self.disk())?;
+            if self.world.clock.monotonic().saturating_sub(begin) >= REPORT {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// A server may say nothing of the length, or lie: then each step looks whether there is any room left.
+    fn check_room(&self, running: &Running, url: &str) -> Result<(), DownloadError> {
+        let missing = running.total.map_or(1, |total| total.saturating_sub(running.file.length()));
+        let room = free_bytes(&self.path).map_err(self.disk())?;
+        if missing > room {
+            return Err(DownloadError::Room { url: url.to_owned(), path: self.path.clone(), missing, room });
+        }
+        Ok(())
+    }
+
     async fn begin(&self, fetcher: &Fetcher, url: &str) -> Result<Running, DownloadError> {
-        let mut options = OpenOptions::new();
-        let mut file = options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&self.path)
-            .map_err(disk(&self.path))?;
-        let mut hash = Sha256::new();
-        let here = read_all(&mut file, &mut hash).map_err(disk(&self.path))?;
-        let answer = match fetcher.get(&Get { from: here, ..Get::new(url) }).await {
+        let mut file = Partial::open(&self.path).await.map_err(self.disk())?;
+        let answer = match fetcher.get(&Get { from: file.length(), ..Get::new(url) }).await {
             // Everything was here already, or the file became shorter: once more from its beginning.
             Err(FetchError::Status { status, .. }) if status.as_u16() == 416 => fetcher.get(&Get::new(url)).await?,
             other => other?,
         };
-        let mut done = here;
-        if answer.offset() != here {
-            file.set_len(0).map_err(disk(&self.path))?;
-            io::Seek::rewind(&mut file).map_err(disk(&self.path))?;
-            (hash, done) = (Sha256::new(), 0);
+        if answer.offset() != file.length() {
+            file.restart().await.map_err(self.disk())?;
         }
         let length = answer.headers.get("content-length").and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        Ok(Running { answer, file, hash, done, total: length.map(|length| length + done) })
+        let total = length.map(|length| length.saturating_add(file.length()));
+        Ok(Running { answer, file, total })
     }
-}
 
-/// Throws a download away; that there is none is as good, and what cannot be removed now goes when nobody wants it.
-pub(crate) fn discard(path: &Path) {
-    let _ = std::fs::remove_file(path);
-}
-
-fn read_all(file: &mut File, hash: &mut Sha256) -> io::Result<u64> {
-    let mut buffer = vec![0; 256 << 10];
-    let mut all = 0;
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(all),
-            read => {
-                hash.update(&buffer[..read]);
-                all += read as u64;
-            }
-        }
+    fn disk(&self) -> impl FnOnce(io::Error) -> DownloadError + use<> {
+        let path = self.path.clone();
+        move |source| DownloadError::Disk { path, source }
     }
 }

@@ -11,8 +11,7 @@ mod source;
 mod store;
 
 pub use controller::{Failure, Inspect, ModelController};
-pub use manifest::{
-    CHUNK_BYTES, Digest, FILES_MAX, FileEntry, MANIFEST_BYTES_MAX, Manifest, ManifestError, check_path,
-};
+pub use kedge_content::Digest;
+pub use manifest::{CHUNK_BYTES, FILES_MAX, FileEntry, MANIFEST_BYTES_MAX, Manifest, ManifestError, check_path};
 pub use source::SourceError;
 pub use store::{ModelStore, Piece, Staging, StoreError, read_folder};

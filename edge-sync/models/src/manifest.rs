@@ -4,10 +4,9 @@
 //! range of a file can be verified alone as soon as the manifest is.
 
 use std::collections::BTreeSet;
-use std::fmt;
 
+use kedge_content::Digest;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 /// Files are verified, sent and resumed in pieces of this many bytes; the last piece of a file may be shorter.
 pub const CHUNK_BYTES: u64 = 1 << 20;
@@ -17,59 +16,6 @@ pub const FILES_MAX: usize = 10_000;
 const PATH_BYTES_MAX: usize = 1024;
 /// The largest manifest that is read: enough for a model of 900 GB.
 pub const MANIFEST_BYTES_MAX: usize = 64 << 20;
-
-/// A SHA-256, written `sha256:<64 hexadecimal digits>`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Digest(String);
-
-impl Digest {
-    /// Of `bytes`.
-    pub fn of(bytes: &[u8]) -> Self {
-        Self::from_hash(Sha256::digest(bytes).as_slice())
-    }
-
-    /// From a finished hash of 32 bytes.
-    pub fn from_hash(hash: &[u8]) -> Self {
-        Self(format!("sha256:{}", hex::encode(hash)))
-    }
-
-    /// Reads `sha256:…`; anything else is none.
-    pub fn parse(text: &str) -> Option<Self> {
-        let digits = text.strip_prefix("sha256:")?;
-        let good = digits.len() == 64 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        good.then(|| Self(text.to_owned()))
-    }
-
-    /// `sha256:…`
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// The digits alone.
-    pub fn hex(&self) -> &str {
-        &self.0["sha256:".len()..]
-    }
-}
-
-impl fmt::Display for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl TryFrom<String> for Digest {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        Self::parse(&text).ok_or_else(|| format!("{text:?} is no digest (sha256: and 64 hexadecimal digits)"))
-    }
-}
-
-impl From<Digest> for String {
-    fn from(digest: Digest) -> Self {
-        digest.0
-    }
-}
 
 /// One file of a model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -24,10 +24,11 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use kedge_content::Digest;
 use kedge_world::Random;
 use sha2::{Digest as _, Sha256};
 
-use crate::manifest::{CHUNK_BYTES, Digest, FileEntry, MANIFEST_BYTES_MAX, Manifest, ManifestError};
+use crate::manifest::{CHUNK_BYTES, FileEntry, MANIFEST_BYTES_MAX, Manifest, ManifestError};
 use crate::source::{self, SourceError};
 
 const MANIFEST: &str = "manifest.json";

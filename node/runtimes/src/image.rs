@@ -1,70 +1,10 @@
 //! Images as values: what a manifest and its config say, and the plan for installing one.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io::Read;
-use std::str::FromStr;
 
+pub use kedge_content::Digest;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
-
-/// A SHA-256, written `sha256:<64 hexadecimal digits>`; no other algorithm is accepted.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Digest(String);
-
-impl Digest {
-    /// Of `bytes`.
-    pub fn of(bytes: &[u8]) -> Self {
-        Self::from_hash(Sha256::digest(bytes).as_slice())
-    }
-
-    /// From a finished hash.
-    pub fn from_hash(hash: &[u8]) -> Self {
-        Self(format!("sha256:{}", hex::encode(hash)))
-    }
-
-    /// `sha256:…`
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// The digits alone.
-    pub fn hex(&self) -> &str {
-        &self.0["sha256:".len()..]
-    }
-}
-
-impl fmt::Display for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl FromStr for Digest {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let digits = text.strip_prefix("sha256:").ok_or_else(|| format!("{text:?} is not a sha256 digest"))?;
-        if digits.len() == 64 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(format!("{text:?} is not a sha256 digest"))
-        }
-    }
-}
-
-impl TryFrom<String> for Digest {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<Digest> for String {
-    fn from(digest: Digest) -> Self {
-        digest.0
-    }
-}
 
 /// A local image.
 #[derive(Debug, Clone, PartialEq, Eq)]
