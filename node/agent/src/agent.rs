@@ -14,13 +14,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::StreamExt;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, EventSource, Pod};
+use k8s_openapi::api::core::v1::{Container, EventSource, Node, Pod};
 use kedge_client::events::Recorder;
 use kedge_runtimes::{ContainerId, Image, PodId, PodUid, Runtime, RuntimeEvent};
 use kedge_world::World;
 use kube::api::Api;
 use kube::runtime::watcher;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::cache::Cache;
 use crate::env::Sources;
@@ -101,6 +102,8 @@ pub(crate) struct Shared {
     pub(crate) facts: NodeFacts,
     pub(crate) cache: Cache,
     pub(crate) events: Recorder,
+    /// The node's own object as the API has it; none before it was seen.
+    pub(crate) node: watch::Sender<Option<Arc<Node>>>,
     /// Tokens in use, by pod, with the time to fetch another.
     pub(crate) tokens: Mutex<BTreeMap<(PodUid, TokenSpec), (String, Timestamp)>>,
 }
@@ -167,8 +170,8 @@ impl Agent {
         let Parts { client, runtime, network, puller, world } = parts;
         let source = EventSource { component: Some("kubelet".to_owned()), host: Some(settings.node_name.clone()) };
         let events = Recorder::start(client.clone(), world.clone(), source);
-        let tokens = Mutex::default();
-        let shared = Shared { client, runtime, network, puller, world, settings, facts, cache, events, tokens };
+        let (tokens, node) = (Mutex::default(), watch::Sender::new(None));
+        let shared = Shared { client, runtime, network, puller, world, settings, facts, cache, events, node, tokens };
         Ok(Self { shared: Arc::new(shared), workers: BTreeMap::new() })
     }
 
@@ -187,6 +190,7 @@ impl Agent {
             self.update(cached.pod, known);
         }
         let (node, lease) = (report::report_node(self.shared.clone()), report::renew_lease(self.shared.clone()));
+        let own = report::follow_node(self.shared.clone());
         let pods: Api<Pod> = Api::all(self.shared.client.clone());
         let mine = watcher::Config::default().fields(&format!("spec.nodeName={}", self.shared.settings.node_name));
         let mut watch = watcher(pods, mine).boxed();
@@ -205,7 +209,7 @@ impl Agent {
                 }
             }
         };
-        tokio::join!(node, lease, follow);
+        tokio::join!(node, lease, own, follow);
         Ok(())
     }
 

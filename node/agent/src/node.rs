@@ -118,6 +118,11 @@ pub fn is_ready(status: Option<&NodeStatus>) -> Option<bool> {
     }
 }
 
+/// Whether the API has another word about the node's readiness than `said`, which is what the node says.
+pub fn contradicts(node: &Node, said: &NodeStatus) -> bool {
+    is_ready(node.status.as_ref()) != is_ready(Some(said))
+}
+
 fn conditions(old: Option<&NodeStatus>, problem: Option<&str>, now: Timestamp) -> Vec<NodeCondition> {
     let before = old.and_then(|old| old.conditions.as_deref()).unwrap_or_default();
     let ready = match problem {
@@ -138,4 +143,26 @@ fn conditions(old: Option<&NodeStatus>, problem: Option<&str>, now: Timestamp) -
         last_transition_time: same.and_then(|same| same.last_transition_time.clone()).or(Some(Time(now))),
     });
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_node_is_contradicted_by_another_word_about_readiness_alone() {
+        let status = |ready: &str| -> NodeStatus {
+            serde_json::from_value(json!({"conditions": [{"type": "Ready", "status": ready}]})).unwrap()
+        };
+        let said = status("True");
+        for (found, expected) in [(Some("True"), false), (Some("False"), true), (Some("Unknown"), true), (None, true)] {
+            let node = Node { status: found.map(status), ..Node::default() };
+            assert_eq!(contradicts(&node, &said), expected, "{found:?}");
+        }
+        let mut other = status("True");
+        other.conditions.as_mut().unwrap()[0].message = Some("another message".into());
+        assert!(!contradicts(&Node { status: Some(other), ..Node::default() }, &said));
+        assert!(!contradicts(&Node { status: Some(status("False")), ..Node::default() }, &status("False")));
+    }
 }

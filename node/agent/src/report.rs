@@ -1,12 +1,16 @@
 //! Reports the node: its Node object and its Lease, for as long as the agent runs.
+//! (`pkg/kubelet/kubelet_node_status.go`, `k8s.io/component-helpers/apimachinery/lease`.)
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, NodeStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference};
 use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::json;
 
 use crate::agent::Shared;
@@ -25,18 +29,44 @@ const LEASE_NAMESPACE: &str = "kube-node-lease";
 pub(crate) async fn report_node(shared: Arc<Shared>) {
     let nodes: Api<Node> = Api::all(shared.client.clone());
     loop {
-        let pause = match report_once(&shared, &nodes).await {
-            Ok(()) => NODE_REPORT,
+        match report_once(&shared, &nodes).await {
+            Ok(said) => {
+                // Whoever contradicts us all the time does not make us write all the time.
+                tokio::time::sleep(RETRY_PAUSE).await;
+                contradicted(&shared, &said, NODE_REPORT).await;
+            }
             Err(error) => {
                 tracing::debug!(%error, "the node cannot be reported yet");
-                RETRY_PAUSE
+                tokio::time::sleep(RETRY_PAUSE).await;
             }
-        };
-        tokio::time::sleep(pause).await;
+        }
     }
 }
 
-async fn report_once(shared: &Shared, nodes: &Api<Node>) -> Result<(), kube::Error> {
+/// Returns once somebody else says another thing of the node's readiness than `said`, or after `time`: a node whose
+/// Lease was not renewed for a while is `Unknown`, and its pods leave their Services, until it speaks again.
+async fn contradicted(shared: &Shared, said: &NodeStatus, time: Duration) {
+    let mut seen = shared.node.subscribe();
+    let other = seen.wait_for(|node| node.as_ref().is_some_and(|node| node::contradicts(node, said)));
+    let _ = tokio::time::timeout(time, other).await; // The time has come, too.
+}
+
+/// Keeps the agent's copy of its own Node object, for ever.
+pub(crate) async fn follow_node(shared: Arc<Shared>) {
+    let own = watcher::Config::default().fields(&format!("metadata.name={}", shared.settings.node_name));
+    let mut changes = pin!(watcher(Api::<Node>::all(shared.client.clone()), own).default_backoff());
+    while let Some(change) = changes.next().await {
+        match change {
+            Ok(watcher::Event::Apply(node) | watcher::Event::InitApply(node)) => {
+                shared.node.send_replace(Some(Arc::new(node)));
+            }
+            Ok(watcher::Event::Delete(_) | watcher::Event::Init | watcher::Event::InitDone) => {}
+            Err(error) => tracing::debug!(%error, "the watch on the node's own object is starting again"),
+        }
+    }
+}
+
+async fn report_once(shared: &Shared, nodes: &Api<Node>) -> Result<NodeStatus, kube::Error> {
     let settings = &shared.settings;
     let version = shared.runtime.version().await;
     let facts = Facts::read(settings, shared.runtime.name(), version.as_deref().ok());
@@ -59,7 +89,7 @@ async fn report_once(shared: &Shared, nodes: &Api<Node>) -> Result<(), kube::Err
         let (node, ready) = (settings.node_name.clone(), node::is_ready(Some(&status)) == Some(true));
         shared.tell_of_node(&Happening::NodeStatus { node, ready });
     }
-    Ok(())
+    Ok(status)
 }
 
 /// Renews the node's Lease, for ever.

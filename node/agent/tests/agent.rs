@@ -147,6 +147,31 @@ async fn the_node_registers_and_heartbeats() {
 }
 
 #[tokio::test]
+async fn a_node_that_others_gave_up_says_at_once_that_it_is_there() {
+    let this = Box_::new();
+    let ready = |this: &Box_| {
+        let node = this.api.get("nodes", "n1").unwrap_or_default();
+        node["status"]["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == "Ready").cloned()
+    };
+    this.until("the node is ready", |this| ready(this).is_some_and(|ready| ready["status"] == "True")).await;
+    // As the node lifecycle controller does with a node whose Lease was not renewed for 40 s.
+    let mut node = this.api.get("nodes", "n1").unwrap();
+    let unknown = json!({"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown"});
+    node["status"]["conditions"] = json!([unknown]);
+    this.api.put("nodes", node);
+    this.until("the node is ready again", |this| ready(this).is_some_and(|ready| ready["reason"] == "KubeletReady"))
+        .await;
+    // What others say of other things is theirs, and no reason to say anything.
+    let mut node = this.api.get("nodes", "n1").unwrap();
+    node["metadata"]["labels"]["own"] = json!("label");
+    this.api.put("nodes", node);
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let revision = this.api.get("nodes", "n1").unwrap()["metadata"]["resourceVersion"].clone();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(this.api.get("nodes", "n1").unwrap()["metadata"]["resourceVersion"], revision);
+}
+
+#[tokio::test]
 async fn a_pod_runs_is_told_about_and_goes() {
     let this = Box_::new();
     this.api.put("configmaps", json!({"metadata": {"name": "cm", "namespace": "default"}, "data": {"k": "v1"}}));
