@@ -47,7 +47,8 @@ async fn serve_cluster(flags: ServerFlags) -> Result<()> {
         names.extend(node::api_names(&flags)?);
     }
     let authority = Authority::open(&world, &state.join("tls"), &Names(names))?;
-    let tls = authority.server_config()?;
+    let renewed = Arc::new(tokio::sync::Notify::new());
+    let tls = authority.server_config(renewed.clone())?;
     let issuer = format!("https://kubernetes.default.svc.{}", flags.cluster_domain);
     let guard = Rbac::new(authority.token_signer()?, &issuer);
     let settings = Settings { service_cidr: flags.service_cidr.clone(), ..Settings::default() };
@@ -83,7 +84,22 @@ async fn serve_cluster(flags: ServerFlags) -> Result<()> {
             runtime,
         }));
     }
-    write_kubeconfig(&world, &flags.write_kubeconfig, &authority.kubeconfig(&format!("https://{address}")))?;
+    let server = format!("https://{address}");
+    write_kubeconfig(&world, &flags.write_kubeconfig, &authority.kubeconfig(&server))?;
+    let (kubeconfig, disk) = (flags.write_kubeconfig.clone(), world.clone());
+    tokio::spawn(async move {
+        loop {
+            renewed.notified().await;
+            let written = authority
+                .reopen()
+                .map_err(Into::into)
+                .and_then(|authority| write_kubeconfig(&disk, &kubeconfig, &authority.kubeconfig(&server)));
+            match written {
+                Ok(()) => tracing::info!(kubeconfig = %kubeconfig.display(), "certificates were renewed"),
+                Err(error) => tracing::warn!(%error, "the kubeconfig was not renewed; a restart tries again"),
+            }
+        }
+    });
     tracing::info!(%address, kubeconfig = %flags.write_kubeconfig.display(), "the API server is ready");
     notify::ready();
     serve(api, listener, tls, stopped()).await;

@@ -10,15 +10,17 @@ use jiff::{SignedDuration, Timestamp};
 use kedge_world::{Disk, DiskError, World};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
+use tokio::sync::Notify;
 
 use crate::identity::{Identity, IdentityError, Purpose};
+use crate::served::Served;
 use crate::token::{TokenError, TokenSigner};
 
 /// A box may lie in a drawer for years; its authority must outlive that.
 const AUTHORITY_DAYS: i64 = 20 * 365;
 const LEAF_DAYS: i64 = 365;
-/// A leaf that ends sooner than this is made again.
-const RENEW_BEFORE: SignedDuration = SignedDuration::from_hours(24 * 90);
+/// A leaf that ends sooner than this is made again, at a start or when somebody connects.
+pub(crate) const RENEW_BEFORE: SignedDuration = SignedDuration::from_hours(24 * 90);
 
 /// What went wrong with the cluster's keys.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +56,7 @@ pub struct Names(pub Vec<String>);
 #[derive(Debug)]
 pub struct Authority {
     folder: PathBuf,
+    names: Names,
     world: World,
     server_ca: Identity,
     client_ca: Identity,
@@ -79,7 +82,27 @@ impl Authority {
         let server = files.open("server", "kedge-server", &Purpose::Server(all), Some(&server_ca), LEAF_DAYS)?;
         let masters = Purpose::Client(vec!["system:masters".into()]);
         let admin = files.open("admin", "system:admin", &masters, Some(&client_ca), LEAF_DAYS)?;
-        Ok(Self { folder: folder.to_owned(), world: world.clone(), server_ca, client_ca, server, admin })
+        let (folder, names) = (folder.to_owned(), names.clone());
+        Ok(Self { folder, names, world: world.clone(), server_ca, client_ca, server, admin })
+    }
+
+    /// The same keys as they are on the disk, with leaves made again that near their end.
+    pub fn reopen(&self) -> Result<Self, AuthorityError> {
+        Self::open(&self.world, &self.folder, &self.names)
+    }
+
+    /// What the API serves with.
+    pub(crate) fn server(&self) -> &Identity {
+        &self.server
+    }
+
+    /// When the first of the leaves ends.
+    pub(crate) fn ends(&self) -> Timestamp {
+        self.server.ends().min(self.admin.ends())
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.world.clock.wall()
     }
 
     /// Signs service account tokens, with a key of its own.
@@ -89,8 +112,9 @@ impl Authority {
         Ok(TokenSigner::new(&key.key_der())?)
     }
 
-    /// TLS for the API server: its certificate, and clients' certificates checked when they show one.
-    pub fn server_config(&self) -> Result<Arc<ServerConfig>, AuthorityError> {
+    /// TLS for the API server: its certificate, and clients' certificates checked when they show one. Leaves that near
+    /// their end are made again when somebody connects; `renewed` hears of it, for whoever keeps a copy.
+    pub fn server_config(&self, renewed: Arc<Notify>) -> Result<Arc<ServerConfig>, AuthorityError> {
         let tls = |error: &dyn std::fmt::Display| AuthorityError::Tls(error.to_string());
         let mut roots = RootCertStore::empty();
         roots.add(self.client_ca.certificate().clone()).map_err(|e| tls(&e))?;
@@ -103,8 +127,7 @@ impl Authority {
             .with_safe_default_protocol_versions()
             .map_err(|e| tls(&e))?
             .with_client_cert_verifier(clients)
-            .with_single_cert(vec![self.server.certificate().clone()], self.server.private_key())
-            .map_err(|e| tls(&e))?;
+            .with_cert_resolver(Arc::new(Served::new(self.reopen()?, renewed)?));
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Arc::new(config))
     }

@@ -13,6 +13,7 @@ mod identity;
 mod node_authorizer;
 mod rbac;
 mod references;
+mod served;
 mod token;
 
 pub use attributes::{Attributes, Decision, User};
