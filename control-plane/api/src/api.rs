@@ -44,11 +44,18 @@ pub struct Settings {
     pub node_ports: (u16, u16),
     /// The version that `/version` reports.
     pub git_version: String,
+    /// Where others reach this server, `HOST:PORT`: named as the place of the token issuer's keys.
+    pub external_address: String,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { service_cidr: "10.43.0.0/16".into(), node_ports: (30_000, 32_767), git_version: "v1.36.3+kedge".into() }
+        Self {
+            service_cidr: "10.43.0.0/16".into(),
+            node_ports: (30_000, 32_767),
+            git_version: "v1.36.3+kedge".into(),
+            external_address: "127.0.0.1:6443".into(),
+        }
     }
 }
 
@@ -69,7 +76,12 @@ struct Inner {
     /// The network that pods are in.
     network: RwLock<Option<Arc<dyn Net>>>,
     metrics: Metrics,
+    /// How the parts of the control plane beside this one do, by the name in `componentstatuses`.
+    components: RwLock<HashMap<&'static str, Check>>,
 }
+
+/// Looks at one part of the control plane; the error says why it is not well.
+type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
 /// A request whose body has been read.
 #[derive(Debug)]
@@ -111,6 +123,7 @@ impl Api {
             nodes: RwLock::default(),
             network: RwLock::default(),
             metrics: Metrics::default(),
+            components: RwLock::default(),
         }))
     }
 
@@ -132,6 +145,17 @@ impl Api {
     /// The network that pods are in, if this server has a way there.
     pub(crate) fn network(&self) -> Option<Arc<dyn Net>> {
         self.0.network.read().clone()
+    }
+
+    /// From now on `componentstatuses` tells of `name` what `check` finds.
+    pub fn attach_component(&self, name: &'static str, check: impl Fn() -> Result<(), String> + Send + Sync + 'static) {
+        self.0.components.write().insert(name, Arc::new(check));
+    }
+
+    /// How the part of the control plane called `name` does.
+    pub(crate) fn component(&self, name: &str) -> Result<(), String> {
+        let check = self.0.components.read().get(name).cloned();
+        check.map_or_else(|| Err("it does not run in this process".into()), |check| check())
     }
 
     /// The clock and the random numbers.
@@ -232,7 +256,11 @@ impl Api {
         )?;
         let now = self.world().clock.wall();
         let call = Call { api: self, registry: &registry, kind, path, query, incoming, answer, now, verb };
-        rest::dispatch(call).await
+        let answer = rest::dispatch(call).await;
+        let Some(since) = kind.rules.get().deprecated() else { return answer };
+        // Told with refusals, too.
+        let warning = format!("{} {} is {since}", kind.api_version(), kind.resource.kind);
+        rest::decode::with_warnings(answer.unwrap_or_else(|error| refusal(&error)), &[warning])
     }
 
     fn authorize(&self, user: &User, verb: Verb, path: &ResourcePath, query: &Query) -> Result<(), ApiError> {

@@ -10,6 +10,7 @@ use crate::body::Body;
 use crate::error::ApiError;
 use crate::health;
 use crate::openapi;
+use crate::openid;
 use crate::registry::{Kind, Registry};
 
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
@@ -39,6 +40,8 @@ pub(crate) fn serve(api: &Api, incoming: &Incoming) -> Result<Response<Body>, Ap
         ["version"] => Ok(json_response(200, &version(&api.settings().git_version))),
         [path @ ("healthz" | "livez" | "readyz"), ref rest @ ..] => health::check(api, incoming, path, rest),
         ["metrics"] => Ok(health::metrics(api)),
+        [".well-known", "openid-configuration"] => openid::configuration(api),
+        ["openid", "v1", "jwks"] => openid::keys(api),
         ["openapi", ..] => openapi::serve(api, incoming, &parts),
         [""] => Ok(json_response(200, &json!({ "paths": paths(&registry) }))),
         _ => Err(ApiError::no_such_path()),
@@ -62,13 +65,15 @@ fn version(git: &str) -> Value {
 }
 
 fn paths(registry: &Registry) -> Vec<String> {
-    let mut paths = vec!["/api".to_owned(), "/api/v1".into(), "/apis".into()];
+    let mut paths =
+        vec!["/.well-known/openid-configuration".to_owned(), "/api".to_owned(), "/api/v1".into(), "/apis".into()];
     for (group, versions) in registry.groups() {
         paths.push(format!("/apis/{group}"));
         paths.extend(versions.iter().map(|version| format!("/apis/{group}/{version}")));
     }
     paths.extend(
-        ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"].map(String::from),
+        ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version"]
+            .map(String::from),
     );
     paths
 }

@@ -26,6 +26,11 @@ pub trait Guard: Send + Sync + 'static {
     /// A token for the service account in `request` (`authentication.k8s.io/v1` TokenRequest), filled in.
     fn issue(&self, api: &Api, account: &Value, request: Value) -> Result<Value, ApiError>;
 
+    /// Who signs the tokens of service accounts; none where nobody does.
+    fn issuer(&self) -> Option<Issuer> {
+        None
+    }
+
     /// The first of `wanted` that `user` does not hold in `namespace` and so may not grant; none to let them.
     fn may_grant(&self, _api: &Api, _user: &User, _namespace: &str, _wanted: &[Rule]) -> Option<Rule> {
         None
@@ -38,6 +43,15 @@ pub trait Guard: Send + Sync + 'static {
             Decision::NoOpinion(why) => Err(refusal(user, attributes, &why)),
         }
     }
+}
+
+/// Who signs tokens, for others who check them.
+#[derive(Clone, Debug)]
+pub struct Issuer {
+    /// The name that tokens are signed under, an https URL.
+    pub url: String,
+    /// The public keys, as a JSON Web Key Set.
+    pub keys: Value,
 }
 
 /// The refusal in upstream's words (`k8s.io/apiserver/pkg/endpoints/handlers/responsewriters/errors.go`).

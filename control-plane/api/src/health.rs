@@ -25,7 +25,7 @@ type Check = fn(&Api) -> Result<(), String>;
 const CHECKS: [(&str, Check); 2] = [("ping", |_| Ok(())), ("store", store)];
 
 /// The store answers, and what was written last is on the disk.
-fn store(api: &Api) -> Result<(), String> {
+pub(crate) fn store(api: &Api) -> Result<(), String> {
     let health = api.store().health().ok_or("the thread that writes has ended")?;
     health.failure.map_or(Ok(()), |failure| Err(failure.to_string()))
 }

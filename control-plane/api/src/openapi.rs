@@ -140,7 +140,7 @@ fn index(registry: &Registry) -> Value {
         let own = custom.iter().filter(|crd| crd.group == group && crd.version == version);
         own.map(|crd| format!("{}{}{}", crd.plural, crd.kind, crd.schema)).collect::<String>()
     };
-    for path in ["api", "apis", "version"] {
+    for path in ["api", "apis", "version", ".well-known/openid-configuration", "openid/v1/jwks"] {
         add(path.to_owned(), "");
     }
     add("api/v1".to_owned(), "");

@@ -178,7 +178,7 @@ impl Registry {
     pub fn builtin() -> Self {
         let facts = facts::builtin();
         let mut registry = Self::default();
-        for resource in facts.resources.iter().filter(|r| !ABSENT.contains(&&*r.plural)) {
+        for resource in facts.resources.iter() {
             registry.insert(builtin_kind(facts, resource));
         }
         registry
@@ -208,9 +208,11 @@ impl Registry {
         self.kinds.values()
     }
 
-    /// One kind per stored collection: the one whose version is stored. Reviews are answered and not among them.
+    /// One kind per stored collection: the one whose version is stored. What is answered rather than stored is not
+    /// among them.
     pub fn stored(&self) -> impl Iterator<Item = &Arc<Kind>> {
-        self.all().filter(|kind| kind.api_version() == kind.stored_as && kind.offers("list"))
+        let stored = |kind: &Kind| kind.api_version() == kind.stored_as && kind.offers("list");
+        self.all().filter(move |kind| stored(kind) && &*kind.resource.plural != NOT_STORED)
     }
 
     /// Groups in discovery's order with their versions, newest first; core is not among them.
@@ -231,8 +233,8 @@ impl Registry {
     }
 }
 
-/// Not served: `pods/binding` does what the old `bindings` did, and there are no separate components to list.
-const ABSENT: &[&str] = &["bindings", "componentstatuses"];
+/// Computed when asked for.
+const NOT_STORED: &str = "componentstatuses";
 
 fn builtin_kind(facts: &Facts, resource: &Resource) -> Kind {
     let has_spec = facts.schema.object(resource.schema).field("spec").is_some();

@@ -65,13 +65,14 @@ pub fn document_v3(
     Some(whole_v3(facts, &items, &served, &[(group, version)], describe))
 }
 
-/// The OpenAPI v3 document of a path that is outside any group version: `api`, `apis`, `apis/GROUP` or `version`.
-/// None for any other path.
+/// The OpenAPI v3 document of a path that is outside any group version: `api`, `apis`, `apis/GROUP`, `version`, and
+/// those of the issuer of service account tokens. None for any other path.
 pub fn document_v3_of_path(facts: &Facts, path: &str, describe: &Describe<'_>) -> Option<Value> {
-    let item = match path.split_once('/') {
-        None => paths::roots().into_iter().find(|root| root.path.trim_matches('/') == path)?,
-        Some(("apis", group)) if !group.contains('/') => paths::group(group),
-        Some(_) => return None,
+    let root = paths::roots().into_iter().find(|root| root.path.trim_matches('/') == path);
+    let item = match (root, path.split_once('/')) {
+        (Some(root), _) => root,
+        (None, Some(("apis", group))) if !group.contains('/') => paths::group(group),
+        (None, _) => return None,
     };
     Some(whole_v3(facts, &[item], &[], &[], describe))
 }
@@ -118,12 +119,17 @@ fn whole_v3(
     let mut definitions = Definitions::new(facts, Form::V3, versions, describe);
     let paths = render_paths(items, &mut definitions);
     render_custom(served, &mut definitions);
-    json!({
+    let mut document = json!({
         "openapi": "3.0.0",
         "info": {"title": TITLE, "version": "unversioned"},
         "paths": paths,
-        "components": {"schemas": definitions.finish(), "securitySchemes": bearer_token()},
-    })
+        "components": {"securitySchemes": bearer_token()},
+    });
+    let schemas = definitions.finish();
+    if schemas.as_object().is_none_or(|schemas| !schemas.is_empty()) {
+        document["components"]["schemas"] = schemas;
+    }
+    document
 }
 
 fn render_paths(items: &[PathItem], definitions: &mut Definitions<'_>) -> Value {

@@ -6,8 +6,8 @@ use kedge_schema::field::{FieldError, Path};
 use kedge_store::{Entry, ObjectKey, ResourceId};
 use serde_json::{Value, json};
 
-use super::Guard;
 use super::node::Nodes;
+use super::{Guard, Issuer};
 use crate::api::Api;
 use crate::derived::Derived;
 use crate::error::ApiError;
@@ -172,6 +172,10 @@ fn stored(api: &Api, plural: &str, namespace: &str, name: &str) -> Option<std::s
 }
 
 impl Guard for Rbac {
+    fn issuer(&self) -> Option<Issuer> {
+        Some(Issuer { url: self.issuer.clone(), keys: self.signer.jwks() })
+    }
+
     fn may_grant(&self, api: &Api, user: &User, namespace: &str, wanted: &[Rule]) -> Option<Rule> {
         if user.is_in("system:masters") {
             return None;

@@ -14,6 +14,7 @@ use crate::object;
 
 mod access;
 mod check;
+mod component_status;
 mod config;
 mod cron_job;
 mod custom_resource_definition;
@@ -96,6 +97,12 @@ pub trait Rules: Send + Sync + 'static {
     /// Sentences for the client about things that are allowed but unwise.
     fn warnings(&self, _object: &Value) -> Vec<String> {
         Vec::new()
+    }
+
+    /// Since when the kind at this version is deprecated and what replaces it, as clients are told with every answer
+    /// (`APILifecycleDeprecated`): `deprecated in v1.19+`.
+    fn deprecated(&self) -> Option<&'static str> {
+        None
     }
 
     /// Fields that field selectors may name beyond `metadata.name` and `metadata.namespace`, each with the text
@@ -206,6 +213,7 @@ pub enum Names {
 
 /// The kinds with rules of their own. Every other kind has [`Generic`] rules, which its facts decide.
 const TABLE: &[(&str, &str, &dyn Rules)] = &[
+    ("", "ComponentStatus", &component_status::COMPONENT_STATUS),
     ("", "ConfigMap", &config::CONFIG_MAP),
     ("", "Endpoints", &network::ENDPOINTS),
     ("", "Event", &records::EVENT),

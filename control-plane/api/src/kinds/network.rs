@@ -15,6 +15,7 @@ use crate::object;
 const SHOWN_MAX: usize = 3;
 
 pub(super) static ENDPOINTS: Plain = Plain {
+    deprecated: Some("deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
     creates_on_update: true,
     columns: &[Column::text("Endpoints")],
     row: |endpoints, _| vec![endpoints_text(endpoints)],

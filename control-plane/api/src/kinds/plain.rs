@@ -24,6 +24,7 @@ pub(super) struct Plain {
     pub(super) creates_on_update: bool,
     pub(super) unconditional: bool,
     pub(super) names: Names,
+    pub(super) deprecated: Option<&'static str>,
     /// The columns are the whole table.
     pub(super) whole_table: bool,
     pub(super) columns: &'static [Column],
@@ -41,6 +42,7 @@ pub(super) const PLAIN: Plain = Plain {
     creates_on_update: false,
     unconditional: true,
     names: Names::Subdomain,
+    deprecated: None,
     whole_table: false,
     columns: &[],
     row: |_, _| Vec::new(),
@@ -51,6 +53,10 @@ pub(super) const PLAIN: Plain = Plain {
 };
 
 impl Rules for Plain {
+    fn deprecated(&self) -> Option<&'static str> {
+        self.deprecated
+    }
+
     fn default(&self, object: &mut Value) {
         (self.default)(object);
     }

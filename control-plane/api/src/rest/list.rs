@@ -93,20 +93,35 @@ impl Continue {
 pub(super) fn list(call: Call<'_>) -> Result<Response<Body>, ApiError> {
     let selection = Selection::parse(&call)?;
     let found = find(&call, &selection)?;
+    render(call, &found)
+}
+
+/// A list of objects that are made when asked for: selected, and without a revision or pages.
+pub(super) fn computed(
+    call: Call<'_>,
+    entries: impl IntoIterator<Item = Arc<Entry>>,
+) -> Result<Response<Body>, ApiError> {
+    let selection = Selection::parse(&call)?;
+    let entries = entries.into_iter().filter(|entry| selection.matches(entry)).collect();
+    render(call, &Found { entries, metadata: json!({}) })
+}
+
+fn render(call: Call<'_>, found: &Found) -> Result<Response<Body>, ApiError> {
     match call.answer {
         Answer { format: Format::Json, view: View::Plain }
             if found.entries.iter().all(|entry| call.kind.shows_as_stored(entry)) =>
         {
-            Ok(bytes_response(200, "application/json", stitch(&call, &found)))
+            Ok(bytes_response(200, "application/json", stitch(&call, found)))
         }
         answer => {
             let objects: Vec<Value> = found.entries.iter().map(|entry| call.decode(entry)).collect();
+            let metadata = found.metadata.clone();
             let value = match answer.view {
-                View::Plain => list_value(&call.kind.list_kind(), &call.kind.api_version(), found.metadata, objects),
-                View::Table => table::table(call.kind, &objects, found.metadata, call.include()?, true, call.now),
+                View::Plain => list_value(&call.kind.list_kind(), &call.kind.api_version(), metadata, objects),
+                View::Table => table::table(call.kind, &objects, metadata, call.include()?, true, call.now),
                 View::Metadata => {
                     let items = objects.iter().map(|object| table::partial(object, "PartialObjectMetadata")).collect();
-                    list_value("PartialObjectMetadataList", "meta.k8s.io/v1", found.metadata, items)
+                    list_value("PartialObjectMetadataList", "meta.k8s.io/v1", metadata, items)
                 }
             };
             encode(200, answer.format, &value)

@@ -18,6 +18,7 @@ use crate::registry::{Kind, Registry};
 use crate::request::{Query, ResourcePath, Verb};
 use crate::table;
 
+mod component_statuses;
 pub(crate) mod computed;
 mod create;
 pub(crate) mod decode;
@@ -58,6 +59,11 @@ pub(crate) async fn dispatch(call: Call<'_>) -> Result<Response<Body>, ApiError>
             &call.path.resource,
             call.incoming.method.as_str(),
         ));
+    }
+    match (&*call.kind.resource.group, &*call.kind.resource.plural) {
+        ("", "bindings") => return subresource::bind_named(call).await,
+        ("", "componentstatuses") => return component_statuses::answer(call),
+        _ => {}
     }
     match call.verb {
         Verb::Get => call.render_entry(200, &*call.stored()?),

@@ -11,7 +11,7 @@ use crate::api::json_response;
 use crate::body::Body;
 use crate::error::ApiError;
 use crate::object;
-use crate::request::Verb;
+use crate::request::{ResourcePath, Verb};
 
 pub(super) async fn dispatch(call: Call<'_>) -> Result<Response<Body>, ApiError> {
     let subresource = &*call.path.subresource;
@@ -29,7 +29,10 @@ pub(super) async fn dispatch(call: Call<'_>) -> Result<Response<Body>, ApiError>
         ("status", Verb::Patch) => patch::patch(call, Part::Status).await,
         ("scale", _) => scale::dispatch(call).await,
         ("finalize", Verb::Update) => finalize(call).await,
-        ("binding", Verb::Create) => bind(call).await,
+        ("binding", Verb::Create) => {
+            let binding = decode::object_of(&call, "", "v1", "Binding")?;
+            bind(call, binding).await
+        }
         ("eviction", Verb::Create) => crate::eviction::evict(call).await,
         ("token", Verb::Create) => crate::token::request(call),
         ("approval", Verb::Get) => call.render_entry(200, &*call.stored()?),
@@ -65,9 +68,21 @@ async fn finalize(call: Call<'_>) -> Result<Response<Body>, ApiError> {
     Err(call.conflict(STALE))
 }
 
-/// `pods/binding`: sets the node once, and says that the pod is scheduled (`pkg/registry/core/pod/storage`).
-async fn bind(call: Call<'_>) -> Result<Response<Body>, ApiError> {
+/// `bindings`: the old way to `pods/binding`, with the pod's name in the object (`LegacyBindingREST`).
+pub(super) async fn bind_named(call: Call<'_>) -> Result<Response<Body>, ApiError> {
     let binding = decode::object_of(&call, "", "v1", "Binding")?;
+    let name = object::name(&binding);
+    if name.is_empty() {
+        return Err(ApiError::bad_request("Name parameter required."));
+    }
+    let kind = call.registry.find("", "v1", "pods").ok_or_else(ApiError::no_such_path)?;
+    let (resource, subresource) = ("pods".to_owned(), "binding".to_owned());
+    let path = ResourcePath { resource, name: name.to_owned(), subresource, ..call.path.clone() };
+    bind(Call { kind, path: &path, ..call }, binding).await
+}
+
+/// `pods/binding`: sets the node once, and says that the pod is scheduled (`pkg/registry/core/pod/storage`).
+async fn bind(call: Call<'_>, binding: Value) -> Result<Response<Body>, ApiError> {
     let node = binding["target"]["name"].as_str().unwrap_or_default();
     if node.is_empty() || !matches!(binding["target"]["kind"].as_str(), None | Some("" | "Node")) {
         let path = kedge_schema::field::Path::new("target").child("name");

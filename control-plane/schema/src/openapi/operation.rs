@@ -180,7 +180,9 @@ impl Operation {
                     }
                     parameters.insert(0, body);
                 }
-                out["consumes"] = self.consumes.clone().into();
+                if !self.consumes.is_empty() {
+                    out["consumes"] = self.consumes.clone().into();
+                }
                 out["produces"] = self.produces.clone().into();
                 out["schemes"] = json!(["https"]);
             }

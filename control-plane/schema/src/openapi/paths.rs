@@ -62,13 +62,22 @@ pub(super) fn group(group: &str) -> PathItem {
     discovery(format!("/apis/{group}/"), id, camel(short, false), "APIGroup")
 }
 
-/// Discovery of all groups, and the version.
+/// Discovery of all groups, the version, and the issuer of service account tokens.
 pub(super) fn roots() -> Vec<PathItem> {
     let mut version = discovery("/version/".to_owned(), "getCodeVersion".to_owned(), "version".to_owned(), "");
     version.operations[0].answer = Some("io.k8s.apimachinery.pkg.version.Info".to_owned());
     version.operations[0].produces = vec!["application/json"];
     version.operations[0].consumes = vec!["application/json"];
+    let text = |path: &str, id: &str, tag: &str, form: &'static str| {
+        let mut item = discovery(path.to_owned(), id.to_owned(), tag.to_owned(), "");
+        let operation = &mut item.operations[0];
+        (operation.answer, operation.consumes, operation.produces) = (None, Vec::new(), vec![form]);
+        item
+    };
+    let issuer = "getServiceAccountIssuerOpenID";
     vec![
+        text("/.well-known/openid-configuration/", &format!("{issuer}Configuration"), "WellKnown", "application/json"),
+        text("/openid/v1/jwks/", &format!("{issuer}Keyset"), "openid", "application/jwk-set+json"),
         discovery("/api/".to_owned(), "getCoreAPIVersions".to_owned(), "core".to_owned(), "APIVersions"),
         discovery("/apis/".to_owned(), "getAPIVersions".to_owned(), "apis".to_owned(), "APIGroupList"),
         version,

@@ -54,6 +54,10 @@ fn documents_are_closed() {
         let document = document_v3_of_path(facts, path, &undescribed).unwrap();
         check_references(&document, "/components/schemas", "#/components/schemas/");
     }
+    for path in [".well-known/openid-configuration", "openid/v1/jwks"] {
+        let document = document_v3_of_path(facts, path, &undescribed).unwrap();
+        assert_eq!(document.pointer("/components/schemas"), None, "{path} answers text");
+    }
     check_references(&document_v2(facts, &toys, "v1.36.3", &undescribed), "/definitions", "#/definitions/");
     assert_eq!(document_v3(facts, "stable.example.com", "v2", &toys, &undescribed), None);
     assert_eq!(document_v3_of_path(facts, "apis/apps/v1", &undescribed), None);
