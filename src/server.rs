@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use kedge_access::{Authority, Names, User};
 use kedge_api::{Api, InProcess, Rbac, Settings, bootstrap, serve};
 use kedge_client::{Context as ClientContext, Informers};
-use kedge_store::engine::{Engine, RedbEngine, SledEngine};
+use kedge_store::engine::{Engine, RedbEngine, Reopening, SledEngine};
 use kedge_store::{Store, Writer};
 use kedge_world::World;
 
@@ -51,21 +51,34 @@ async fn serve_cluster(flags: ServerFlags) -> Result<()> {
     let tls = authority.server_config(renewed.clone())?;
     let issuer = format!("https://kubernetes.default.svc.{}", flags.cluster_domain);
     let guard = Rbac::new(authority.token_signer()?, &issuer);
-    let settings = Settings { service_cidr: flags.service_cidr.clone(), ..Settings::default() };
+    let external_address = match flags.disable_agent {
+        true => address.clone(),
+        false => format!("{}:{}", node::address(&flags)?, flags.https_listen_port),
+    };
+    let settings = Settings { service_cidr: flags.service_cidr.clone(), external_address, ..Settings::default() };
     let api = Api::new(world.clone(), store, settings, Box::new(guard));
     bootstrap(&api, kedge_own::definitions()).await?;
-    let informers = Informers::new(in_process(&api, "system:kube-controller-manager", &["system:masters"]));
+    // Feeds the shared copies and may do no more; whoever acts on them acts as somebody of its own.
+    let informers = Informers::new(in_process(&api, "system:kube-controller-manager", &[]));
     let context = ClientContext { informers, world: world.clone() };
+    let acting_as = |client: kube::Client| ClientContext {
+        informers: context.informers.acting_through(client),
+        world: world.clone(),
+    };
     let runtime = node::RuntimeSlot::default();
     let serving = if flags.disable_agent { None } else { Some(models::serving(&folders, &runtime)) };
     let acting = api.clone();
     let clients = kedge_controllers::Clients::new(move |user, groups| in_process(&acting, user, groups));
+    let of_models = acting_as(clients.of("model-controller"));
     let settings = kedge_controllers::Settings { clients, root_ca: authority.server_ca_pem(), serving };
-    kedge_controllers::start(&context, &settings);
-    models::start(&context, &folders)?;
-    site::start(&context, &folders)?;
-    let informers = context.informers.clone();
-    tokio::spawn(kedge_scheduler::run(ClientContext { informers, world: world.clone() }));
+    let controllers = kedge_controllers::start(&context, &settings);
+    let ended = move || controllers.ended().map_or(Ok(()), |name| Err(format!("{name} has ended")));
+    api.attach_component("controller-manager", ended);
+    models::start(&of_models, &folders)?;
+    site::start(&acting_as(in_process(&api, "system:kedge-site", &[])), &folders)?;
+    let scheduler = tokio::spawn(kedge_scheduler::run(acting_as(in_process(&api, "system:kube-scheduler", &[]))));
+    let ended = move || if scheduler.is_finished() { Err("it has ended".to_owned()) } else { Ok(()) };
+    api.attach_component("scheduler", ended);
     let node_name = node::name(&flags)?;
     if !flags.disable_agent {
         let client = |user: &str, groups: &[&str]| in_process(&api, user, groups);
@@ -113,8 +126,14 @@ fn in_process(api: &Api, user: &str, groups: &[&str]) -> kube::Client {
 
 fn engine(world: &World, folder: &Path, datastore: Datastore) -> Result<Box<dyn Engine>> {
     Ok(match datastore {
-        Datastore::Redb => Box::new(RedbEngine::open(&*world.disk, &folder.join("state.redb"))?),
-        Datastore::Sled => Box::new(SledEngine::open(&folder.join("state.sled"))?),
+        Datastore::Redb => {
+            let (disk, path) = (world.disk.clone(), folder.join("state.redb"));
+            Box::new(Reopening::new(move || Ok(Box::new(RedbEngine::open(&*disk, &path)?)))?)
+        }
+        Datastore::Sled => {
+            let path = folder.join("state.sled");
+            Box::new(Reopening::new(move || Ok(Box::new(SledEngine::open(&path)?)))?)
+        }
     })
 }
 

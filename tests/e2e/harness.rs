@@ -112,6 +112,19 @@ impl Server {
 
     /// A request as the administrator; none when there is nobody to answer it.
     pub(crate) fn try_request(&self, method: &str, path: &str, body: &str) -> Option<(u16, Value)> {
+        let (head, body) = self.exchange(method, path, body)?;
+        let code = head.split(' ').nth(1)?.parse().ok()?;
+        Some((code, serde_json::from_str(&body).unwrap_or(Value::Null)))
+    }
+
+    /// The status line and the headers of an answer.
+    pub(crate) fn head(&self, path: &str) -> String {
+        let answer = self.exchange("GET", path, "");
+        answer.unwrap_or_else(|| panic!("GET {path}: no answer\n{}", self.log())).0
+    }
+
+    /// The head and the body of an answer to the administrator.
+    fn exchange(&self, method: &str, path: &str, body: &str) -> Option<(String, String)> {
         let text = std::fs::read_to_string(self.kubeconfig()).ok()?;
         let mut stream = connect(&text, self.port, self.namespace.as_deref())?;
         let head = format!(
@@ -125,8 +138,7 @@ impl Server {
         let _ = stream.read_to_end(&mut answer);
         let answer = String::from_utf8_lossy(&answer).into_owned();
         let (head, body) = answer.split_once("\r\n\r\n")?;
-        let code = head.split(' ').nth(1)?.parse().ok()?;
-        Some((code, serde_json::from_str(body).unwrap_or(Value::Null)))
+        Some((head.to_owned(), body.to_owned()))
     }
 
     /// A request that must be answered.

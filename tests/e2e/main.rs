@@ -18,5 +18,6 @@ mod pods;
 mod pulls;
 mod python;
 mod refusals;
+mod served;
 mod site;
 mod web;

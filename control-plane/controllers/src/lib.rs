@@ -41,6 +41,7 @@ use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::ReplicationController;
 use kedge_client::{Context, run};
 use kube::Client;
+use tokio::task::JoinHandle;
 
 pub use model_services::{Serving, ServingImage};
 
@@ -57,9 +58,9 @@ impl Clients {
         Self(Arc::new(make))
     }
 
-    /// A client for a controller: acts as the service account that upstream's role of this name is bound to.
+    /// A client for a controller: acts as the service account that the role of this name is bound to.
     /// (`pkg/controller/clientbuilder`, `plugin/pkg/auth/authorizer/rbac/bootstrappolicy/controller_policy.go`.)
-    fn of(&self, controller: &str) -> Client {
+    pub fn of(&self, controller: &str) -> Client {
         let groups = ["system:serviceaccounts", "system:serviceaccounts:kube-system"];
         (self.0)(&format!("system:serviceaccount:kube-system:{controller}"), &groups)
     }
@@ -82,40 +83,65 @@ pub struct Settings {
     pub serving: Option<Serving>,
 }
 
+/// The controllers that run, each with the account that it acts as.
+#[derive(Debug, Default)]
+pub struct Running(Vec<(&'static str, JoinHandle<()>)>);
+
+impl Running {
+    /// A controller that has ended, which none does by itself; none when all is well.
+    pub fn ended(&self) -> Option<&'static str> {
+        self.0.iter().find(|(_, task)| task.is_finished()).map(|(name, _)| *name)
+    }
+}
+
 /// Starts every controller; they run as long as the runtime. The shared copies are fed by the context's own client,
-/// which also is who those are that upstream knows no role for.
-pub fn start(context: &Context, settings: &Settings) {
+/// which need not be let do anything else.
+pub fn start(context: &Context, settings: &Settings) -> Running {
     let by = |name: &str| {
         let informers = context.informers.acting_through(settings.clients.of(name));
         Context { informers, world: context.world.clone() }
     };
-    tokio::spawn(run(deployment::Controller, by("deployment-controller")));
-    tokio::spawn(run(replica_sets::Controller::<ReplicaSet>::default(), by("replicaset-controller")));
-    tokio::spawn(run(replica_sets::Controller::<ReplicationController>::default(), by("replication-controller")));
+    let mut start = Start { by: &by, running: Running::default() };
+    start.one("deployment-controller", |by| run(deployment::Controller, by));
+    start.one("replicaset-controller", |by| run(replica_sets::Controller::<ReplicaSet>::default(), by));
+    start.one("replication-controller", |by| run(replica_sets::Controller::<ReplicationController>::default(), by));
     let slices = endpoint_slices::Controller { endpoints: by("endpoint-controller") };
-    tokio::spawn(run(slices, by("endpointslice-controller")));
-    tokio::spawn(run(endpoint_mirror::Controller, by("endpointslicemirroring-controller")));
-    tokio::spawn(run(namespaces::Controller, by("namespace-controller")));
-    tokio::spawn(run(cluster_roles::Controller, by("clusterrole-aggregation-controller")));
-    tokio::spawn(run(storage_protection::Claims, by("pvc-protection-controller")));
-    tokio::spawn(run(storage_protection::Volumes, by("pv-protection-controller")));
-    tokio::spawn(run(jobs::Controller, by("job-controller")));
-    tokio::spawn(run(jobs::Orphans, by("job-controller")));
-    tokio::spawn(run(cron_jobs::Controller, by("cronjob-controller")));
-    tokio::spawn(run(daemon_sets::Controller::default(), by("daemon-set-controller")));
-    tokio::spawn(run(stateful_sets::Controller, by("statefulset-controller")));
-    tokio::spawn(run(disruption::Budgets, by("disruption-controller")));
-    tokio::spawn(run(disruption::Stale, by("disruption-controller")));
-    tokio::spawn(run(nodes::Controller::default(), by("node-controller")));
-    tokio::spawn(run(taint_eviction::Controller::default(), by("node-controller")));
-    tokio::spawn(run(pod_garbage::Controller::default(), by("pod-garbage-collector")));
-    tokio::spawn(run(quotas::Controller::default(), by("resourcequota-controller")));
-    tokio::spawn(run(ttl_after_finished::Controller, by("ttl-after-finished-controller")));
-    tokio::spawn(garbage::run(by("generic-garbage-collector")));
+    start.one("endpointslice-controller", |by| run(slices, by));
+    start.one("endpointslicemirroring-controller", |by| run(endpoint_mirror::Controller, by));
+    start.one("namespace-controller", |by| run(namespaces::Controller, by));
+    start.one("clusterrole-aggregation-controller", |by| run(cluster_roles::Controller, by));
+    start.one("pvc-protection-controller", |by| run(storage_protection::Claims, by));
+    start.one("pv-protection-controller", |by| run(storage_protection::Volumes, by));
+    start.one("job-controller", |by| run(jobs::Controller, by));
+    start.one("job-controller", |by| run(jobs::Orphans, by));
+    start.one("cronjob-controller", |by| run(cron_jobs::Controller, by));
+    start.one("daemon-set-controller", |by| run(daemon_sets::Controller::default(), by));
+    start.one("statefulset-controller", |by| run(stateful_sets::Controller, by));
+    start.one("disruption-controller", |by| run(disruption::Budgets, by));
+    start.one("disruption-controller", |by| run(disruption::Stale, by));
+    start.one("node-controller", |by| run(nodes::Controller::default(), by));
+    start.one("node-controller", |by| run(taint_eviction::Controller::default(), by));
+    start.one("pod-garbage-collector", |by| run(pod_garbage::Controller::default(), by));
+    start.one("resourcequota-controller", |by| run(quotas::Controller::default(), by));
+    start.one("ttl-after-finished-controller", |by| run(ttl_after_finished::Controller, by));
+    start.one("generic-garbage-collector", garbage::run);
     let accounts = service_accounts::Controller::new(&settings.root_ca, by("root-ca-cert-publisher"));
-    tokio::spawn(run(accounts, by("service-account-controller")));
-    tokio::spawn(event_ttl::run(context.clone()));
+    start.one("service-account-controller", |by| run(accounts, by));
+    start.one("event-ttl-controller", event_ttl::run);
     if let Some(serving) = &settings.serving {
-        tokio::spawn(run(model_services::Controller(serving.clone()), context.clone()));
+        start.one("model-service-controller", |by| run(model_services::Controller(serving.clone()), by));
+    }
+    start.running
+}
+
+struct Start<'a> {
+    /// The context of somebody who acts as the account of this name.
+    by: &'a dyn Fn(&str) -> Context,
+    running: Running,
+}
+
+impl Start<'_> {
+    fn one<F: Future<Output = ()> + Send + 'static>(&mut self, name: &'static str, run: impl FnOnce(Context) -> F) {
+        self.running.0.push((name, tokio::spawn(run((self.by)(name)))));
     }
 }
