@@ -4,6 +4,42 @@
 use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Taint, Toleration};
 use kube::ResourceExt;
 
+/// Every address of a node.
+const ANY: &str = "0.0.0.0";
+
+/// A port of a node that a pod takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// On which address.
+    pub address: String,
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
+    /// Which.
+    pub number: i32,
+}
+
+impl HostPort {
+    /// Whether only one pod can have the two. (`fitsPorts`, `HostPortInfo.CheckConflict`.)
+    pub fn clashes(&self, other: &Self) -> bool {
+        self.protocol == other.protocol
+            && self.number == other.number
+            && (self.address == other.address || self.address == ANY || other.address == ANY)
+    }
+}
+
+/// The ports of its node that a pod takes, for as long as it runs. (`schedutil.GetHostPorts`.)
+pub fn host_ports(pod: &PodSpec) -> Vec<HostPort> {
+    let sidecars = pod.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+    let ports = pod.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
+    ports
+        .filter_map(|port| {
+            let number = port.host_port.filter(|number| *number > 0)?;
+            let address = port.host_ip.clone().filter(|ip| !ip.is_empty()).unwrap_or_else(|| ANY.into());
+            Some(HostPort { address, protocol: port.protocol.clone().unwrap_or_else(|| "TCP".into()), number })
+        })
+        .collect()
+}
+
 /// Whether a node is one that a pod asks for, by `nodeSelector` and required node affinity.
 pub fn wants_node(pod: &PodSpec, node: &Node) -> bool {
     let selected = pod.node_selector.iter().flatten().all(|(key, value)| node.labels().get(key) == Some(value));

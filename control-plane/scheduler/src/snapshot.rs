@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
-use kedge_client::Key;
+use kedge_client::{HostPort, Key, host_ports};
 use kedge_schema::quantity::Quantity;
 
 /// What a pod that asks for nothing is taken to need when nodes are scored (`DefaultMilliCPURequest` and its twin).
@@ -56,8 +56,8 @@ pub struct PodView {
     pub requests: Resources,
     /// The same with amounts for what it does not say, for scoring.
     pub scored: Resources,
-    /// Ports it takes on its node: address, protocol, number.
-    pub host_ports: Vec<(String, String, i32)>,
+    /// Ports it takes on its node.
+    pub host_ports: Vec<HostPort>,
 }
 
 impl PodView {
@@ -66,7 +66,7 @@ impl PodView {
         let requests = requests(&pod, &Resources::default());
         let floor = Resources(BTreeMap::from([("cpu".into(), SCORE_CPU_MILLI), ("memory".into(), SCORE_MEMORY_BYTES)]));
         let scored = self::requests(&pod, &floor);
-        let host_ports = host_ports(&pod);
+        let host_ports = pod.spec.as_ref().map(host_ports).unwrap_or_default();
         Self { key: Key::of(&*pod), pod, requests, scored, host_ports }
     }
 
@@ -107,19 +107,6 @@ fn requests(pod: &Pod, least: &Resources) -> Resources {
     }
     total.combine(&Resources::parse(spec.overhead.as_ref()), |a, b| a + b);
     total
-}
-
-fn host_ports(pod: &Pod) -> Vec<(String, String, i32)> {
-    let Some(spec) = &pod.spec else { return Vec::new() };
-    let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
-    let ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
-    ports
-        .filter_map(|port| {
-            let number = port.host_port.filter(|number| *number > 0)?;
-            let address = port.host_ip.clone().filter(|ip| !ip.is_empty()).unwrap_or_else(|| "0.0.0.0".into());
-            Some((address, port.protocol.clone().unwrap_or_else(|| "TCP".into()), number))
-        })
-        .collect()
 }
 
 /// A node and what its pods take up.

@@ -1,8 +1,8 @@
 //! The agent of one node: its Node object, its Lease, the pods that are bound to it.
 //!
 //! At start it takes up the pods it had cached, before any server answers; then it follows the API, and once the first
-//! full list is there, what the API no longer has is ended and what nobody wants is swept. From the runtime it takes
-//! exits, and wakes the pod they belong to.
+//! full list is there, what the API no longer has is ended and what nobody wants is swept. A pod that is new here is
+//! taken or refused ([`crate::admission`]). From the runtime it takes exits, and wakes the pod they belong to.
 //!
 //! Not here: anything about one pod ([`crate::worker`]).
 
@@ -23,12 +23,15 @@ use kube::runtime::watcher;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::admission::{self, NODE_AFFINITY};
 use crate::cache::Cache;
 use crate::env::Sources;
 use crate::etc::Dns;
 use crate::events::Happening;
 use crate::network::Network;
+use crate::node;
 use crate::plan::status::NodeFacts;
+use crate::plan::{Problem, is_over};
 use crate::prober::Target;
 use crate::report;
 use crate::volumes::TokenSpec;
@@ -152,6 +155,8 @@ pub struct Parts {
 pub struct Agent {
     shared: Arc<Shared>,
     workers: BTreeMap<PodUid, Handle>,
+    /// Pods that this node took before the agent started; it does not change its mind about them.
+    taken_before: BTreeSet<PodUid>,
 }
 
 /// Why an agent does not start.
@@ -172,13 +177,17 @@ impl Agent {
         let events = Recorder::start(client.clone(), world.clone(), source);
         let (tokens, node) = (Mutex::default(), watch::Sender::new(None));
         let shared = Shared { client, runtime, network, puller, world, settings, facts, cache, events, node, tokens };
-        Ok(Self { shared: Arc::new(shared), workers: BTreeMap::new() })
+        Ok(Self { shared: Arc::new(shared), workers: BTreeMap::new(), taken_before: BTreeSet::new() })
     }
 
     /// Runs until dropped. Containers go on when it stops.
     pub async fn run(mut self) -> Result<(), AgentError> {
         let mut runtime_events = self.shared.runtime.events();
         self.shared.tell_of_node(&Happening::NodeStarting);
+        match self.shared.runtime.observe().await {
+            Ok(found) => self.taken_before.extend(found.sandboxes.into_iter().map(|sandbox| sandbox.spec.pod.uid)),
+            Err(error) => tracing::warn!(%error, "cannot see which pods ran before"),
+        }
         for cached in self.shared.cache.list()? {
             let by_name = |name: &Option<String>| name.clone().unwrap_or_default();
             let known = Sources {
@@ -187,7 +196,8 @@ impl Agent {
                 services: cached.services,
                 ..Sources::default()
             };
-            self.update(cached.pod, known);
+            self.taken_before.extend(pod_id(&cached.pod).map(|id| id.uid));
+            self.update(cached.pod, known).await;
         }
         let (node, lease) = (report::report_node(self.shared.clone()), report::renew_lease(self.shared.clone()));
         let own = report::follow_node(self.shared.clone());
@@ -195,7 +205,7 @@ impl Agent {
         let mine = watcher::Config::default().fields(&format!("spec.nodeName={}", self.shared.settings.node_name));
         let mut watch = watcher(pods, mine).boxed();
         let follow = async {
-            let mut listed: BTreeSet<PodUid> = BTreeSet::new();
+            let mut listed: Vec<Pod> = Vec::new();
             loop {
                 tokio::select! {
                     Some(event) = watch.next() => match event {
@@ -213,22 +223,26 @@ impl Agent {
         Ok(())
     }
 
-    async fn follow(&mut self, event: watcher::Event<Pod>, listed: &mut BTreeSet<PodUid>) {
+    async fn follow(&mut self, event: watcher::Event<Pod>, listed: &mut Vec<Pod>) {
         match event {
             watcher::Event::Init => listed.clear(),
-            watcher::Event::InitApply(pod) => {
-                listed.extend(pod_id(&pod).map(|id| id.uid));
-                self.update(pod, Sources::default());
-            }
+            watcher::Event::InitApply(pod) => listed.push(pod),
             watcher::Event::InitDone => {
+                let mut pods = std::mem::take(listed);
+                let uids: BTreeSet<PodUid> = pods.iter().filter_map(|pod| Some(pod_id(pod)?.uid)).collect();
+                // The oldest are taken first, as the kubelet has it (`HandlePodAdditions`).
+                pods.sort_by_key(|pod| pod.metadata.creation_timestamp.clone());
+                for pod in pods {
+                    self.update(pod, Sources::default()).await;
+                }
                 for (uid, worker) in &self.workers {
-                    if !listed.contains(uid) {
+                    if !uids.contains(uid) {
                         worker.tell(Command::Gone);
                     }
                 }
-                self.sweep(listed).await;
+                self.sweep(&uids).await;
             }
-            watcher::Event::Apply(pod) => self.update(pod, Sources::default()),
+            watcher::Event::Apply(pod) => self.update(pod, Sources::default()).await,
             watcher::Event::Delete(pod) => {
                 if let Some(worker) = pod_id(&pod).and_then(|id| self.workers.get(&id.uid)) {
                     worker.tell(Command::Gone);
@@ -237,15 +251,42 @@ impl Agent {
         }
     }
 
-    fn update(&mut self, pod: Pod, known: Sources) {
+    async fn update(&mut self, mut pod: Pod, known: Sources) {
         let Some(id) = pod_id(&pod) else { return };
         self.workers.retain(|_, worker| !worker.is_over());
-        match self.workers.get(&id.uid) {
-            Some(worker) => worker.tell(Command::Update(Box::new(pod))),
-            None => {
-                let worker = worker::spawn(self.shared.clone(), id.clone(), pod, known);
-                self.workers.insert(id.uid, worker);
-            }
+        if let Some(worker) = self.workers.get_mut(&id.uid) {
+            worker.pod = Arc::new(pod.clone());
+            return worker.tell(Command::Update(Box::new(pod)));
+        }
+        let is_new = !self.taken_before.remove(&id.uid);
+        let starts = pod.metadata.deletion_timestamp.is_none() && !is_over(pod.status.as_ref());
+        if is_new
+            && starts
+            && let Err(problem) = self.admit(&pod).await
+        {
+            tracing::warn!(pod = %id.name, namespace = %id.namespace, message = problem.message, "the pod is not taken");
+            pod.status = Some(admission::rejected(&pod, &problem, self.shared.world.clock.wall()));
+            self.shared.tell(&pod, None, &Happening::Rejected { problem });
+        }
+        let worker = worker::spawn(self.shared.clone(), id.clone(), pod, known);
+        self.workers.insert(id.uid, worker);
+    }
+
+    /// Takes a pod, or says why not.
+    async fn admit(&self, pod: &Pod) -> Result<(), Problem> {
+        let others: Vec<Arc<Pod>> =
+            self.workers.values().filter(|worker| !worker.is_at_rest()).map(|worker| worker.pod.clone()).collect();
+        let others: Vec<&Pod> = others.iter().map(|pod| &**pod).collect();
+        let node = self.shared.node.borrow().clone();
+        let node = match node {
+            Some(node) => node,
+            None => report::own_node(&self.shared).await,
+        };
+        let admit = |node: &Node| admission::admit(pod, &others, &node::with_allocatable(&self.shared.settings, node));
+        match admit(&node) {
+            // Its labels may have changed just now.
+            Err(problem) if problem.reason == NODE_AFFINITY => admit(&*report::own_node(&self.shared).await),
+            other => other,
         }
     }
 

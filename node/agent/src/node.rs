@@ -81,6 +81,21 @@ pub fn object(settings: &Settings, facts: &Facts) -> Node {
     Node { metadata, ..Node::default() }
 }
 
+fn capacity(settings: &Settings) -> BTreeMap<String, Quantity> {
+    BTreeMap::from([
+        ("cpu".to_owned(), Quantity(settings.cpus.to_string())),
+        ("memory".to_owned(), Quantity(format!("{}Ki", settings.memory_bytes / 1024))),
+        ("pods".to_owned(), Quantity(settings.pods_max.to_string())),
+    ])
+}
+
+/// A Node with what it has, also before that was reported.
+pub fn with_allocatable(settings: &Settings, node: &Node) -> Node {
+    let mut node = node.clone();
+    node.status.get_or_insert_default().allocatable.get_or_insert_with(|| capacity(settings));
+    node
+}
+
 /// The node's status; `problem` is why it cannot run pods.
 pub fn status(
     settings: &Settings,
@@ -91,11 +106,7 @@ pub fn status(
 ) -> NodeStatus {
     let ips = settings.node_ips.iter().map(|ip| ("InternalIP", ip.clone()));
     let addresses = ips.chain([("Hostname", settings.node_name.clone())]);
-    let capacity = BTreeMap::from([
-        ("cpu".to_owned(), Quantity(settings.cpus.to_string())),
-        ("memory".to_owned(), Quantity(format!("{}Ki", settings.memory_bytes / 1024))),
-        ("pods".to_owned(), Quantity(settings.pods_max.to_string())),
-    ]);
+    let capacity = capacity(settings);
     let endpoint = DaemonEndpoint { port: KUBELET_PORT };
     NodeStatus {
         addresses: Some(addresses.map(|(kind, address)| NodeAddress { type_: kind.to_owned(), address }).collect()),

@@ -22,6 +22,8 @@ const LEASE_SECONDS: i32 = 40;
 const LEASE_RENEWAL: Duration = Duration::from_secs(10);
 /// `nodeStatusReportFrequency`: the Node object itself, when nothing changed.
 const NODE_REPORT: Duration = Duration::from_secs(300);
+/// How long a question about the node may take while a pod waits for the answer.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 
@@ -49,6 +51,22 @@ async fn contradicted(shared: &Shared, said: &NodeStatus, time: Duration) {
     let mut seen = shared.node.subscribe();
     let other = seen.wait_for(|node| node.as_ref().is_some_and(|node| node::contradicts(node, said)));
     let _ = tokio::time::timeout(time, other).await; // The time has come, too.
+}
+
+/// The node's own object as the API has it now; while it does not answer, as far as the node knows itself.
+pub(crate) async fn own_node(shared: &Shared) -> Arc<Node> {
+    let nodes: Api<Node> = Api::all(shared.client.clone());
+    let error = match tokio::time::timeout(ANSWER_MAX, nodes.get(&shared.settings.node_name)).await {
+        Ok(Ok(node)) => return Arc::new(node),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "no answer".to_owned(),
+    };
+    tracing::debug!(error, "the node's own object cannot be read");
+    let known = shared.node.borrow().clone();
+    known.unwrap_or_else(|| {
+        let facts = Facts::read(&shared.settings, shared.runtime.name(), None);
+        Arc::new(node::object(&shared.settings, &facts))
+    })
 }
 
 /// Keeps the agent's copy of its own Node object, for ever.

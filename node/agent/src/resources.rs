@@ -3,7 +3,7 @@
 //! Rules: `pkg/apis/core/v1/helper/qos/qos.go`, `pkg/kubelet/cm/helpers_linux.go`, `pkg/kubelet/qos/policy.go`,
 //! `k8s.io/component-helpers/resource` (a pod's requests, with sidecars).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{Container, PodSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as WireQuantity;
@@ -61,7 +61,7 @@ impl QosClass {
 }
 
 /// A quantity in thousandths; what the API server has let pass is one.
-fn milli(quantity: &WireQuantity) -> Option<i64> {
+pub(crate) fn milli(quantity: &WireQuantity) -> Option<i64> {
     Quantity::parse(&quantity.0).ok().map(|quantity| quantity.milli_value())
 }
 
@@ -153,8 +153,25 @@ pub fn pod_total(spec: &PodSpec, limits: bool, name: &str) -> i64 {
         }
     }
     let apps: i64 = spec.containers.iter().map(of).sum();
-    let overhead = spec.overhead.as_ref().and_then(|overhead| milli(overhead.get(name)?)).unwrap_or(0);
-    (apps + sidecars).max(init_most) + overhead
+    (apps + sidecars).max(init_most) + overhead(spec, name)
+}
+
+fn overhead(spec: &PodSpec, name: &str) -> i64 {
+    spec.overhead.as_ref().and_then(|overhead| milli(overhead.get(name)?)).unwrap_or(0)
+}
+
+/// What a pod asks of its node, in thousandths: its own word before what its containers add up to. (`PodRequests`.)
+pub fn pod_request(spec: &PodSpec, name: &str) -> i64 {
+    let own = list(spec.resources.as_ref(), false).and_then(|requests| milli(requests.get(name)?));
+    own.map_or_else(|| pod_total(spec, false, name), |own| own + overhead(spec, name))
+}
+
+/// The resources that a pod asks its node for.
+pub fn names_requested(spec: &PodSpec) -> BTreeSet<String> {
+    let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+    let all = containers.map(|container| container.resources.as_ref()).chain([spec.resources.as_ref()]);
+    let lists = all.filter_map(|resources| list(resources, false)).chain(&spec.overhead);
+    lists.flat_map(BTreeMap::keys).cloned().collect()
 }
 
 /// The figures of a pod's own group. It is held to a limit only if every container is.

@@ -10,6 +10,7 @@ mod tell;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use jiff::SignedDuration;
@@ -66,8 +67,10 @@ struct SetUpDone {
 /// A running worker.
 #[derive(Debug)]
 pub struct Handle {
-    /// Whose.
-    pub id: PodId,
+    /// Whose, as the API has it.
+    pub pod: Arc<Pod>,
+    /// Whether it has ended and nothing of it runs: it takes up nothing of the node.
+    is_at_rest: Arc<AtomicBool>,
     commands: mpsc::UnboundedSender<Command>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -76,6 +79,11 @@ impl Handle {
     /// Tells it something.
     pub fn tell(&self, command: Command) {
         let _ = self.commands.send(command); // A worker that has ended needs no telling.
+    }
+
+    /// Whether its pod has ended and nothing of it runs.
+    pub fn is_at_rest(&self) -> bool {
+        self.is_at_rest.load(Ordering::Relaxed)
     }
 
     /// Whether its pod is gone for good.
@@ -98,32 +106,39 @@ pub(crate) fn spawn(shared: Arc<Shared>, id: PodId, pod: Pod, known: Sources) ->
     let (outcome_sender, outcomes) = mpsc::unbounded_channel();
     tokio::spawn(tell::tell_api(shared.clone(), id.clone(), said, outcome_sender.clone()));
     let memory = Memory { start_time: Some(shared.world.clock.wall()), ..Memory::default() };
+    let is_at_rest = Arc::new(AtomicBool::new(plan::is_over(pod.status.as_ref())));
+    let handed = Arc::new(pod.clone());
     let worker = Worker {
         shared,
-        id: id.clone(),
+        id,
         pod,
+        is_at_rest: is_at_rest.clone(),
         memory,
         sources: known,
         volumes: BTreeMap::new(),
         refresh_at: None,
+        refresh_again: false,
         busy: HashSet::new(),
         commands: receiver,
         outcomes,
         outcome_sender,
         say,
     };
-    Handle { id, commands, task: tokio::spawn(worker.run()) }
+    Handle { pod: handed, is_at_rest, commands, task: tokio::spawn(worker.run()) }
 }
 
 struct Worker {
     shared: Arc<Shared>,
     id: PodId,
     pod: Pod,
+    is_at_rest: Arc<AtomicBool>,
     memory: Memory,
     sources: Sources,
     volumes: BTreeMap<String, VolumePlace>,
     /// When volumes are brought up to date next; none while the pod has none of our making.
     refresh_at: Option<jiff::Timestamp>,
+    /// Something changed while they were brought up to date: once more after that.
+    refresh_again: bool,
     /// Steps under way; the plan asks for them again, and they are not begun twice.
     busy: HashSet<String>,
     commands: mpsc::UnboundedReceiver<Command>,
@@ -149,6 +164,8 @@ impl Worker {
             let input = Input { pod: &self.pod, observed: &observed, sandbox, now, node: &self.shared.facts };
             let plan = plan::plan(&input, &mut self.memory);
             self.pod.status = Some(plan.status.clone());
+            let runs = observed.iter().any(|run| matches!(run.state, ContainerState::Running { .. }));
+            self.is_at_rest.store(!runs && plan::is_over(self.pod.status.as_ref()), Ordering::Relaxed);
             self.say.send_if_modified(|said| {
                 let changed = said.0.as_ref() != Some(&plan.status);
                 said.0 = Some(plan.status.clone());
@@ -308,6 +325,9 @@ impl Worker {
                 self.busy.remove("refresh");
                 self.sources = sources;
                 self.remember();
+                if std::mem::take(&mut self.refresh_again) {
+                    self.refresh();
+                }
             }
             Outcome::TornDown(result) => {
                 self.busy.remove("tear-down");
@@ -512,7 +532,11 @@ impl Worker {
     fn refresh(&mut self) {
         self.refresh_at = self.refresh_at.map(|_| self.shared.world.clock.wall() + REFRESH);
         let leaving = self.pod.metadata.deletion_timestamp.is_some() || self.busy.contains("tear-down");
-        if leaving || self.memory.set_up != SetUp::Done || !self.busy.insert("refresh".to_owned()) {
+        if leaving || self.memory.set_up != SetUp::Done {
+            return;
+        }
+        if !self.busy.insert("refresh".to_owned()) {
+            self.refresh_again = true;
             return;
         }
         let (id, pod, known) = (self.id.clone(), self.pod.clone(), self.sources.clone());

@@ -242,6 +242,55 @@ async fn what_is_missing_is_said_and_waited_for() {
 }
 
 #[tokio::test]
+async fn a_pod_that_does_not_fit_is_refused_for_good_and_one_that_ran_stays() {
+    let mut this = Box_::new();
+    let taking = |this: &Box_, name: &str, host_port: i32, cpu: &str| {
+        this.fake.behave(name, Behaviour::Run { ignores_term: false });
+        let resources = json!({"requests": {"cpu": cpu}});
+        let ports = json!([{"containerPort": 80, "hostPort": host_port}]);
+        this.apply(
+            name,
+            json!({"containers": [{"name": name, "image": "busybox", "ports": ports, "resources": resources}]}),
+        );
+    };
+    taking(&this, "first", 80, "1500m");
+    this.until_phase("first", "Running").await;
+    taking(&this, "clash", 80, "0");
+    this.until_phase("clash", "Failed").await;
+    let status = this.status("clash");
+    assert_eq!(status["reason"], "NodePorts");
+    let message = "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
+    assert_eq!(status["message"], format!("Pod was rejected: {message}"));
+    assert!(status["containerStatuses"].is_null(), "{status}");
+    taking(&this, "large", 81, "1");
+    this.until_phase("large", "Failed").await;
+    assert_eq!(this.status("large")["reason"], "OutOfcpu");
+    this.until("it is told", |this| {
+        this.api.all("events").iter().any(|event| event["reason"] == "NodePorts" && event["message"] == message)
+    })
+    .await;
+    // After a restart everybody stays as he was, whatever is listed first.
+    this.kill_agent().await;
+    this.api.put("nodes", {
+        let mut node = this.api.get("nodes", "n1").unwrap();
+        node["status"]["allocatable"]["cpu"] = json!("1");
+        node
+    });
+    this.start();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let phases = ["first", "clash", "large"].map(|name| this.status(name)["phase"].clone());
+    assert_eq!(phases, [json!("Running"), json!("Failed"), json!("Failed")]);
+    assert_eq!(this.fake.calls(), ["sandbox first", "create first", "start first"]);
+    // What goes makes room, and what was refused can be deleted.
+    for name in ["first", "clash"] {
+        this.api.delete_gracefully(&format!("default/{name}"), 1);
+        this.until("it is gone", |this| this.api.get("pods", &format!("default/{name}")).is_none()).await;
+    }
+    taking(&this, "next", 80, "2");
+    this.until_phase("next", "Running").await;
+}
+
+#[tokio::test]
 async fn what_happens_is_told_in_events() {
     let this = Box_::new();
     this.running("web", json!([]));

@@ -3,8 +3,6 @@
 use crate::framework::{Event, Plugin, Refusal};
 use crate::snapshot::{NodeView, PodView, Snapshot};
 
-const ANY: &str = "0.0.0.0";
-
 pub(super) struct NodePorts;
 
 impl Plugin for NodePorts {
@@ -20,16 +18,8 @@ impl Plugin for NodePorts {
         if pod.host_ports.is_empty() {
             return Ok(());
         }
-        let taken = node.pods.values().flat_map(|other| &other.host_ports);
-        let clashes = |(address, protocol, number): &(String, String, i32)| {
-            let same = |wanted: &&(String, String, i32)| {
-                wanted.1 == *protocol
-                    && wanted.2 == *number
-                    && (wanted.0 == *address || wanted.0 == ANY || address == ANY)
-            };
-            pod.host_ports.iter().find(same).is_some()
-        };
-        if taken.into_iter().any(clashes) {
+        let mut taken = node.pods.values().flat_map(|other| &other.host_ports);
+        if taken.any(|port| pod.host_ports.iter().any(|wanted| wanted.clashes(port))) {
             return Err(Refusal::now("node(s) didn't have free ports for the requested pod ports"));
         }
         Ok(())

@@ -118,7 +118,8 @@ pub fn plan(input: &Input<'_>, memory: &mut Memory) -> Plan {
     let mut planner = Planner { input, spec, memory, actions: Vec::new(), happenings: Vec::new(), wake_at: None };
     planner.note_deadline();
     let deleted = input.pod.metadata.deletion_timestamp.is_some();
-    if deleted || planner.memory.failed.is_some() {
+    // What ended stays ended, also when the runtime has lost every record of it.
+    if deleted || planner.memory.failed.is_some() || is_over(input.pod.status.as_ref()) {
         planner.terminate(deleted);
     } else if planner.finished() {
         planner.stop_sidecars();
@@ -137,6 +138,11 @@ struct Planner<'a, 'm> {
     actions: Vec<Action>,
     happenings: Vec<(Option<String>, Happening)>,
     wake_at: Option<Timestamp>,
+}
+
+/// Whether a pod has ended for good.
+pub fn is_over(status: Option<&PodStatus>) -> bool {
+    matches!(status.and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"))
 }
 
 /// Whether an init container runs beside the apps.
@@ -197,7 +203,7 @@ impl<'a> Planner<'a, '_> {
     fn note_deadline(&mut self) {
         let start = self.input.pod.status.as_ref().and_then(|status| status.start_time.as_ref()).map(|time| time.0);
         let (Some(seconds), Some(start)) = (self.spec.active_deadline_seconds, start) else { return };
-        if self.memory.failed.is_some() || self.finished() {
+        if self.memory.failed.is_some() || is_over(self.input.pod.status.as_ref()) || self.finished() {
             return;
         }
         let deadline = start + SignedDuration::from_secs(seconds);

@@ -33,6 +33,10 @@ pub fn pod_status(input: &Input<'_>, memory: &Memory) -> PodStatus {
     let empty = PodSpec::default();
     let spec = input.pod.spec.as_ref().unwrap_or(&empty);
     let old = input.pod.status.clone().unwrap_or_default();
+    if super::is_over(Some(&old)) && input.observed.is_empty() {
+        // Nothing is known of it but what was said of it.
+        return PodStatus { observed_generation: input.pod.metadata.generation, ..old };
+    }
     let inits: Vec<ContainerStatus> =
         spec.init_containers.iter().flatten().map(|init| container_status(input, spec, memory, init, true)).collect();
     let apps: Vec<ContainerStatus> =

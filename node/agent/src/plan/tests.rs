@@ -461,6 +461,22 @@ fn after_a_power_cut_what_was_lost_runs_again() {
 }
 
 #[test]
+fn what_ended_stays_ended_when_its_records_are_lost() {
+    for phase in ["Failed", "Succeeded"] {
+        let mut sim = Sim::new(json!({"containers": apps(&["a"]), "activeDeadlineSeconds": 1}));
+        let ended =
+            json!({"phase": phase, "reason": "r", "startTime": "1970-01-01T00:00:00Z", "containerStatuses": []});
+        sim.pod.status = serde_json::from_value(ended.clone()).unwrap();
+        assert_eq!(sim.settle(), [] as [&str; 0]);
+        let mut expected = ended;
+        expected["observedGeneration"] = json!(1);
+        assert_eq!(sim.status(), expected);
+        sim.delete(5);
+        assert_eq!(sim.settle(), ["delete"]);
+    }
+}
+
+#[test]
 fn readiness_gates_are_others_to_open() {
     let mut sim = Sim::new(json!({"containers": apps(&["a"]), "readinessGates": [{"conditionType": "example.com/x"}]}));
     sim.settle();
