@@ -39,6 +39,14 @@ fn components_the_old_binding_and_the_issuer_are_served() {
     assert_eq!(bind("n1", "nobody").0, 404);
     assert_eq!(bind("n1", "").0, 400);
 
+    // No node runs ephemeral containers: neither path to them takes any.
+    let debug = r#"{"spec":{"ephemeralContainers":[{"name":"d","image":"example.test/none"}]}}"#;
+    let (ok, text) = server.try_kubectl(&format!("patch pod p -p {debug}"), "");
+    assert!(!ok, "{text}");
+    assert_has(&text, "pod updates may not change fields other than");
+    let (ok, text) = server.try_kubectl(&format!("patch pod p --subresource ephemeralcontainers -p {debug}"), "");
+    assert!(!ok, "{text}");
+
     let head = |path: &str| server.head(path).to_ascii_lowercase();
     let (code, configuration) = server.request("GET", "/.well-known/openid-configuration", "");
     assert_eq!((code, &configuration["issuer"]), (200, &json!("https://kubernetes.default.svc.cluster.local")));

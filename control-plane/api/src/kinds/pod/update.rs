@@ -28,9 +28,6 @@ pub(super) fn validate(new: &Value, old: &Value) -> Errors {
             return errors;
         }
     }
-    if only_debugs(is, was) {
-        return ephemeral(is, was, &path.child("ephemeralContainers"));
-    }
     if !deadline(&mut errors, is, was, &path.child("activeDeadlineSeconds")) {
         return errors;
     }
@@ -48,30 +45,6 @@ pub(super) fn validate(new: &Value, old: &Value) -> Errors {
     if rest != *was {
         let why = format!("pod updates may not change fields other than {CHANGEABLE}\n{}", difference(&rest, was));
         errors.push(FieldError::forbidden(&path, why));
-    }
-    errors
-}
-
-/// Whether the change is the addition of ephemeral containers, which has a path of its own.
-fn only_debugs(is: &Value, was: &Value) -> bool {
-    let bare = |spec: &Value| {
-        let mut spec = spec.clone();
-        object::as_map(&mut spec).remove("ephemeralContainers");
-        spec
-    };
-    is["ephemeralContainers"] != was["ephemeralContainers"] && bare(is) == bare(was)
-}
-
-fn ephemeral(is: &Value, was: &Value, path: &Path) -> Errors {
-    let mut errors = Errors::new();
-    for container in object::items(was, "ephemeralContainers") {
-        let name = text(&container["name"]);
-        let why = match object::items(is, "ephemeralContainers").find(|c| c["name"] == name) {
-            None => format!("existing ephemeral containers {name:?} may not be removed\n"),
-            Some(now) if now != container => format!("existing ephemeral containers {name:?} may not be changed\n"),
-            Some(_) => continue,
-        };
-        errors.push(FieldError::forbidden(path, why));
     }
     errors
 }
@@ -232,7 +205,8 @@ mod tests {
         check(pod.clone(), with("tolerations", more), &[]);
         check(pod.clone(), with("tolerations", json!([])), &["spec.tolerations"]);
         check(pod.clone(), with("hostname", json!("x")), &["spec"]);
-        check(pod.clone(), with("ephemeralContainers", json!([{"name": "d"}])), &[]);
+        // They have a path of their own, which is not served as long as no node runs them.
+        check(pod.clone(), with("ephemeralContainers", json!([{"name": "d"}])), &["spec"]);
         check(pod.clone(), with("schedulingGates", json!([{"name": "g"}])), &["spec.schedulingGates[0].name"]);
     }
 
