@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kedge_client::events::Told;
 
 use crate::plan::Problem;
-use crate::probe::ProbeKind;
+use crate::probe::{Answer, ProbeKind};
 
 /// Something worth an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -290,6 +290,16 @@ pub fn without_sandbox(problem: &Problem) -> Happening {
     match problem.reason.as_str() {
         "FailedMount" => Happening::MountFailed { message: problem.message.clone() },
         _ => Happening::SandboxFailed { error: problem.message.clone() },
+    }
+}
+
+/// What of a probe's answer is worth an event.
+pub fn of_probe(kind: ProbeKind, answer: &Answer) -> Option<Happening> {
+    match answer.clone() {
+        Answer::Success => None,
+        Answer::Warning(output) => Some(Happening::ProbeWarning { kind, output }),
+        Answer::Failure(output) => Some(Happening::ProbeFailed { kind, output }),
+        Answer::Unknown(error) => Some(Happening::ProbeErrored { kind, error }),
     }
 }
 

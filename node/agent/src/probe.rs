@@ -46,6 +46,30 @@ impl ProbeKind {
     }
 }
 
+/// What a probe came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// Well.
+    Success,
+    /// Well, in a way that somebody should look at.
+    Warning(String),
+    /// Not well.
+    Failure(String),
+    /// Nothing: it could not be carried out, and counts neither way.
+    Unknown(String),
+}
+
+impl Answer {
+    /// What it counts as.
+    fn verdict(&self) -> Option<bool> {
+        match self {
+            Self::Success | Self::Warning(_) => Some(true),
+            Self::Failure(_) => Some(false),
+            Self::Unknown(_) => None,
+        }
+    }
+}
+
 /// The probes of one run of one container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Probes {
@@ -116,11 +140,12 @@ impl Probes {
     }
 
     /// Takes an answer in. `probe` is the spec of the probe that answered.
-    pub fn answer(&mut self, kind: ProbeKind, probe: &Probe, succeeded: bool, now: Timestamp) {
+    pub fn answer(&mut self, kind: ProbeKind, probe: &Probe, answer: &Answer, now: Timestamp) {
         let Some(state) = self.each.get_mut(&kind) else { return };
         state.running = false;
         let period = probe.period_seconds.filter(|seconds| *seconds > 0).unwrap_or(10);
         state.next_at = now + SignedDuration::from_secs(period.into());
+        let Some(succeeded) = answer.verdict() else { return };
         let count = if state.streak.0 == succeeded { state.streak.1 + 1 } else { 1 };
         state.streak = (succeeded, count);
         let threshold =
@@ -166,7 +191,8 @@ mod tests {
         fn next(&mut self, succeeded: bool) -> (ProbeKind, i64) {
             self.now = self.now.max(self.probes.wake_at().unwrap().as_second());
             let kind = self.probes.due(at(self.now)).remove(0);
-            self.probes.answer(kind, kind.of(&self.container).unwrap(), succeeded, at(self.now));
+            let answer = if succeeded { Answer::Success } else { Answer::Failure(String::new()) };
+            self.probes.answer(kind, kind.of(&self.container).unwrap(), &answer, at(self.now));
             (kind, self.now)
         }
     }
@@ -193,6 +219,23 @@ mod tests {
             assert_eq!(run.probes.ready(), expected);
         }
         assert_eq!(run.probes.condemned_by(), None, "readiness never kills");
+    }
+
+    #[test]
+    fn what_could_not_be_carried_out_counts_neither_way_and_a_warning_is_good() {
+        let mut run =
+            Run::of(json!({"livenessProbe": {"periodSeconds": 5, "failureThreshold": 2}, "readinessProbe": {}}));
+        let probe = Probe { period_seconds: Some(5), failure_threshold: Some(2), ..Probe::default() };
+        let mut answer = |kind, answer: Answer, now| {
+            run.probes.due(at(now));
+            run.probes.answer(kind, &probe, &answer, at(now));
+            (run.probes.condemned_by(), run.probes.ready())
+        };
+        let failure = || Answer::Failure("f".into());
+        assert_eq!(answer(ProbeKind::Liveness, failure(), 0), (None, false));
+        assert_eq!(answer(ProbeKind::Liveness, Answer::Unknown("u".into()), 5), (None, false));
+        assert_eq!(answer(ProbeKind::Readiness, Answer::Warning("w".into()), 5), (None, true));
+        assert_eq!(answer(ProbeKind::Liveness, failure(), 10), (Some(ProbeKind::Liveness), true));
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::container::VolumePlace;
 use crate::env::{ConfigError, Sources};
 use crate::events::{self, Happening};
 use crate::plan::{self, Action, Hook, ImageState, Input, Memory, Problem, SetUp};
-use crate::probe::ProbeKind;
+use crate::probe::{Answer, ProbeKind};
 
 /// How old what volumes show of objects and tokens may get (`syncFrequency`).
 const REFRESH: SignedDuration = SignedDuration::from_secs(60);
@@ -50,7 +50,7 @@ enum Outcome {
     Started(String, Result<(), Problem>),
     PostStart(String, ContainerId, Result<(), String>),
     PreStop(String, ContainerId, Result<(), String>),
-    Probe(String, ProbeKind, jiff::Timestamp, Result<(), String>),
+    Probe(String, ProbeKind, jiff::Timestamp, Answer),
     Refreshed(Sources),
     TornDown(Result<(), String>),
     Plain(String, Result<(), RuntimeError>),
@@ -320,7 +320,7 @@ impl Worker {
                     stopping.pre_stop = result.map_or_else(Hook::Failed, |()| Hook::Done);
                 }
             }
-            Outcome::Probe(name, kind, started_at, result) => self.take_in_probe(&name, kind, started_at, result),
+            Outcome::Probe(name, kind, started_at, answer) => self.take_in_probe(&name, kind, started_at, &answer),
             Outcome::Refreshed(sources) => {
                 self.busy.remove("refresh");
                 self.sources = sources;
@@ -356,10 +356,9 @@ impl Worker {
         true
     }
 
-    fn take_in_probe(&mut self, name: &str, kind: ProbeKind, started_at: jiff::Timestamp, result: Result<(), String>) {
-        if let Err(reason) = &result {
-            tracing::info!(pod = %self.id.name, container = name, probe = kind.as_str(), reason, "probe failed");
-            let happening = Happening::ProbeFailed { kind, output: reason.clone() };
+    fn take_in_probe(&mut self, name: &str, kind: ProbeKind, started_at: jiff::Timestamp, answer: &Answer) {
+        if let Some(happening) = events::of_probe(kind, answer) {
+            tracing::info!(pod = %self.id.name, container = name, probe = kind.as_str(), ?answer, "a probe is not well");
             self.shared.tell(&self.pod, Some(name), &happening);
         }
         let now = self.shared.world.clock.wall();
@@ -367,7 +366,7 @@ impl Worker {
         let Some(probe) = kind.of(&container) else { return };
         let probes = self.memory.of(name).probes.as_mut();
         if let Some(probes) = probes.filter(|probes| probes.started_at() == started_at) {
-            probes.answer(kind, probe, result.is_ok(), now);
+            probes.answer(kind, probe, answer, now);
         }
     }
 
@@ -407,8 +406,8 @@ impl Worker {
                 let (id, name, container) = (run.id.clone(), name.clone(), container.clone());
                 let ip = self.memory.pod_ips.first().cloned().unwrap_or_default();
                 self.step(async move |shared| {
-                    let result = shared.target(&id, &container, &ip).probe(&probe).await;
-                    Outcome::Probe(name, kind, started_at, result)
+                    let answer = shared.target(&id, &container, &ip).probe(&probe).await;
+                    Outcome::Probe(name, kind, started_at, answer)
                 });
             }
         }
@@ -518,9 +517,12 @@ impl Worker {
         if !self.busy.insert(format!("{word} {id}")) {
             return;
         }
-        let ip = self.memory.pod_ips.first().cloned().unwrap_or_default();
+        let (ip, pod) = (self.memory.pod_ips.first().cloned().unwrap_or_default(), self.pod.clone());
         self.step(async move |shared| {
-            let result = shared.target(&id, &container, &ip).hook(&hook).await;
+            let (result, fell_back) = shared.target(&id, &container, &ip).hook(&hook).await;
+            if fell_back {
+                shared.tell(&pod, Some(&name), &Happening::HookFellBack);
+            }
             if let Err(error) = &result {
                 tracing::warn!(container = %name, hook = word, error, "hook failed");
             }

@@ -8,7 +8,7 @@ use kedge_runtimes::{PodId, PodUid};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::probe::ProbeKind;
+use crate::probe::{Answer, ProbeKind};
 
 /// A node without I/O: it carries plans out at once, and time moves by hand.
 struct Sim {
@@ -326,7 +326,8 @@ fn answer(sim: &mut Sim, name: &str, kind: ProbeKind, succeeded: bool) {
     let container = all.into_iter().find(|container| container.name == name).unwrap();
     let probes = sim.memory.of(name).probes.as_mut().unwrap();
     probes.due(sim.now);
-    probes.answer(kind, kind.of(container).unwrap(), succeeded, sim.now);
+    let answer = if succeeded { Answer::Success } else { Answer::Failure(String::new()) };
+    probes.answer(kind, kind.of(container).unwrap(), &answer, sim.now);
 }
 
 #[test]
