@@ -252,6 +252,82 @@ fn a_pod_that_ends_says_how() {
 }
 
 #[test]
+fn what_happens_to_a_pod_is_told_and_one_that_does_not_fit_is_refused() {
+    if let Some(missing) = missing() {
+        println!("skipped: {missing} is missing");
+        return;
+    }
+    let cluster = Cluster::start("events");
+    let create = |name: &str, spec: serde_json::Value| {
+        let pod = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name }, "spec": spec });
+        let (ok, text) = cluster.server.try_kubectl("create -f -", &pod.to_string());
+        assert!(ok, "{text}");
+    };
+    let runs = |more: serde_json::Value| {
+        let mut container = json!({ "name": "main", "image": IMAGE, "command": ["/bin/busybox", "sleep", "1000"] });
+        container.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({ "terminationGracePeriodSeconds": 1, "containers": [container] })
+    };
+    let told = |name: &str, wanted: &[&str]| {
+        eventually(&format!("the events of {name}"), || {
+            let text = cluster.server.kubectl(&format!("describe pod {name}"));
+            let missing = wanted.iter().find(|wanted| !text.contains(**wanted));
+            missing.map_or(Ok(()), |missing| Err(format!("no {missing:?} in:\n{text}{}", cluster.server.log())))
+        });
+    };
+    let port = json!({ "ports": [{ "containerPort": 80, "hostPort": 8088 }] });
+    create("web", runs(port.clone()));
+    let assigned = "Successfully assigned default/web to n1";
+    let present = "already present on machine and can be accessed by the pod";
+    told(
+        "web",
+        &["Scheduled", "default-scheduler", assigned, present, "Container created", "Container started", "kubelet"],
+    );
+
+    // Bound by hand past the scheduler: refused, never started, and it can be deleted.
+    let mut bound = runs(port);
+    bound["nodeName"] = json!("n1");
+    create("clash", bound);
+    cluster.until_phase("clash", "Failed");
+    told("clash", &["NodePorts", "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports"]);
+    create("huge", runs(json!({ "resources": { "requests": { "cpu": "5000" } } })));
+    told("huge", &["FailedScheduling", "0/1 nodes are available: 1 Insufficient cpu."]);
+
+    // Probes over HTTPS, HTTP and gRPC are asked, and told when they fail.
+    let serve = ["/bin/busybox", "sh", "-c", "busybox mkdir /www; busybox httpd -f -p 8080 -h /www"];
+    let serve =
+        serve.map(|word| word.replace("; busybox", "; /bin/busybox").replace("busybox mkdir", "/bin/busybox mkdir"));
+    for (name, probe, wanted) in [
+        (
+            "http",
+            json!({ "httpGet": { "port": 8080 } }),
+            "Liveness probe failed: HTTP probe failed with statuscode: 404",
+        ),
+        (
+            "https",
+            json!({ "httpGet": { "port": 8080, "scheme": "HTTPS" } }),
+            "http: server gave HTTP response to HTTPS client",
+        ),
+        ("grpc", json!({ "grpc": { "port": 8081 } }), "Liveness probe failed: error: failed to connect service"),
+    ] {
+        let mut probe = probe;
+        (probe["periodSeconds"], probe["failureThreshold"]) = (json!(1), json!(2));
+        create(name, runs(json!({ "command": serve, "livenessProbe": probe })));
+        told(name, &["Unhealthy", wanted, "Killing", "Container main failed liveness probe, will be restarted"]);
+    }
+    // What keeps failing waits, and the same again is counted.
+    told("http", &["Back-off restarting failed container main in pod http_default(", "(x2 over"]);
+    cluster.server.kubectl("delete pod --all --timeout=60s");
+    told_of_node(&cluster);
+}
+
+fn told_of_node(cluster: &Cluster) {
+    let text = cluster.server.kubectl("describe node n1");
+    assert_has(&text, "Starting kubelet.");
+    assert_has(&text, "Node n1 status is now: NodeReady");
+}
+
+#[test]
 fn clients_forward_ports_and_attach() {
     if let Some(missing) = missing() {
         println!("skipped: {missing} is missing");
