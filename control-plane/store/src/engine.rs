@@ -1,13 +1,16 @@
 //! What keeps bytes on the disk: a narrow trait, two engines, one suite that both must pass.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 mod redb_engine;
+mod reopening;
 mod sled_engine;
 #[cfg(test)]
 mod suite;
 
 pub use redb_engine::RedbEngine;
+pub use reopening::Reopening;
 pub use sled_engine::SledEngine;
 
 /// One key's new value; none removes it.
@@ -26,7 +29,8 @@ pub type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> Result<(), EngineError> + 'a;
 pub trait Engine: Send {
     /// Hands every key and value to `visit`, in key order.
     fn load(&self, visit: &mut Visit<'_>) -> Result<(), EngineError>;
-    /// Makes all changes, or none, and returns once they would survive a power cut.
+    /// Makes all changes, or none, and returns once they would survive a power cut. After an error it is open whether
+    /// they were made.
     fn commit(&mut self, changes: &[Change]) -> Result<(), EngineError>;
     /// The file or folder that an error should name.
     fn location(&self) -> &Path;
@@ -42,6 +46,12 @@ pub enum EngineError {
         location: PathBuf,
         /// What did not make sense.
         detail: String,
+    },
+    /// There is no room for what was to be written.
+    #[error("no space left on the disk for {}: make room; nothing that was acknowledged is lost", location.display())]
+    Full {
+        /// The file or folder.
+        location: PathBuf,
     },
     /// The operating system refused.
     #[error("cannot {action} {}: {source}", location.display())]
@@ -66,6 +76,15 @@ impl EngineError {
         location: &Path,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
-        Self::Io { action, location: location.to_owned(), source: source.into() }
+        let source = source.into();
+        let mut causes = std::iter::successors(Some(&*source as &(dyn std::error::Error + 'static)), |e| e.source());
+        if causes.any(|cause| cause.downcast_ref::<io::Error>().is_some_and(is_full)) {
+            return Self::Full { location: location.to_owned() };
+        }
+        Self::Io { action, location: location.to_owned(), source }
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

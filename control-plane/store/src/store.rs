@@ -3,16 +3,18 @@
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::engine::EngineError;
 use crate::entry::{Entry, ObjectKey, ResourceId};
 use crate::state::{Page, State};
 use crate::watch::{Gone, Watcher};
-use crate::writer::{Committed, Refusal, Verdict, Write, Writer};
+use crate::writer::{Action, Committed, Refusal, Verdict, Write, Writer};
 
 /// Writes waiting for the disk; more make their callers wait.
 const QUEUE_WRITES: usize = 4096;
+/// What they may weigh together, in KiB: four thousand of the largest would be 12 GB.
+const QUEUE_KIB: u32 = 64 << 10;
 /// Writes made durable together; bounds the memory and the time of one group.
 const GROUP_WRITES: usize = 512;
 
@@ -29,7 +31,14 @@ pub enum StoreError {
 
 struct Request {
     writes: Vec<Write>,
-    answer: oneshot::Sender<Verdict>,
+    answer: Answer,
+}
+
+struct Answer {
+    verdict: oneshot::Sender<Verdict>,
+    /// Room in the queue, given back once the write was answered.
+    #[expect(dead_code, reason = "held, not read")]
+    weight: OwnedSemaphorePermit,
 }
 
 /// A handle to the store. Cheap to clone; the writer thread ends when the last handle is dropped.
@@ -37,6 +46,7 @@ struct Request {
 pub struct Store {
     state: Arc<RwLock<State>>,
     queue: mpsc::Sender<Request>,
+    room: Arc<Semaphore>,
     health: Arc<Mutex<Health>>,
 }
 
@@ -62,7 +72,7 @@ impl Store {
             .name("store".into())
             .spawn(move || run(writer, requests, &told))
             .expect("a thread can be started at start-up");
-        Self { state, queue, health }
+        Self { state, queue, room: Arc::new(Semaphore::new(QUEUE_KIB as usize)), health }
     }
 
     /// What a writer without a thread shows: the revision and a collection. For simulations.
@@ -141,10 +151,19 @@ impl Store {
 
     /// Carries out several writes, all or nothing.
     pub async fn transact(&self, writes: Vec<Write>) -> Result<Vec<Committed>, StoreError> {
-        let (answer, verdict) = oneshot::channel();
+        let weight = self.room.clone().acquire_many_owned(weight(&writes)).await.map_err(|_| StoreError::Stopped)?;
+        let (sender, verdict) = oneshot::channel();
+        let answer = Answer { verdict: sender, weight };
         self.queue.send(Request { writes, answer }).await.map_err(|_| StoreError::Stopped)?;
         Ok(verdict.await.map_err(|_| StoreError::Stopped)??)
     }
+}
+
+/// In KiB; never more than there is.
+fn weight(writes: &[Write]) -> u32 {
+    let bytes: usize =
+        writes.iter().map(|write| if let Action::Put(payload) = &write.action { payload.len() } else { 0 }).sum();
+    u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX).min(QUEUE_KIB)
 }
 
 /// Takes what has queued up while the last group was written, writes it as one group, answers, again.
@@ -169,7 +188,7 @@ fn run(mut writer: Writer, mut requests: mpsc::Receiver<Request>, health: &Mutex
         }
         for (answer, verdict) in answers.into_iter().zip(verdicts) {
             // A client that left does not undo its write.
-            let _ = answer.send(verdict);
+            let _ = answer.verdict.send(verdict);
         }
     }
 }

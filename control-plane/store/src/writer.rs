@@ -2,7 +2,7 @@
 //!
 //! The writer has no thread of its own, so that a simulation can drive it step by step; [`crate::Store`] runs it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use parking_lot::RwLock;
@@ -99,6 +99,8 @@ pub struct Writer {
     state: Arc<RwLock<State>>,
     /// Revisions up to here are reserved durably.
     ceiling: u64,
+    /// What a failed group may have left on the disk; the next one puts it back to what memory says.
+    doubtful: BTreeSet<(ResourceId, ObjectKey)>,
 }
 
 impl Writer {
@@ -123,7 +125,7 @@ impl Writer {
             }
             state.load(&resource, entry);
         }
-        Ok(Self { engine, state: Arc::new(RwLock::new(state)), ceiling })
+        Ok(Self { engine, state: Arc::new(RwLock::new(state)), ceiling, doubtful: BTreeSet::new() })
     }
 
     pub(crate) fn state(&self) -> &Arc<RwLock<State>> {
@@ -134,6 +136,7 @@ impl Writer {
     pub fn write(&mut self, group: Vec<Vec<Write>>) -> Vec<Verdict> {
         let (verdicts, accepted, revision) = self.propose(group);
         if let Err(error) = self.commit(&accepted, revision) {
+            self.doubtful.extend(accepted.iter().map(|pending| (pending.resource.clone(), pending.entry.key.clone())));
             let error = Arc::new(error);
             return verdicts.into_iter().map(|v| v.and(Err(Refusal::Engine(error.clone())))).collect();
         }
@@ -187,14 +190,13 @@ impl Writer {
 
     /// Makes the group durable, and with it the revisions it used.
     fn commit(&mut self, accepted: &[Pending], revision: u64) -> Result<(), EngineError> {
-        let mut changes: Vec<Change> = accepted
-            .iter()
-            .filter(|pending| pending.durability == Durability::Durable)
-            .map(|pending| Change {
+        let mut changes = self.settled();
+        changes.extend(accepted.iter().filter(|pending| pending.durability == Durability::Durable).map(|pending| {
+            Change {
                 key: record::object_key(&pending.resource, &pending.entry.key),
                 value: (!pending.deleted).then(|| record::encode(&pending.entry)),
-            })
-            .collect();
+            }
+        }));
         let ceiling = if revision > self.ceiling { revision + RESERVED_REVISIONS } else { self.ceiling };
         if ceiling > self.ceiling {
             let value = Some(ceiling.to_le_bytes().to_vec());
@@ -203,8 +205,19 @@ impl Writer {
         if !changes.is_empty() {
             self.engine.commit(&changes)?;
         }
+        self.doubtful.clear();
         self.ceiling = ceiling;
         Ok(())
+    }
+
+    /// What puts the disk right where a failed group left it in doubt; the group's own changes come after it.
+    fn settled(&self) -> Vec<Change> {
+        let state = self.state.read();
+        let change = |(resource, key): &(ResourceId, ObjectKey)| Change {
+            key: record::object_key(resource, key),
+            value: state.get(resource, key).map(|entry| record::encode(entry)),
+        };
+        self.doubtful.iter().map(change).collect()
     }
 
     fn apply(&self, accepted: Vec<Pending>) {

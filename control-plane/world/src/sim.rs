@@ -3,7 +3,7 @@
 //! [`SimDisk`] is a disk that tells the truth only after `sync`: at [`SimDisk::power_cut`] each unsynced write
 //! is kept, lost or torn at a sector by the seed's choice, and unsynced names may go back to what they were.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +15,8 @@ use crate::{Clock, Disk, DiskError, DiskFile, Random};
 
 /// A disk writes whole sectors or nothing; 512 bytes is the least that hardware promises.
 const SECTOR_BYTES: usize = 512;
+/// What a file system gives out.
+const BLOCK_BYTES: u64 = 4096;
 
 /// A clock that stands still until told otherwise.
 #[derive(Debug)]
@@ -100,6 +102,8 @@ struct Inode {
     /// What readers see: `durable` with every pending change.
     current: Vec<u8>,
     pending: Vec<Pending>,
+    /// The blocks that were ever written: a file that only became longer takes no room.
+    blocks: BTreeSet<u64>,
 }
 
 type FileRef = Arc<Mutex<Inode>>;
@@ -112,6 +116,14 @@ struct Tree {
     /// Powered off after this many more syncs; every call fails from then on.
     syncs_left: Option<u64>,
     off: bool,
+    /// Bytes that all files together may have.
+    room: Option<u64>,
+}
+
+impl Tree {
+    fn used(&self) -> u64 {
+        self.current.values().map(|file| file.lock().blocks.len() as u64 * BLOCK_BYTES).sum()
+    }
 }
 
 /// A disk in memory that loses what was not synced.
@@ -130,6 +142,16 @@ impl SimDisk {
     /// Switches the power off once `syncs` more syncs have been asked for: that last one fails, half done.
     pub fn cut_after_syncs(&self, syncs: u64) {
         self.tree.lock().syncs_left = Some(syncs);
+    }
+
+    /// Lets files take `bytes` together and no more; none takes the limit away.
+    pub fn limit(&self, bytes: Option<u64>) {
+        self.tree.lock().room = bytes;
+    }
+
+    /// Bytes that all files take together.
+    pub fn used(&self) -> u64 {
+        self.tree.lock().used()
     }
 
     /// Whether the power went off.
@@ -210,7 +232,20 @@ impl SimFile {
 
     fn change(&self, change: Pending) -> io::Result<()> {
         self.on()?;
+        let touched = match &change {
+            Pending::Write { offset, data } if !data.is_empty() => {
+                offset / BLOCK_BYTES..(offset + data.len() as u64).div_ceil(BLOCK_BYTES)
+            }
+            _ => 0..0,
+        };
+        let tree = self.tree.lock();
+        let fresh: Vec<u64> = touched.filter(|block| !self.inode.lock().blocks.contains(block)).collect();
+        let growth = fresh.len() as u64 * BLOCK_BYTES;
+        if growth > 0 && tree.room.is_some_and(|room| tree.used() + growth > room) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         let mut inode = self.inode.lock();
+        inode.blocks.extend(fresh);
         apply(&mut inode.current, &change);
         inode.pending.push(change);
         Ok(())

@@ -38,6 +38,7 @@ impl RedbEngine {
     fn fail(&self, action: &'static str, error: impl Into<redb::Error>) -> EngineError {
         match error.into() {
             redb::Error::Corrupted(detail) => EngineError::damaged(&self.path, &detail),
+            redb::Error::Io(source) => EngineError::io(action, &self.path, source),
             other => EngineError::io(action, &self.path, other),
         }
     }

@@ -42,6 +42,7 @@ fn fail(action: &'static str, path: &Path, error: sled::Error) -> EngineError {
         sled::Error::Corruption { .. } | sled::Error::ReportableBug(_) => {
             EngineError::damaged(path, &error.to_string())
         }
+        sled::Error::Io(source) => EngineError::io(action, path, source),
         other => EngineError::io(action, path, other),
     }
 }
