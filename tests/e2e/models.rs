@@ -48,15 +48,39 @@ pub(crate) fn small_model(folder: &Path) {
         "layer_norm_eps": 1e-12,
     });
     std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
-    std::fs::write(folder.join("tokenizer.json"), "{}").unwrap();
-    let header = json!({
-        "embeddings.word_embeddings.weight": { "dtype": "F32", "shape": [2, 4], "data_offsets": [0, 32] },
-        "encoder.layer.0.output.LayerNorm.weight": { "dtype": "F32", "shape": [4], "data_offsets": [32, 48] },
-    })
-    .to_string();
+    let tokenizer = json!({
+        "version": "1.0", "added_tokens": [], "pre_tokenizer": { "type": "BertPreTokenizer" },
+        "model": {
+            "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100, "vocab": { "[UNK]": 0, "edge": 1 },
+        },
+    });
+    std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let mut tensors = vec![
+        ("embeddings.word_embeddings.weight".to_owned(), vec![2, 4]),
+        ("embeddings.position_embeddings.weight".into(), vec![8, 4]),
+        ("embeddings.token_type_embeddings.weight".into(), vec![2, 4]),
+    ];
+    let layer = "encoder.layer.0";
+    let parts = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"];
+    for part in parts.into_iter().chain(["intermediate.dense", "output.dense"]) {
+        tensors.push((format!("{layer}.{part}.weight"), vec![4, 4]));
+        tensors.push((format!("{layer}.{part}.bias"), vec![4]));
+    }
+    for norm in ["embeddings".to_owned(), format!("{layer}.attention.output"), format!("{layer}.output")] {
+        tensors.push((format!("{norm}.LayerNorm.weight"), vec![4]));
+        tensors.push((format!("{norm}.LayerNorm.bias"), vec![4]));
+    }
+    let (mut header, mut end) = (serde_json::Map::new(), 0);
+    for (name, shape) in tensors {
+        let begin = end;
+        end += 4 * shape.iter().product::<usize>();
+        header.insert(name, json!({ "dtype": "F32", "shape": shape, "data_offsets": [begin, end] }));
+    }
+    let header = Value::from(header).to_string();
     let mut weights = (header.len() as u64).to_le_bytes().to_vec();
     weights.extend(header.as_bytes());
-    weights.extend([0; 48]);
+    weights.resize(weights.len() + end, 0);
     std::fs::write(folder.join("model.safetensors"), weights).unwrap();
 }
 
@@ -97,6 +121,11 @@ fn conditions_name_what_is_wrong_with_a_model() {
 
     small_model(&models.join("gpt"));
     std::fs::write(models.join("gpt/config.json"), r#"{"model_type": "gpt2"}"#).unwrap();
+    // Files that only look like a model are told from one that can be served.
+    small_model(&models.join("torn"));
+    std::fs::write(models.join("torn/tokenizer.json"), "{}").unwrap();
+    apply(&server, &model("torn", json!({ "source": { "path": "torn" } })));
+    assert!(until(&server, "models", "torn", "FormatUnsupported").contains("tokenizer.json"));
     apply(&server, &model("gpt", json!({ "source": { "path": "gpt" } })));
     assert!(until(&server, "models", "gpt", "FormatUnsupported").contains("gpt2"));
 
@@ -137,6 +166,11 @@ fn an_archive_is_fetched_over_http_and_its_digest_holds() {
     apply(&server, &model("wrong", url(&wrong)));
     let message = until(&server, "models", "wrong", "DigestMismatch");
     assert!(message.contains(&digest) && message.contains(&wrong), "{message}");
+    assert_eq!(web.asked(), 3, "the wrong contents came once");
+    // Another model of the same archive takes what is here; by now the wrong one would have been asked for again.
+    apply(&server, &model("again", url(&digest)));
+    until(&server, "models", "again", "Available");
+    assert_eq!(web.asked(), 3, "what is refused or here is not fetched again");
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -16,6 +16,9 @@ pub struct Backoff {
     pub most: Duration,
 }
 
+/// The longest wait of a name that failed while it was changed.
+const WAIT_AFTER_NEWS_MAX: Duration = Duration::from_secs(15);
+
 impl Default for Backoff {
     fn default() -> Self {
         Self { least: Duration::from_millis(5), most: Duration::from_secs(1000) }
@@ -89,8 +92,9 @@ impl Queue {
         let failures = self.failures.entry(key.clone()).or_insert(0);
         *failures += 1;
         let (failures, wait) = (*failures, self.backoff.after(*failures));
-        // News may not shorten the wait of what fails.
-        self.again.remove(key);
+        // What it did itself is among the news, so that they may not undo the wait; but what failed for a cause that was
+        // put right meanwhile must not wait as long as a cause that lasts.
+        let wait = if self.again.remove(key).is_some() { wait.min(WAIT_AFTER_NEWS_MAX) } else { wait };
         self.finish(key, Some(now + wait));
         failures
     }
@@ -139,6 +143,26 @@ mod tests {
         assert_eq!(queue.take(at(5)), None);
         queue.done(&key("a"), Some(at(100)));
         assert_eq!(queue.take(at(5)), Some(key("a")));
+    }
+
+    #[test]
+    fn what_failed_while_it_was_changed_does_not_wait_long() {
+        let mut queue = Queue::default();
+        for changed in [false, true] {
+            for _ in 0..30 {
+                queue.add(key("a"), at(0));
+                queue.take(at(5000)).unwrap();
+                queue.failed(&key("a"), at(0));
+            }
+            queue.take(at(5000)).unwrap();
+            if changed {
+                queue.add(key("a"), at(0));
+            }
+            queue.failed(&key("a"), at(0));
+            assert_eq!(queue.next_due(), Some(if changed { WAIT_AFTER_NEWS_MAX } else { at(1000) }));
+            queue.take(at(5000)).unwrap();
+            queue.done(&key("a"), None);
+        }
     }
 
     #[test]

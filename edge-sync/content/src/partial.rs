@@ -51,6 +51,12 @@ impl Partial {
         self.written.as_ref().map_or(0, |written| written.length) + self.block.len() as u64
     }
 
+    /// The digest of what was written so far.
+    pub fn digest(&self) -> Option<Digest> {
+        let written = self.written.as_ref().filter(|_| self.block.is_empty())?;
+        Some(Digest::from_hash(written.hash.clone().finalize().as_slice()))
+    }
+
     /// Throws away what is here.
     pub async fn restart(&mut self) -> io::Result<()> {
         self.block.clear();
@@ -151,7 +157,7 @@ mod tests {
             first.flush().await.unwrap();
             drop(first);
             let mut second = Partial::open(&path).await.unwrap();
-            assert_eq!(second.length(), cut as u64);
+            assert_eq!((second.length(), second.digest()), (cut as u64, Some(Digest::of(&all[..cut]))));
             second.append(&all[cut..]).await.unwrap();
             assert_eq!(second.length(), all.len() as u64);
             assert_eq!(second.finish().await.unwrap(), Digest::of(&all));

@@ -2,9 +2,9 @@
 //!
 //! The files of a model are read once for each change of its spec. Contents that no `Model` names are removed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
@@ -40,12 +40,23 @@ pub struct ModelController {
     removing: RwLock<()>,
     /// One download at a time of each archive.
     downloads: Turns,
+    /// What came over the network and was no good, and until when nobody asks again: what this controller writes into
+    /// an object's status wakes it, too.
+    refused: Mutex<HashMap<Key, Refused>>,
 }
 
 impl ModelController {
     /// One that keeps contents in `store` and takes folders from below `models`.
     pub fn new(store: ModelStore, models: PathBuf, fetcher: Fetcher, inspect: Inspect) -> Self {
-        Self { store, models, fetcher, inspect, removing: RwLock::default(), downloads: Turns::default() }
+        Self {
+            store,
+            models,
+            fetcher,
+            inspect,
+            removing: RwLock::default(),
+            downloads: Turns::default(),
+            refused: Mutex::default(),
+        }
     }
 
     /// Contents that some `Model` names stay, everything else goes.
@@ -184,11 +195,15 @@ impl Reconcile for ModelController {
 
     async fn reconcile(&self, context: &Context, key: &Key) -> Result<Next, Failure> {
         let Some(model) = context.informers.of::<Model>().get(key) else {
+            self.refused().remove(key);
             self.prune(context).await?;
             return Ok(Next::Change);
         };
         if model.metadata.deletion_timestamp.is_some() || is_done(&model, &self.store) {
             return Ok(Next::Change);
+        }
+        if let Some(next) = self.is_refused(key, &model, context.world.clock.monotonic()) {
+            return Ok(next);
         }
         let fetched = self.fetch(context, &model).await;
         let shared = self.removing.read().await;
@@ -215,6 +230,7 @@ impl Reconcile for ModelController {
         Ok(match failure {
             Ok(_) => Next::Change,
             Err(failure) => {
+                self.refuse(key, &current, &failure, context.world.clock.monotonic());
                 self.prune(context).await?;
                 failure.again.map_or(Next::Change, Next::After)
             }
@@ -222,7 +238,42 @@ impl Reconcile for ModelController {
     }
 }
 
+/// Contents that were no good.
+struct Refused {
+    /// The object that asked for them.
+    uid: Option<String>,
+    generation: Option<i64>,
+    /// When to ask again by the monotonic clock; none is when the object changes.
+    until: Option<Duration>,
+}
+
 impl ModelController {
+    fn refused(&self) -> MutexGuard<'_, HashMap<Key, Refused>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When to look again, if what this object asks for was refused and nothing has changed since.
+    fn is_refused(&self, key: &Key, model: &Model, now: Duration) -> Option<Next> {
+        let all = self.refused();
+        let refused = all.get(key)?;
+        let same = refused.uid == model.metadata.uid && refused.generation == model.metadata.generation;
+        match refused.until {
+            _ if !same => None,
+            None => Some(Next::Change),
+            Some(until) => (until > now).then(|| Next::After(until - now)),
+        }
+    }
+
+    /// Remembers a failure of what comes over the network, where only time or the user can help.
+    fn refuse(&self, key: &Key, model: &Model, failure: &Failure, now: Duration) {
+        if !matches!(model.spec.source, Source::Url(_)) || failure.awaited {
+            return;
+        }
+        let (uid, generation) = (model.metadata.uid.clone(), model.metadata.generation);
+        let until = failure.again.map(|wait| now + wait);
+        self.refused().insert(key.clone(), Refused { uid, generation, until });
+    }
+
     /// Whether the files that were taken in are what the object asks for; their format.
     async fn judge(&self, model: &Model, digest: &Digest) -> Result<String, Failure> {
         if let Some(expected) = model.spec.digest.as_deref().filter(|expected| *expected != digest.as_str()) {
@@ -250,8 +301,8 @@ enum Fetched {
 fn taken_in(models: &[Arc<Model>], url: &UrlSource, store: &ModelStore) -> Option<Digest> {
     let same = |model: &&Arc<Model>| matches!(&model.spec.source, Source::Url(other) if other.digest == url.digest);
     let ready = |model: &Arc<Model>| {
-        let status = model.status.as_ref().filter(|_| is_done(model, store))?;
-        status.digest.as_deref().and_then(Digest::parse)
+        let status = model.status.as_ref().filter(|status| status.observed_generation == model.metadata.generation)?;
+        status.digest.as_deref().and_then(Digest::parse).filter(|digest| store.active(digest).is_some())
     };
     models.iter().filter(same).find_map(ready)
 }
@@ -292,6 +343,8 @@ pub struct Failure {
     message: String,
     /// When to try again although the object has not changed; never, if only a change can help.
     again: Option<Duration>,
+    /// Whether somebody else will say when it goes on.
+    awaited: bool,
 }
 
 impl std::fmt::Display for Failure {
@@ -303,17 +356,17 @@ impl std::fmt::Display for Failure {
 impl Failure {
     /// The object has to change.
     fn lasting(reason: &'static str, message: &str) -> Self {
-        Self { reason, message: message.to_owned(), again: None }
+        Self { reason, message: message.to_owned(), again: None, awaited: false }
     }
 
     /// Trying again may help.
     fn passing(reason: &'static str, message: &str) -> Self {
-        Self { reason, message: message.to_owned(), again: Some(RETRY) }
+        Self { reason, message: message.to_owned(), again: Some(RETRY), awaited: false }
     }
 
     /// Somebody else will say when it goes on.
     fn awaited(reason: &'static str, message: &str) -> Self {
-        Self::lasting(reason, message)
+        Self { awaited: true, ..Self::lasting(reason, message) }
     }
 }
 
@@ -337,7 +390,7 @@ impl From<DownloadError> for Failure {
         let message = error.to_string();
         match error {
             DownloadError::Digest { .. } => {
-                Self { reason: "DigestMismatch", message, again: Some(RETRY_OF_WRONG_CONTENTS) }
+                Self { again: Some(RETRY_OF_WRONG_CONTENTS), ..Self::passing("DigestMismatch", &message) }
             }
             DownloadError::Room { .. } => Self::passing("Disk", &message),
             DownloadError::Fetch(_) | DownloadError::Disk { .. } => Self::passing("FetchFailed", &message),

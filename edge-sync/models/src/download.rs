@@ -86,7 +86,13 @@ impl Progress {
     pub(crate) async fn step(&mut self, fetcher: &Fetcher, url: &str, digest: &Digest) -> Result<Step, DownloadError> {
         let mut running = match self.running.take() {
             Some(running) => running,
-            None => self.begin(fetcher, url).await?,
+            None => {
+                let file = Partial::open(&self.path).await.map_err(self.disk())?;
+                if file.digest().as_ref() == Some(digest) {
+                    return Ok(Step::Done);
+                }
+                self.begin(file, fetcher, url).await?
+            }
         };
         self.check_room(&running, url)?;
         let taken = self.take(&mut running).await;
@@ -126,10 +132,9 @@ impl Progress {
         Ok(())
     }
 
-    async fn begin(&self, fetcher: &Fetcher, url: &str) -> Result<Running, DownloadError> {
-        let mut file = Partial::open(&self.path).await.map_err(self.disk())?;
+    async fn begin(&self, mut file: Partial, fetcher: &Fetcher, url: &str) -> Result<Running, DownloadError> {
         let answer = match fetcher.get(&Get { from: file.length(), ..Get::new(url) }).await {
-            // Everything was here already, or the file became shorter: once more from its beginning.
+            // What is here is longer than the file, or as long and another: once more from its beginning.
             Err(FetchError::Status { status, .. }) if status.as_u16() == 416 => fetcher.get(&Get::new(url)).await?,
             other => other?,
         };

@@ -92,7 +92,9 @@ impl Encoder {
             .tokenizer
             .encode(text, true)
             .map_err(|error| EngineError::Tokenize { index, reason: error.to_string() })?;
-        Ok(Tokens { ids: encoding.get_ids().to_vec(), types: encoding.get_type_ids().to_vec() })
+        let tokens = Tokens { ids: encoding.get_ids().to_vec(), types: encoding.get_type_ids().to_vec() };
+        self.check(index, &tokens)?;
+        Ok(tokens)
     }
 
     /// Tokens from ids the caller made; nothing is added and nothing cut off, and ids the model lacks are refused.
@@ -155,7 +157,7 @@ pub(crate) fn locate(path: &Path) -> (PathBuf, PathBuf) {
     (path.to_owned(), path.join("model.safetensors"))
 }
 
-fn read_tokenizer(path: &Path, config: &EncoderConfig) -> Result<Tokenizer, EngineError> {
+pub(crate) fn read_tokenizer(path: &Path, config: &EncoderConfig) -> Result<Tokenizer, EngineError> {
     let wrong = |reason: String| EngineError::Field { path: path.to_owned(), field: "(file)".into(), reason };
     let mut tokenizer = Tokenizer::from_file(path).map_err(|error| wrong(error.to_string()))?;
     tokenizer.with_padding(None);

@@ -49,23 +49,39 @@ impl SafetensorsFile {
         Ok(Self { path: path.to_owned(), map, data_start, tensors })
     }
 
-    /// The tensor of that name as 32-bit floats; it must have that shape.
-    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, EngineError> {
-        let wrong = |reason: String| EngineError::Tensor { path: self.path.clone(), tensor: name.into(), reason };
+    /// Whether [`SafetensorsFile::tensor`] could read the tensor of that name in that shape.
+    pub fn check(&self, name: &str, shape: &[usize]) -> Result<(), EngineError> {
+        self.entry(name, shape).map(drop)
+    }
+
+    fn entry(&self, name: &str, shape: &[usize]) -> Result<&Entry, EngineError> {
+        let wrong = |reason: String| self.wrong(name, reason);
         let entry = self.tensors.get(name).ok_or_else(|| wrong("is not in the file".into()))?;
         if entry.shape != shape {
             return Err(wrong(format!("has shape {:?}, and the configuration needs {shape:?}", entry.shape)));
         }
+        match entry.dtype.as_str() {
+            "F32" | "F16" | "BF16" => Ok(entry),
+            other => Err(wrong(format!("has type {other}; F32, F16 and BF16 are supported"))),
+        }
+    }
+
+    fn wrong(&self, name: &str, reason: String) -> EngineError {
+        EngineError::Tensor { path: self.path.clone(), tensor: name.into(), reason }
+    }
+
+    /// The tensor of that name as 32-bit floats; it must have that shape.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, EngineError> {
+        let entry = self.entry(name, shape)?;
         let (start, end) = entry.data_offsets;
         let bytes = &self.map[self.data_start + start..self.data_start + end];
         let values: Vec<f32> = match entry.dtype.as_str() {
             "F32" => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
             "F16" => bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            "BF16" => bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            other => return Err(wrong(format!("has type {other}; F32, F16 and BF16 are supported"))),
+            _ => bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
         };
         match values.iter().position(|value| !value.is_finite()) {
-            Some(index) => Err(wrong(format!("value {index} is {}, not a finite number", values[index]))),
+            Some(index) => Err(self.wrong(name, format!("value {index} is {}, not a finite number", values[index]))),
             None => Ok(values),
         }
     }
