@@ -1,0 +1,183 @@
+//! Begins steps beside the loop, each once; they come back as an [`Outcome`].
+
+use std::sync::Arc;
+
+use kedge_runtimes::{ContainerId, ContainerState, ObservedContainer, RuntimeError};
+
+use super::{OBSERVE_PAUSE, Outcome, REFRESH, SetUpDone, Worker, steps};
+use crate::agent::Shared;
+use crate::events::{self, Happening};
+use crate::plan::{self, Action, SetUp};
+
+impl Worker {
+    pub(super) fn begin_probes(&mut self, observed: &[ObservedContainer]) {
+        let now = self.shared.world.clock.wall();
+        let names: Vec<String> = self.memory.containers.keys().cloned().collect();
+        for name in names {
+            let (Some(run), Some(container)) = (plan::latest(observed, &name), self.container(&name)) else { continue };
+            if !matches!(run.state, ContainerState::Running { .. }) {
+                continue;
+            }
+            let own = self.memory.of(&name);
+            // A container on its way out is asked nothing any more.
+            let Some(probes) = own.probes.as_mut().filter(|_| own.stopping.is_none()) else { continue };
+            let started_at = probes.started_at();
+            for kind in probes.due(now) {
+                let Some(probe) = kind.of(&container).cloned() else { continue };
+                let (id, name, container) = (run.id.clone(), name.clone(), container.clone());
+                let ip = self.memory.pod_ips.first().cloned().unwrap_or_default();
+                self.step(async move |shared| {
+                    let answer = shared.target(&id, &container, &ip).probe(&probe).await;
+                    Outcome::Probe(name, kind, started_at, answer)
+                });
+            }
+        }
+    }
+
+    /// Runs a step beside the loop.
+    fn step<F>(&self, work: impl FnOnce(Arc<Shared>) -> F)
+    where
+        F: Future<Output = Outcome> + Send + 'static,
+    {
+        let (sender, work) = (self.outcome_sender.clone(), work(self.shared.clone()));
+        tokio::spawn(async move {
+            let _ = sender.send(work.await); // A worker that has ended wants no news.
+        });
+    }
+
+    pub(super) fn begin(&mut self, action: Action, observed: &[ObservedContainer]) {
+        match action {
+            Action::SetUp => self.begin_set_up(),
+            Action::EnsureImage { container } => self.begin_image(container),
+            Action::Start { container, attempt } => self.begin_start(&container, attempt, observed),
+            Action::PostStart { container, id } => self.begin_hook(container, id, true),
+            Action::PreStop { container, id } => self.begin_hook(container, id, false),
+            Action::Signal { id, signal } => {
+                self.begin_plain(format!("signal {id} {signal}"), async move |shared: Arc<Shared>| {
+                    shared.runtime.kill_container(&id, signal).await
+                });
+            }
+            Action::Forget { id } => {
+                self.begin_plain(format!("forget {id}"), async move |shared: Arc<Shared>| {
+                    shared.runtime.remove_container(&id).await
+                });
+            }
+            Action::TearDown => {
+                // What is still being made would be made again behind the back of this; its end wakes the loop.
+                let making = self.busy.contains("set-up") || self.busy.contains("refresh");
+                let making = making || self.memory.containers.values().any(|own| own.busy);
+                if !making && self.busy.insert("tear-down".to_owned()) {
+                    let (id, pod) = (self.id.clone(), self.pod.clone());
+                    self.step(async move |shared| {
+                        let result = steps::tear_down(&shared, &id, &pod).await;
+                        pause_if_failed(&result).await;
+                        Outcome::TornDown(result)
+                    });
+                }
+            }
+            Action::Delete => self.say.send_modify(|said| said.1 = true),
+        }
+    }
+
+    fn begin_plain<F>(&mut self, name: String, work: impl FnOnce(Arc<Shared>) -> F + Send + 'static)
+    where
+        F: Future<Output = Result<(), RuntimeError>> + Send + 'static,
+    {
+        if self.busy.insert(name.clone()) {
+            let work = work(self.shared.clone());
+            self.step(async move |_| {
+                let result = work.await;
+                pause_if_failed(&result).await;
+                Outcome::Plain(name, result)
+            });
+        }
+    }
+
+    fn begin_set_up(&mut self) {
+        if self.busy.insert("set-up".to_owned()) {
+            let (id, pod, known) = (self.id.clone(), self.pod.clone(), self.sources.clone());
+            self.step(async move |shared| {
+                let done = steps::set_up(&shared, &id, &pod, known).await;
+                Outcome::SetUp(done.map(|(ips, volumes, sources)| SetUpDone { ips, volumes, sources }))
+            });
+        }
+    }
+
+    fn begin_image(&mut self, name: String) {
+        let Some(container) = self.container(&name) else { return };
+        if !std::mem::replace(&mut self.memory.of(&name).busy, true) {
+            let pod = self.pod.clone();
+            self.step(async move |shared| {
+                let result = steps::ensure_image(&shared, &pod, &container).await;
+                Outcome::Image(name, result)
+            });
+        }
+    }
+
+    fn begin_start(&mut self, name: &str, attempt: u32, observed: &[ObservedContainer]) {
+        let Some(container) = self.container(name) else { return };
+        let exists = observed.iter().any(|run| run.name == name && run.attempt == attempt);
+        if std::mem::replace(&mut self.memory.of(name).busy, true) {
+            return;
+        }
+        let (id, pod, volumes, known) = (self.id.clone(), self.pod.clone(), self.volumes.clone(), self.sources.clone());
+        let (name, ips) = (name.to_owned(), self.memory.pod_ips.clone());
+        self.step(async move |shared| {
+            let start =
+                steps::Start { id: &id, pod: &pod, container: &container, attempt, volumes: &volumes, ips: &ips };
+            Outcome::Started(name, steps::start(&shared, &start, known, exists).await)
+        });
+    }
+
+    fn begin_hook(&mut self, name: String, id: ContainerId, post_start: bool) {
+        let Some(container) = self.container(&name) else { return };
+        let lifecycle = container.lifecycle.clone().unwrap_or_default();
+        let (hook, word) =
+            if post_start { (lifecycle.post_start, "post-start") } else { (lifecycle.pre_stop, "pre-stop") };
+        let Some(hook) = hook else { return };
+        if !self.busy.insert(format!("{word} {id}")) {
+            return;
+        }
+        let (ip, pod) = (self.memory.pod_ips.first().cloned().unwrap_or_default(), self.pod.clone());
+        self.step(async move |shared| {
+            let (result, fell_back) = shared.target(&id, &container, &ip).hook(&hook).await;
+            if fell_back {
+                shared.tell(&pod, Some(&name), &Happening::HookFellBack);
+            }
+            if let Err(error) = &result {
+                tracing::warn!(container = %name, hook = word, error, "hook failed");
+            }
+            if post_start { Outcome::PostStart(name, id, result) } else { Outcome::PreStop(name, id, result) }
+        });
+    }
+
+    /// Brings volumes up to date with the objects they show.
+    pub(super) fn refresh(&mut self) {
+        self.refresh_at = self.refresh_at.map(|_| self.shared.world.clock.wall() + REFRESH);
+        let leaving = self.pod.metadata.deletion_timestamp.is_some() || self.busy.contains("tear-down");
+        if leaving || self.memory.set_up != SetUp::Done {
+            return;
+        }
+        if !self.busy.insert("refresh".to_owned()) {
+            self.refresh_again = true;
+            return;
+        }
+        let (id, pod, known) = (self.id.clone(), self.pod.clone(), self.sources.clone());
+        let ips = self.memory.pod_ips.clone();
+        self.step(async move |shared| match steps::refresh(&shared, &id, &pod, known.clone(), &ips).await {
+            Ok((_, sources)) => Outcome::Refreshed(sources),
+            Err(problem) => {
+                tracing::warn!(pod = %id.name, message = %problem.message, "volumes stay as they are");
+                shared.tell(&pod, None, &events::without_sandbox(&problem));
+                Outcome::Refreshed(known)
+            }
+        });
+    }
+}
+
+/// What fails is planned again at once; this keeps it from being a loop.
+async fn pause_if_failed<E>(result: &Result<(), E>) {
+    if result.is_err() {
+        tokio::time::sleep(OBSERVE_PAUSE).await;
+    }
+}
