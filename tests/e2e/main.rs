@@ -9,6 +9,7 @@
     reason = "a test ends where it fails, and starts real processes on real files"
 )]
 
+mod api;
 mod crash;
 mod harness;
 mod kubectl;
@@ -20,4 +21,5 @@ mod python;
 mod refusals;
 mod served;
 mod site;
+mod uninstall;
 mod web;

@@ -10,7 +10,7 @@ use crate::admission;
 use crate::body::Body;
 use crate::error::ApiError;
 use crate::object;
-use crate::rest::{Call, decode, delete_addressed, encode, save, with_kind};
+use crate::rest::{Call, decode, delete_addressed, delete_dry_run, encode, save, with_kind};
 
 /// A budget changed under us this often is busy; the client comes back later.
 const ATTEMPTS_MAX: usize = 8;
@@ -19,16 +19,18 @@ const DISRUPTED_PODS_MAX: usize = 2000;
 
 pub(crate) async fn evict(call: Call<'_>) -> Result<Response<Body>, ApiError> {
     let eviction = decode::object_of(&call, "policy", "v1", "Eviction")?;
+    // Said in the query or with the deletion (`propagateDryRun`), which is where `kubectl drain` says it.
+    let dry_run = delete_dry_run(&eviction["deleteOptions"])? | call.dry_run()?;
     let pod = call.decode(&*call.stored()?);
     admission::post(&call, &pod, &eviction)?;
     let phase = pod["status"]["phase"].as_str().unwrap_or_default();
     // A pod that does not serve, or is on its way out, is not what budgets protect.
     let free = matches!(phase, "Succeeded" | "Failed" | "Pending") || object::is_deleting(&pod);
     if !free {
-        spend(&call, &pod).await?;
+        spend(&call, &pod, dry_run).await?;
     }
     let mut options = eviction["deleteOptions"].clone();
-    if !call.dry_run()? {
+    if !dry_run {
         tell(&call, &mut options).await?;
     }
     delete_addressed(&call, &options).await?;
@@ -72,7 +74,7 @@ fn disrupt(pod: &mut Value, now: &str) {
 }
 
 /// Takes one disruption from the budget that covers the pod.
-async fn spend(call: &Call<'_>, pod: &Value) -> Result<(), ApiError> {
+async fn spend(call: &Call<'_>, pod: &Value, dry_run: bool) -> Result<(), ApiError> {
     let Some(kind) = call.registry.find("policy", "v1", "poddisruptionbudgets") else { return Ok(()) };
     for _ in 0..ATTEMPTS_MAX {
         let covering = budgets(call, pod, &kind.collection);
@@ -89,7 +91,7 @@ async fn spend(call: &Call<'_>, pod: &Value) -> Result<(), ApiError> {
             return Ok(());
         }
         take_one(&mut new, pod, &save::timestamp(call.now))?;
-        if call.dry_run()? {
+        if dry_run {
             return Ok(());
         }
         let on_budget = with_kind(call, kind);
@@ -167,5 +169,50 @@ mod tests {
         let mut bare = json!({});
         disrupt(&mut bare, "2026-01-01T00:00:00Z");
         assert_eq!(object::items(&bare["status"], "conditions").count(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_dry_run_evicts_nothing_and_spends_nothing() {
+        let api = crate::testing::open().await;
+        let ask = |line: &'static str, body: Value| crate::testing::ask(&api, line, body);
+        let pod = json!({ "metadata": { "name": "p", "labels": { "app": "a" } },
+            "spec": { "serviceAccountName": "s", "containers": [{ "name": "c", "image": "i" }] } });
+        let account = json!({ "metadata": { "name": "s" } });
+        assert_eq!(ask("POST /api/v1/namespaces/default/serviceaccounts", account).await.0, 201);
+        let created = ask("POST /api/v1/namespaces/default/pods", pod).await;
+        assert_eq!(created.0, 201, "{}", created.1);
+        let patch = async |target: &str, status: Value| {
+            let body = json!({ "status": status }).to_string();
+            assert_eq!(crate::testing::patch(&api, target, "merge-patch+json", &body).await.0, 200);
+        };
+        patch("/api/v1/namespaces/default/pods/p/status", json!({ "phase": "Running" })).await;
+        let budget = json!({ "metadata": { "name": "b" },
+            "spec": { "maxUnavailable": 1, "selector": { "matchLabels": { "app": "a" } } } });
+        assert_eq!(ask("POST /apis/policy/v1/namespaces/default/poddisruptionbudgets", budget).await.0, 201);
+        let budgets = "/apis/policy/v1/namespaces/default/poddisruptionbudgets/b/status";
+        let allowed = json!({ "observedGeneration": 1, "disruptionsAllowed": 1, "currentHealthy": 1,
+            "desiredHealthy": 0, "expectedPods": 1 });
+        patch(budgets, allowed).await;
+        let state = || async {
+            let pod = ask("GET /api/v1/namespaces/default/pods/p", Value::Null).await;
+            (pod, ask("GET /apis/policy/v1/namespaces/default/poddisruptionbudgets/b", Value::Null).await)
+        };
+        let before = state().await;
+        let evict = |options: Value| json!({ "metadata": { "name": "p" }, "deleteOptions": options });
+        for (line, options) in [
+            ("POST /api/v1/namespaces/default/pods/p/eviction", json!({ "dryRun": ["All"] })),
+            ("POST /api/v1/namespaces/default/pods/p/eviction?dryRun=All", Value::Null),
+            ("POST /api/v1/namespaces/default/pods/p/eviction?dryRun=All", json!({ "dryRun": ["All"] })),
+        ] {
+            let answer = ask(line, evict(options)).await;
+            assert_eq!(answer.0, 201, "{}", answer.1);
+            assert_eq!(state().await, before);
+        }
+        let odd = ask("POST /api/v1/namespaces/default/pods/p/eviction", evict(json!({ "dryRun": ["Some"] }))).await;
+        assert_eq!((odd.0, state().await), (400, before));
+        assert_eq!(ask("POST /api/v1/namespaces/default/pods/p/eviction", evict(Value::Null)).await.0, 201);
+        let after = state().await;
+        assert!(after.0.0 == 404 || object::is_deleting(&after.0.1), "{}", after.0.1);
+        assert_eq!(after.1.1["status"]["disruptionsAllowed"], 0);
     }
 }

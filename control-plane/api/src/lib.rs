@@ -37,6 +37,8 @@ mod request;
 mod rest;
 mod serve;
 mod table;
+#[cfg(test)]
+mod testing;
 mod token;
 mod validation;
 

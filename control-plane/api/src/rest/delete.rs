@@ -27,6 +27,8 @@ struct Options {
     policy: Option<String>,
     uid: Option<String>,
     revision: Option<String>,
+    /// Nothing is to be changed: said in the query or in the body, which is where kubectl and client-go say it.
+    dry_run: bool,
 }
 
 impl Options {
@@ -41,6 +43,7 @@ impl Options {
             policy: text(&body["propagationPolicy"]),
             uid: text(&body["preconditions"]["uid"]),
             revision: text(&body["preconditions"]["resourceVersion"]),
+            dry_run: dry_run(body)? | call.dry_run()?,
         };
         if let Some(seconds) = call.query.number("gracePeriodSeconds")? {
             options.grace_seconds = Some(seconds as i64);
@@ -81,6 +84,11 @@ impl Options {
         }
         Ok(())
     }
+}
+
+/// What `DeleteOptions` say of a dry run.
+pub(crate) fn dry_run(options: &Value) -> Result<bool, ApiError> {
+    super::dry_run(object::items(options, "dryRun").map(|value| value.as_str().unwrap_or_default()))
 }
 
 pub(super) async fn delete(call: Call<'_>) -> Result<Response<Body>, ApiError> {
@@ -174,14 +182,13 @@ async fn attempt(call: &Call<'_>, entry: &Arc<Entry>, options: &Options) -> Resu
     let before = object.clone();
     begin(call, &mut object, options);
     let expect = Expect::Revision(entry.revision);
-    let dry_run = call.dry_run()?;
     if !waits(&object) {
-        if !dry_run {
+        if !options.dry_run {
             save::remove(call, expect).await.map_err(save::failure(call))?;
         }
         return Ok(Outcome::Gone(object));
     }
-    if object == before || dry_run {
+    if object == before || options.dry_run {
         return Ok(Outcome::Going(object));
     }
     let entry = save::write(call, &object, expect).await.map_err(save::failure(call))?;
@@ -229,4 +236,39 @@ fn waits(object: &Value) -> bool {
     object::finalizers(object).next().is_some()
         || object["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) > 0
         || object["spec"]["finalizers"].as_array().is_some_and(|list| !list.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{ask, open};
+
+    #[tokio::test]
+    async fn a_dry_run_deletes_nothing_wherever_it_is_said() {
+        let api = open().await;
+        let target = "/api/v1/namespaces/default/configmaps";
+        for (name, finalizers) in [("a", json!([])), ("b", json!(["example.test/held"]))] {
+            let object = json!({ "metadata": { "name": name, "finalizers": finalizers } });
+            assert_eq!(ask(&api, &format!("POST {target}"), object).await.0, 201);
+        }
+        let before = ask(&api, &format!("GET {target}"), Value::Null).await.1;
+        let cases = [
+            ("?dryRun=All", Value::Null, 200),
+            ("", json!({ "dryRun": ["All"] }), 200),
+            ("?dryRun=All", json!({ "dryRun": ["All"] }), 200),
+            ("?dryRun=All", json!({ "gracePeriodSeconds": 0 }), 200),
+            ("", json!({ "dryRun": ["Some"] }), 400),
+            ("", json!({ "dryRun": ["All", "Some"] }), 400),
+            ("?dryRun=", Value::Null, 400),
+        ];
+        for (query, body, code) in cases {
+            for place in ["/a", "/b", ""] {
+                let answer = ask(&api, &format!("DELETE {target}{place}{query}"), body.clone()).await;
+                assert_eq!(answer.0, code, "{place} {query} {body}: {}", answer.1);
+                assert_eq!(ask(&api, &format!("GET {target}"), Value::Null).await.1["items"], before["items"]);
+            }
+        }
+        assert_eq!(ask(&api, &format!("DELETE {target}/a"), json!({ "dryRun": [] })).await.0, 200);
+        assert_eq!(ask(&api, &format!("GET {target}/a"), Value::Null).await.0, 404);
+    }
 }

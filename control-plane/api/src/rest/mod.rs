@@ -32,7 +32,7 @@ mod update;
 mod watch;
 
 pub(crate) use decode::decode_any;
-pub(crate) use delete::delete_addressed;
+pub(crate) use delete::{delete_addressed, dry_run as delete_dry_run};
 
 /// Everything about one request that its verb needs.
 #[derive(Clone, Copy)]
@@ -97,15 +97,10 @@ impl<'a> Call<'a> {
         ApiError::conflict(&self.path.group, &self.path.resource, &self.path.name, why)
     }
 
-    /// Whether nothing is to be changed (`dryRun=All`); other values are refused.
+    /// Whether the query says that nothing is to be changed (`dryRun=All`); other values are refused. What deletes has
+    /// to look into its `DeleteOptions`, too.
     pub(crate) fn dry_run(&self) -> Result<bool, ApiError> {
-        match self.query.all("dryRun").collect::<Vec<_>>()[..] {
-            [] => Ok(false),
-            ["All"] => Ok(true),
-            [other, ..] => {
-                Err(ApiError::bad_request(format!("invalid dryRun value {other:?}: supported values: \"All\"")))
-            }
-        }
+        dry_run(self.query.all("dryRun"))
     }
 
     /// A stored object in this call's version.
@@ -145,6 +140,14 @@ impl<'a> Call<'a> {
             ))
         })
     }
+}
+
+/// What values of `dryRun` mean, wherever they stand (`apimachinery/pkg/apis/meta/v1/validation`, ValidateDryRun).
+pub(crate) fn dry_run<'a>(values: impl Iterator<Item = &'a str>) -> Result<bool, ApiError> {
+    values.into_iter().try_fold(false, |_, value| match value {
+        "All" => Ok(true),
+        other => Err(ApiError::bad_request(format!("invalid dryRun value {other:?}: supported values: \"All\""))),
+    })
 }
 
 /// The same request seen as one about another kind: for subresources that change a second object.
