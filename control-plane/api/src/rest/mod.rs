@@ -24,6 +24,7 @@ mod create;
 pub(crate) mod decode;
 mod delete;
 mod list;
+mod operations;
 mod patch;
 pub(crate) mod save;
 mod scale;

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::save::{self, Failure, Ownership, Part};
 use super::update::{ATTEMPTS_MAX, STALE, asked_revision, check_identity};
-use super::{Call, create, decode};
+use super::{Call, create, decode, operations};
 use crate::body::Body;
 use crate::error::ApiError;
 use crate::negotiate;
@@ -20,8 +20,6 @@ const DIALECTS: [&str; 4] = [
     "application/strategic-merge-patch+json",
     "application/apply-patch+yaml",
 ];
-/// More operations than this in one JSON patch are refused (upstream's `maxJSONPatchOperations`).
-const OPERATIONS_MAX: usize = 10_000;
 
 enum Patch {
     Json(json_patch::Patch),
@@ -69,14 +67,7 @@ fn parse(call: &Call<'_>) -> Result<Patch, ApiError> {
         dialect if force && dialect != DIALECTS[3] => {
             Err(ApiError::bad_request(format!("force is forbidden for non-apply patch ({dialect})")))
         }
-        "application/json-patch+json" => {
-            let patch: json_patch::Patch = serde_json::from_slice(body)
-                .map_err(|e| ApiError::bad_request(format!("error decoding patch: {e}")))?;
-            if patch.0.len() > OPERATIONS_MAX {
-                return Err(ApiError::too_large(OPERATIONS_MAX));
-            }
-            Ok(Patch::Json(patch))
-        }
+        "application/json-patch+json" => operations::parse(decode::raw_json(body)?).map(Patch::Json),
         "application/merge-patch+json" => decode::raw_json(body).map(Patch::Merge),
         "application/strategic-merge-patch+json" if call.kind.custom.is_some() => {
             Err(ApiError::unsupported_media_type(&[DIALECTS[0], DIALECTS[1], DIALECTS[3]]))
@@ -99,12 +90,7 @@ fn changed(call: &Call<'_>, patch: &Patch, old: &Value, part: Part) -> Result<(V
     let new = match patch {
         Patch::Json(patch) => {
             let mut new = old.clone();
-            json_patch::patch(&mut new, patch).map_err(|e| {
-                let error = ApiError::bad_request(format!(
-                    "the server rejected our request due to an error in our request: {e}"
-                ));
-                ApiError { code: 422, reason: "Invalid", ..error }
-            })?;
+            operations::apply(&mut new, patch)?;
             new
         }
         Patch::Merge(patch) => {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::save::{self, Failure, Ownership, Part};
 use super::update::{ATTEMPTS_MAX, STALE};
-use super::{Call, decode, encode};
+use super::{Call, decode, encode, operations};
 use crate::body::Body;
 use crate::error::ApiError;
 use crate::negotiate;
@@ -35,9 +35,7 @@ fn patched(dialect: &str, current: Value, patch: &Value) -> Result<Value, ApiErr
     let mut scale = current;
     match dialect {
         "application/json-patch+json" => {
-            let patch: json_patch::Patch = serde_json::from_value(patch.clone())
-                .map_err(|e| ApiError::bad_request(format!("error decoding patch: {e}")))?;
-            json_patch::patch(&mut scale, &patch).map_err(|e| ApiError::bad_request(e.to_string()))?;
+            operations::apply(&mut scale, &operations::parse(patch.clone())?)?;
         }
         "application/merge-patch+json" | "application/strategic-merge-patch+json" => {
             json_patch::merge(&mut scale, patch)
