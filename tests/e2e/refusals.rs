@@ -109,7 +109,7 @@ fn full_and_read_only_disks() {
     }
     let full = server(folder.path(), &[]);
     unmount();
-    names(&full, &["state.redb", "No space left"]);
+    names(&full, &["state.redb", "no space left"]);
     assert!(mount("ro,size=1m"));
     let read_only = server(folder.path(), &[]);
     unmount();

@@ -94,6 +94,11 @@ pub trait Reconcile: Send + Sync + 'static {
     /// For logs and field ownership, such as `deployment-controller`.
     fn name(&self) -> &'static str;
 
+    /// Names worked on at once; more where the work is mostly waiting for a network.
+    fn concurrency(&self) -> usize {
+        WORKERS
+    }
+
     /// Subscribes to everything that could change this reconciler's mind. Every kind that it reads must be asked for
     /// here, so that its first list is complete before the first look.
     fn watch(&self, context: &Context, trigger: &Trigger);
@@ -112,7 +117,7 @@ pub async fn run<R: Reconcile>(reconciler: R, context: Context) {
     let mut working = FuturesUnordered::new();
     loop {
         let now = context.world.clock.monotonic();
-        while working.len() < WORKERS {
+        while working.len() < reconciler.concurrency() {
             let Some(key) = queue.take(now) else { break };
             let (reconciler, context) = (reconciler.clone(), context.clone());
             let work = tokio::spawn(async move {
@@ -121,7 +126,7 @@ pub async fn run<R: Reconcile>(reconciler: R, context: Context) {
             });
             working.push(work);
         }
-        let due = if working.len() < WORKERS { queue.next_due() } else { None };
+        let due = if working.len() < reconciler.concurrency() { queue.next_due() } else { None };
         let timer = match due {
             Some(due) => tokio::time::sleep(due.saturating_sub(now)).left_future(),
             None => std::future::pending().right_future(),

@@ -14,7 +14,7 @@ use kedge_fetch::Fetcher;
 use kedge_own::{INCOMING_DIGEST, Model, ModelStatus, Source, UrlSource, set_condition};
 use kube::api::PostParams;
 use kube::{Api, ResourceExt};
-use tokio::sync::RwLock;
+use tokio::sync::{RwLock, Semaphore};
 
 use crate::download::{self, DownloadError};
 use crate::manifest::Manifest;
@@ -25,6 +25,13 @@ use crate::store::{ModelStore, StoreError};
 const RETRY: Duration = Duration::from_secs(15);
 /// After a whole archive came and was the wrong one: links may be metered, and somebody has to put it right first.
 const RETRY_OF_WRONG_CONTENTS: Duration = Duration::from_secs(600);
+
+/// Models looked at at once: those whose archive is on its way must not keep others from being taken in.
+const WORKERS: usize = 256;
+/// Archives fetched at one time: the link is the narrow place, not the box.
+const DOWNLOADS_MAX: usize = 4;
+/// Models copied and read at one time: here the disk is.
+const TAKEN_IN_MAX: usize = 2;
 
 /// Says what format the model in a folder is of, or why none that can be served.
 pub type Inspect = Arc<dyn Fn(&Path) -> Result<String, String> + Send + Sync>;
@@ -38,8 +45,10 @@ pub struct ModelController {
     /// Read while something new is on its way into an object's status, written while contents are removed. Not held
     /// while anything comes over the network.
     removing: RwLock<()>,
-    /// One download at a time of each archive.
+    /// One download at a time of each archive, and some at a time in all.
     downloads: Turns,
+    links: Semaphore,
+    disks: Semaphore,
     /// What came over the network and was no good, and until when nobody asks again: what this controller writes into
     /// an object's status wakes it, too.
     refused: Mutex<HashMap<Key, Refused>>,
@@ -55,6 +64,8 @@ impl ModelController {
             inspect,
             removing: RwLock::default(),
             downloads: Turns::default(),
+            links: Semaphore::new(DOWNLOADS_MAX),
+            disks: Semaphore::new(TAKEN_IN_MAX),
             refused: Mutex::default(),
         }
     }
@@ -91,6 +102,7 @@ impl ModelController {
         if let Some(taken) = taken_in(&context.informers.of::<Model>().list(), url, &self.store) {
             return Ok(Fetched::Before(taken));
         }
+        let _link = self.links.acquire().await;
         Ok(Fetched::Archive(self.download(context, model, url, &digest).await?, turn))
     }
 
@@ -187,6 +199,10 @@ impl Reconcile for ModelController {
         "model-controller"
     }
 
+    fn concurrency(&self) -> usize {
+        WORKERS
+    }
+
     fn watch(&self, context: &Context, trigger: &Trigger) {
         context.watch_self::<Model>(trigger);
         // A name that no object has: what was left behind while nobody looked is removed at the start.
@@ -206,6 +222,7 @@ impl Reconcile for ModelController {
             return Ok(next);
         }
         let fetched = self.fetch(context, &model).await;
+        let _disk = self.disks.acquire().await;
         let shared = self.removing.read().await;
         let obtained = match fetched {
             Ok(fetched) => self.obtain(&model, fetched).await,
@@ -376,7 +393,9 @@ impl From<StoreError> for Failure {
         match error {
             StoreError::Source(SourceError::Missing(_)) => Self::passing("PathNotFound", &message),
             StoreError::Source(SourceError::Outside(_)) => Self::lasting("PathOutside", &message),
-            StoreError::Source(SourceError::Disk { .. }) | StoreError::Disk { .. } => Self::passing("Disk", &message),
+            StoreError::Source(SourceError::Disk { .. } | SourceError::Room { .. }) | StoreError::Disk { .. } => {
+                Self::passing("Disk", &message)
+            }
             StoreError::Source(_) | StoreError::Manifest(_) => Self::passing("SourceInvalid", &message),
             StoreError::Chunk { .. } | StoreError::Absent { .. } | StoreError::Incomplete(_) => {
                 Self::passing("Incomplete", &message)

@@ -12,6 +12,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
+use kedge_content::free_bytes;
 use nix::dir::{Dir, Type};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
@@ -43,6 +44,16 @@ pub enum SourceError {
     /// The archive cannot be read to its end.
     #[error("the archive cannot be read as a tar or tar.gz: {0}")]
     Archive(io::Error),
+    /// The disk would be full: a twentieth is kept for everybody else.
+    #[error("{name:?} has {size} bytes, and there is room for {room} on the disk")]
+    Room {
+        /// The file that does not fit any more.
+        name: String,
+        /// Its bytes.
+        size: u64,
+        /// Bytes that may be written.
+        room: u64,
+    },
     /// Reading or writing failed.
     #[error("{}: {source}", path.display())]
     Disk {
@@ -68,6 +79,7 @@ pub(crate) fn copy_folder(below: &Path, path: &str, target: &Path) -> Result<Vec
             }
             Found::File(name, mut file) => {
                 let to = target.join(&name);
+                check_room(&name, file.metadata().map_err(disk(&to))?.len(), target)?;
                 // Between two regular files this is copy_file_range, which shares the blocks where it can.
                 io::copy(&mut file, &mut new_file(&to)?).map_err(disk(&to))?;
                 names.push(name);
@@ -195,6 +207,7 @@ pub(crate) fn unpack(archive: &Path, target: &Path) -> Result<Vec<String>, Sourc
         if total > ARCHIVE_BYTES_MAX || names.len() >= FILES_MAX {
             return Err(SourceError::Large("the archive holds more than a model has".into()));
         }
+        check_room(&name, size, target)?;
         let name = common.as_ref().and_then(|top| name.strip_prefix(top)).unwrap_or(&name).to_owned();
         let to = target.join(&name);
         let folder = to.parent().expect("a file is in a folder");
@@ -213,6 +226,15 @@ pub(crate) fn unpack(archive: &Path, target: &Path) -> Result<Vec<String>, Sourc
         Ok(())
     })?;
     Ok(names)
+}
+
+/// Asked for each file: what came before, and what others write, counts too.
+fn check_room(name: &str, size: u64, folder: &Path) -> Result<(), SourceError> {
+    let room = free_bytes(folder).map_err(disk(folder))?;
+    if size > room {
+        return Err(SourceError::Room { name: name.to_owned(), size, room });
+    }
+    Ok(())
 }
 
 /// The one folder that all files lie in, with its slash; none when there is no such.
@@ -306,6 +328,14 @@ mod tests {
         assert!(matches!(unpack(&path, &target), Err(SourceError::Archive(_))));
         std::fs::write(&path, b"no tar at all").unwrap();
         assert!(matches!(unpack(&path, &target), Err(SourceError::Archive(_))));
+    }
+
+    #[test]
+    fn what_would_fill_the_disk_is_refused_with_figures() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = check_room("model.safetensors", u64::MAX, folder.path()).unwrap_err().to_string();
+        assert!(error.contains("model.safetensors") && error.contains(&u64::MAX.to_string()), "{error}");
+        assert!(check_room("x", 1, folder.path()).is_ok());
     }
 
     #[test]

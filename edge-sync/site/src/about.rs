@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Node;
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kedge_schema::quantity::Quantity;
 use kedge_wire::report::{About, Inventory};
 
 /// The report.
@@ -12,33 +12,17 @@ pub(crate) fn about(nodes: &[Arc<Node>]) -> About {
         let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
         conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
     };
-    let sum = |resource: &str, scale: i64| {
+    let sum = |resource: &str, amount_of: fn(&Quantity) -> i64| {
         let amounts = nodes.iter().filter_map(|node| node.status.as_ref()?.capacity.as_ref()?.get(resource));
-        amounts.filter_map(|amount| amount_of(amount, scale)).sum()
+        amounts.filter_map(|amount| Some(amount_of(&Quantity::parse(&amount.0).ok()?))).fold(0, i64::saturating_add)
     };
     let inventory = Inventory {
         nodes: nodes.len() as i64,
         nodes_ready: nodes.iter().filter(ready).count() as i64,
-        cpu_millis: sum("cpu", 1000),
-        memory_bytes: sum("memory", 1),
+        cpu_millis: sum("cpu", Quantity::milli_value),
+        memory_bytes: sum("memory", Quantity::value),
     };
     About { version: env!("CARGO_PKG_VERSION").into(), inventory: Some(inventory) }
-}
-
-/// A quantity as nodes write their capacity: whole numbers, `m`, and the binary suffixes. Times `scale`.
-fn amount_of(quantity: &Quantity, scale: i64) -> Option<i64> {
-    let text = quantity.0.as_str();
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: i64 = digits.parse().ok()?;
-    match &text[digits.len()..] {
-        "" => number.checked_mul(scale),
-        "m" => number.checked_mul(scale).map(|number| number / 1000),
-        "Ki" => number.checked_mul(scale << 10),
-        "Mi" => number.checked_mul(scale << 20),
-        "Gi" => number.checked_mul(scale << 30),
-        "Ti" => number.checked_mul(scale << 40),
-        _ => None,
-    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use kedge_client::{Context, Key as Name, Next, Reconcile, Trigger};
 use kedge_link::{Held, Key, Limits, Report, Saved};
 use kedge_models::Digest;
 use kedge_own::{INCOMING_DIGEST, Model};
-use kedge_wire::report::{ModelReport, State};
+use kedge_wire::report::{MESSAGE_BYTES_MAX, ModelReport, State};
 use kedge_wire::{Assignment, VerifyingKey};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt};
@@ -23,12 +23,12 @@ use crate::pull::{Progress, Puller};
 
 /// Models fetched at one time: the link is the narrow place, not the box.
 const PULLS_MAX: usize = 2;
+/// Models looked at at once: those that wait for their turn to be fetched must not keep others from going.
+const WORKERS: usize = 256;
 /// After a pull was cut; a new connection ends the wait.
 const CUT_PAUSE: Duration = Duration::from_secs(5);
 /// After something was wrong that may be put right.
 const WRONG_PAUSE: Duration = Duration::from_secs(30);
-/// Longest message in a report.
-const MESSAGE_BYTES_MAX: usize = 1024;
 
 /// The reconciler.
 pub(crate) struct Models {
@@ -54,6 +54,10 @@ impl Reconcile for Models {
 
     fn name(&self) -> &'static str {
         "hub-models"
+    }
+
+    fn concurrency(&self) -> usize {
+        WORKERS
     }
 
     fn watch(&self, context: &Context, trigger: &Trigger) {
@@ -176,7 +180,11 @@ impl Work<'_> {
 
     /// Fetches, until the contents are here, the connection is gone or the hub wants something else.
     async fn pull(&self) -> Next {
-        let Ok(_place) = self.models.pulls.acquire().await else { return Next::Change };
+        let place = tokio::select! {
+            place = self.models.pulls.acquire() => place,
+            () = self.something_else() => return Next::After(Duration::ZERO),
+        };
+        let Ok(_place) = place else { return Next::Change };
         let Some(channel) = self.models.channel.borrow().clone() else {
             self.say(State::Pulling, self.progress(), Some("waiting for the connection to the hub".into())).await;
             return Next::Change;

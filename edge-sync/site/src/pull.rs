@@ -20,8 +20,6 @@ const IDLE_MAX: Duration = Duration::from_secs(60);
 const TELL_EVERY: Duration = Duration::from_secs(1);
 /// Pieces asked for in one request.
 const PIECES_MAX: usize = 1024;
-/// What a pull leaves to everything else on the disk.
-const FREE_BYTES_MIN: u64 = 256 << 20;
 /// A piece with what is around it.
 const MESSAGE_BYTES_MAX: usize = 2 << 20;
 
@@ -55,7 +53,8 @@ impl PullError {
 impl From<Status> for PullError {
     fn from(status: Status) -> Self {
         match status.code() {
-            Code::PermissionDenied | Code::FailedPrecondition | Code::InvalidArgument | Code::Unauthenticated => {
+            // A certificate that has ended is no word about the model: the link renews it and connects again.
+            Code::PermissionDenied | Code::FailedPrecondition | Code::InvalidArgument => {
                 Self::Refused(status.message().to_owned())
             }
             _ => Self::Cut(status.message().to_owned()),
@@ -192,21 +191,18 @@ impl Puller {
 
 /// Refuses what would fill the disk, on which the cluster's own state lies too.
 fn room(folder: &Path, needed: u64) -> Result<(), PullError> {
-    let failed =
-        |error: nix::Error| PullError::Disk(format!("cannot ask how much of {} is free: {error}", folder.display()));
-    let found = nix::sys::statvfs::statvfs(folder).map_err(failed)?;
-    let free = found.blocks_available() as u64 * found.fragment_size() as u64;
+    let failed = |error| PullError::Disk(format!("cannot ask how much of {} is free: {error}", folder.display()));
+    let free = kedge_content::free_bytes(folder).map_err(failed)?;
     enough(folder, needed, free)
 }
 
 fn enough(folder: &Path, needed: u64, free: u64) -> Result<(), PullError> {
-    if needed.saturating_add(FREE_BYTES_MIN) <= free {
+    if needed <= free {
         return Ok(());
     }
     let (folder, needed, free) = (folder.display(), needed >> 20, free >> 20);
-    let spare = FREE_BYTES_MIN >> 20;
     Err(PullError::Disk(format!(
-        "the model needs {needed} MiB and {spare} MiB must stay free, but the disk of {folder} has {free} MiB; free some"
+        "the model needs {needed} MiB, and the disk of {folder} has {free} MiB to give (a twentieth stays free); make room"
     )))
 }
 
@@ -242,9 +238,9 @@ mod tests {
     #[test]
     fn a_model_that_would_fill_the_disk_is_refused_with_figures() {
         let folder = Path::new("/data");
-        assert!(enough(folder, 100 << 20, 356 << 20).is_ok());
-        let error = enough(folder, 100 << 20, 355 << 20).unwrap_err().to_string();
-        assert!(error.contains("100 MiB") && error.contains("355 MiB") && error.contains("/data"), "{error}");
+        assert!(enough(folder, 100 << 20, 100 << 20).is_ok());
+        let error = enough(folder, 100 << 20, 99 << 20).unwrap_err().to_string();
+        assert!(error.contains("100 MiB") && error.contains("99 MiB") && error.contains("/data"), "{error}");
         assert!(enough(folder, u64::MAX, u64::MAX - 1).is_err());
     }
 
