@@ -8,12 +8,13 @@ use clap::{Args, Subcommand};
 use kedge_client::Context as ClientContext;
 use kedge_hub::{HubKeys, Invitation};
 use kedge_models::ModelStore;
+use kedge_runtimes::Layout;
 use kedge_site::{Joined, Site, SiteIdentity};
 use kedge_world::World;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::sync::watch;
 
-use crate::folders::{self, Resolved};
+use crate::folders;
 use crate::settings::DATA_DIR;
 
 /// What can be done about sites.
@@ -104,7 +105,7 @@ pub(crate) async fn run(verb: SiteVerb) -> Result<()> {
 async fn create_token(world: &World, flags: TokenFlags) -> Result<()> {
     let data_dir = folders::absolute(&flags.data_dir)?;
     let authority = HubKeys::authority_hash_of(world, &kedge_hub::folder(&data_dir))?;
-    let client = kedge_hub::connect(world, &data_dir, &folders::api(world, &data_dir)?)?;
+    let client = kedge_hub::connect(world, &data_dir, &folders::api(world, &data_dir)?, kedge_hub::As::Administrator)?;
     let labels: BTreeMap<String, String> = flags.label.into_iter().collect();
     let invitation = Invitation { site: flags.name, labels, lasts: flags.ttl.0 };
     let (token, site) = kedge_hub::create_token(world, &client, authority, &invitation).await?;
@@ -114,7 +115,7 @@ async fn create_token(world: &World, flags: TokenFlags) -> Result<()> {
 }
 
 /// Starts the site's part of a server: nothing until the cluster joins a hub, then its connection.
-pub(crate) fn start(context: &ClientContext, folders: &Resolved) -> Result<()> {
+pub(crate) fn start(context: &ClientContext, folders: &Layout) -> Result<()> {
     let world = context.world.clone();
     let store = ModelStore::open(&folders.data_dir, world.random.clone())?;
     let site = Site { world, context: context.clone(), store, data_dir: folders.data_dir.clone() };

@@ -64,6 +64,8 @@ pub struct Authority {
     server: Identity,
     /// The person at the box.
     admin: Identity,
+    /// The hub beside the server, a process of its own.
+    hub: Identity,
 }
 
 impl Authority {
@@ -82,8 +84,10 @@ impl Authority {
         let server = files.open("server", "kedge-server", &Purpose::Server(all), Some(&server_ca), LEAF_DAYS)?;
         let masters = Purpose::Client(vec!["system:masters".into()]);
         let admin = files.open("admin", "system:admin", &masters, Some(&client_ca), LEAF_DAYS)?;
+        let nobody = Purpose::Client(Vec::new());
+        let hub = files.open("hub", "system:kedge-hub", &nobody, Some(&client_ca), LEAF_DAYS)?;
         let (folder, names) = (folder.to_owned(), names.clone());
-        Ok(Self { folder, names, world: world.clone(), server_ca, client_ca, server, admin })
+        Ok(Self { folder, names, world: world.clone(), server_ca, client_ca, server, admin, hub })
     }
 
     /// The same keys as they are on the disk, with leaves made again that near their end.
@@ -98,7 +102,7 @@ impl Authority {
 
     /// When the first of the leaves ends.
     pub(crate) fn ends(&self) -> Timestamp {
-        self.server.ends().min(self.admin.ends())
+        self.server.ends().min(self.admin.ends()).min(self.hub.ends())
     }
 
     pub(crate) fn now(&self) -> Timestamp {

@@ -1,5 +1,5 @@
-//! A client of the API server beside the hub: over TLS, with the administrator's certificate of the same data
-//! directory.
+//! A client of the API server beside the hub: over TLS, with a certificate that lies in the same data directory. The
+//! hub, which strangers can reach, has one of its own with few rights; inviting sites takes the administrator's.
 
 use std::future::Future;
 use std::io;
@@ -23,9 +23,28 @@ use tokio_rustls::client::TlsStream;
 #[error("{0}")]
 pub struct ApiError(String);
 
+/// Who a client is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum As {
+    /// The person at the box.
+    Administrator,
+    /// The hub: Sites, and the tokens that invite them.
+    Hub,
+}
+
+impl As {
+    fn file(self) -> &'static str {
+        match self {
+            Self::Administrator => "admin.pem",
+            Self::Hub => "hub.pem",
+        }
+    }
+}
+
 /// A client of the server with this data directory, which listens on `address`.
-pub fn connect(world: &World, data_dir: &Path, address: &str) -> Result<kube::Client, ApiError> {
-    let connector = Connector { world: world.clone(), folder: data_dir.join("server/tls"), address: address.into() };
+pub fn connect(world: &World, data_dir: &Path, address: &str, acting: As) -> Result<kube::Client, ApiError> {
+    let folder = data_dir.join("server/tls");
+    let connector = Connector { world: world.clone(), folder, address: address.into(), acting };
     // Asked once here, so that a wrong directory is told at once and not by a connection that never comes up.
     connector.config()?;
     let pool = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector);
@@ -62,10 +81,11 @@ struct Connector {
     /// The server's keys.
     folder: PathBuf,
     address: Arc<str>,
+    acting: As,
 }
 
 impl Connector {
-    /// Read for every connection: the server renews the administrator's certificate when it starts.
+    /// Read for every connection: the server renews these certificates.
     fn config(&self) -> Result<Arc<ClientConfig>, ApiError> {
         let read = |file: &str| {
             self.world.disk.read(&self.folder.join(file)).map_err(|error| {
@@ -75,7 +95,7 @@ impl Connector {
             })
         };
         let failed = |error: &dyn std::fmt::Display| ApiError(format!("cannot set up TLS to the API server: {error}"));
-        let admin = Identity::from_pem(&read("admin.pem")?).map_err(|e| failed(&e))?;
+        let own = Identity::from_pem(&read(self.acting.file())?).map_err(|e| failed(&e))?;
         let authority = CertificateDer::from_pem_slice(&read("server-ca.pem")?).map_err(|e| failed(&e))?;
         let mut roots = RootCertStore::empty();
         roots.add(authority).map_err(|e| failed(&e))?;
@@ -84,7 +104,7 @@ impl Connector {
             .with_safe_default_protocol_versions()
             .map_err(|e| failed(&e))?
             .with_root_certificates(roots)
-            .with_client_auth_cert(vec![admin.certificate().clone()], admin.private_key())
+            .with_client_auth_cert(vec![own.certificate().clone()], own.private_key())
             .map_err(|e| failed(&e))?;
         Ok(Arc::new(config))
     }

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -121,8 +122,9 @@ impl HubKeys {
 }
 
 /// Whether a site's certificate that ends then should be renewed.
-pub(crate) fn is_renewal_due(ends: i64, now: Timestamp) -> bool {
-    ends - now.as_second() < SITE_DAYS * 86_400 / 2
+pub(crate) fn until_renewal_is_due(ends: i64, now: Timestamp) -> Duration {
+    let half = SITE_DAYS * 86_400 / 2;
+    Duration::from_secs(u64::try_from(ends - half - now.as_second()).unwrap_or(0))
 }
 
 fn hash(certificate: &CertificateDer<'_>) -> [u8; 32] {
@@ -197,7 +199,7 @@ mod tests {
     #[test]
     fn a_certificate_is_renewed_at_half_of_its_time() {
         let now = Timestamp::from_second(1_000_000).unwrap();
-        assert!(!is_renewal_due(1_000_000 + 46 * 86_400, now));
-        assert!(is_renewal_due(1_000_000 + 44 * 86_400, now) && is_renewal_due(0, now));
+        let wait = |days: i64| until_renewal_is_due(1_000_000 + days * 86_400, now).as_secs();
+        assert_eq!([wait(46), wait(45), wait(44), wait(-400)], [86_400, 0, 0, 0]);
     }
 }

@@ -23,7 +23,7 @@ mod sites;
 mod status;
 mod tokens;
 
-pub use api::{ApiError, connect};
+pub use api::{ApiError, As, connect};
 pub use keys::{HubKeys, KeysError};
 pub use run::{HubError, HubOptions, run};
 pub use tokens::{Invitation, Lasting, TokenError, create as create_token, parse_lasting};

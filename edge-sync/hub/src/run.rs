@@ -14,14 +14,15 @@ use kedge_wire::proto::enrolment_server::EnrolmentServer;
 use kedge_wire::proto::sync_server::SyncServer;
 use kedge_world::{BoxedListener, BoxedStream, DiskError, World};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
-use crate::api::{ApiError, connect};
+use crate::api::{ApiError, As, connect};
 use crate::keys::{HubKeys, KeysError};
 use crate::service::{Caller, Service};
 use crate::site::Shared;
@@ -31,6 +32,11 @@ use crate::sites::Sites;
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// Handshakes at one time: after a hub's restart ten thousand sites come back within a minute.
 const HANDSHAKES_MAX: usize = 256;
+/// Connections of sites, and of those who are none yet: whoever shows no certificate can do nothing but join, and has a
+/// minute for it.
+const SITES_MAX: usize = 20_000;
+const STRANGERS_MAX: usize = 256;
+const STRANGER_TIME: Duration = Duration::from_secs(60);
 /// Streams of one connection: the link, and some transfers.
 const STREAMS_MAX: u32 = 8;
 /// A site sends no larger message: reports are below [`kedge_link::Limits::BATCH_BYTES`] each, and requests for pieces
@@ -80,7 +86,7 @@ pub async fn run(world: World, options: HubOptions, stop: impl Future<Output = (
     let ledgers = folder.join("sites");
     world.disk.create_dir_all(&ledgers)?;
     let keys = Arc::new(HubKeys::open(&world, &folder)?);
-    let client = connect(&world, &options.data_dir, &options.api)?;
+    let client = connect(&world, &options.data_dir, &options.api, As::Hub)?;
     let models = ModelStore::open(&options.data_dir, world.random.clone())?;
     let listener = world.net.listen(&options.listen).await.map_err(HubError::Listen)?;
     let tls = keys.tls()?;
@@ -113,6 +119,7 @@ fn accept(listener: BoxedListener, tls: TlsAcceptor) -> ReceiverStream<std::io::
     let (sender, receiver) = mpsc::channel(HANDSHAKES_MAX);
     tokio::spawn(async move {
         let places = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+        let rooms = [SITES_MAX, STRANGERS_MAX].map(|room| Arc::new(Semaphore::new(room)));
         loop {
             let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
             let (stream, peer) = match listener.accept().await {
@@ -124,11 +131,18 @@ fn accept(listener: BoxedListener, tls: TlsAcceptor) -> ReceiverStream<std::io::
                     continue;
                 }
             };
-            let (tls, sender) = (tls.clone(), sender.clone());
+            let (tls, sender, [sites, strangers]) = (tls.clone(), sender.clone(), rooms.clone());
             tokio::spawn(async move {
                 let _place = place;
                 match tokio::time::timeout(HANDSHAKE_MAX, tls.accept(stream)).await {
-                    Ok(Ok(stream)) => drop(sender.send(Ok(SiteStream::new(stream))).await),
+                    Ok(Ok(stream)) => {
+                        let caller = caller(&stream);
+                        let room = if caller.0.is_some() { sites } else { strangers };
+                        match room.try_acquire_owned() {
+                            Ok(room) => drop(sender.send(Ok(SiteStream::new(stream, caller, room))).await),
+                            Err(_) => tracing::warn!(peer, "a connection was refused: there are too many"),
+                        }
+                    }
                     Ok(Err(error)) => tracing::debug!(peer, %error, "a handshake failed"),
                     Err(_) => tracing::debug!(peer, "a handshake took too long"),
                 }
@@ -142,19 +156,27 @@ fn accept(listener: BoxedListener, tls: TlsAcceptor) -> ReceiverStream<std::io::
 struct SiteStream {
     stream: TlsStream<BoxedStream>,
     caller: Caller,
+    /// When a stranger has to be gone.
+    ends: Option<Pin<Box<Sleep>>>,
+    _room: OwnedSemaphorePermit,
+}
+
+/// Who has connected.
+fn caller(stream: &TlsStream<BoxedStream>) -> Caller {
+    let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    Caller(shown.and_then(|certificate| match Peer::read(certificate) {
+        Ok(peer) => Some(peer),
+        Err(error) => {
+            tracing::warn!(%error, "a certificate of ours cannot be read");
+            None
+        }
+    }))
 }
 
 impl SiteStream {
-    fn new(stream: TlsStream<BoxedStream>) -> Self {
-        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-        let caller = shown.and_then(|certificate| match Peer::read(certificate) {
-            Ok(peer) => Some(peer),
-            Err(error) => {
-                tracing::warn!(%error, "a certificate of ours cannot be read");
-                None
-            }
-        });
-        Self { stream, caller: Caller(caller) }
+    fn new(stream: TlsStream<BoxedStream>, caller: Caller, room: OwnedSemaphorePermit) -> Self {
+        let ends = caller.0.is_none().then(|| Box::pin(tokio::time::sleep(STRANGER_TIME)));
+        Self { stream, caller, ends, _room: room }
     }
 }
 
@@ -172,6 +194,9 @@ impl AsyncRead for SiteStream {
         context: &mut Context<'_>,
         out: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
+        if self.ends.as_mut().is_some_and(|ends| ends.as_mut().poll(context).is_ready()) {
+            return Poll::Ready(Err(std::io::ErrorKind::TimedOut.into()));
+        }
         Pin::new(&mut self.stream).poll_read(context, out)
     }
 }

@@ -19,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::enrol::Enrolment;
-use crate::keys::{HubKeys, RENEW_AFTER_END, is_renewal_due};
+use crate::keys::{HubKeys, RENEW_AFTER_END, until_renewal_is_due};
 use crate::site::{Event, FRAMES_MAX, Handle};
 use crate::sites::Sites;
 
@@ -158,17 +158,32 @@ impl SyncService for Service {
         let (peer, handle) = self.caller(&request, Ended::Refused).await?;
         let connection = Connection(self.0.connections.fetch_add(1, Ordering::Relaxed));
         let (frames, outgoing) = mpsc::channel(FRAMES_MAX);
-        if is_renewal_due(peer.ends, self.now()) {
-            let due = proto::from_hub::Frame::RenewalDue(proto::Renewal {});
-            let _ = frames.try_send(Ok(proto::FromHub { frame: Some(due) }));
-        }
+        let mut until_due = Some(until_renewal_is_due(peer.ends, self.now()));
+        let renewals = frames.clone();
         if !handle.tell(Event::Opened(connection, frames)).await {
             return Err(Status::permission_denied("the site was removed at the hub"));
         }
         let mut incoming = request.into_inner();
         tokio::spawn(async move {
             loop {
-                let message = match incoming.message().await {
+                let due = async {
+                    match until_due {
+                        Some(wait) => tokio::time::sleep(wait).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                let message = tokio::select! {
+                    message = incoming.message() => message,
+                    () = due => {
+                        until_due = None;
+                        let due = proto::from_hub::Frame::RenewalDue(proto::Renewal {});
+                        if renewals.send(Ok(proto::FromHub { frame: Some(due) })).await.is_err() {
+                            break;
+                        }
+                        continue;
+                    }
+                };
+                let message = match message {
                     Ok(Some(message)) => message,
                     Ok(None) => break,
                     Err(error) => {

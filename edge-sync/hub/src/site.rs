@@ -361,13 +361,14 @@ impl Task {
                 self.facts.reports.clear();
             }
             Told::Report(key, body) if &*key.0 == ABOUT => {
-                self.facts.about = body.and_then(|body| serde_json::from_str::<About>(&body).ok());
+                self.facts.about = body.and_then(|body| serde_json::from_str::<About>(&body).ok()).map(About::bounded);
             }
             Told::Report(key, Some(body)) => match serde_json::from_str::<ModelReport>(&body) {
                 Ok(_) if self.facts.reports.len() >= 2 * Limits::KEYS_MAX && !self.facts.reports.contains_key(&key) => {
                     self.hang_up("the site reports more than it can hold");
                 }
                 Ok(report) => {
+                    let report = report.bounded();
                     let unclaimed = report.state == State::Unclaimed;
                     self.facts.reports.insert(key, report);
                     self.changed();

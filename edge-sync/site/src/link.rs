@@ -65,6 +65,8 @@ enum Ended {
     Refused(String),
     /// The site's own disk failed: what is held is read again.
     Disk(String),
+    /// The certificate was renewed: calls are judged by the one that a connection was opened with.
+    Renewed,
 }
 
 impl From<Status> for Ended {
@@ -125,6 +127,7 @@ impl Link {
                     Duration::ZERO
                 }
                 Ended::Expired => self.renew_expired().await,
+                Ended::Renewed => Duration::ZERO,
                 Ended::Refused(reason) => {
                     tracing::warn!(hub = %self.identity.hub, reason, "the hub refuses this site; it goes on by itself");
                     REFUSED_PAUSE
@@ -171,7 +174,8 @@ impl Link {
     /// The hub says, by its clock, that the certificate has ended. How long to wait at least before coming back.
     async fn renew_expired(&mut self) -> Duration {
         let Some(identity) = self.own_identity() else { return REFUSED_PAUSE };
-        match renew(&self.world, identity).await {
+        let world = self.world.clone();
+        match self.renewed(async move { renew(&world, identity).await }).await {
             Ok(renewed) => self.take_over(renewed),
             Err(Renewal::Refused(status)) => {
                 tracing::warn!(reason = status.message(), "the hub does not renew this site's certificate");
@@ -236,7 +240,9 @@ impl Link {
                 message = incoming.message() => {
                     let Some(message) = message? else { return Err(Ended::Cut("the hub ended the link".into())) };
                     if matches!(message.frame, Some(proto::from_hub::Frame::RenewalDue(_))) {
-                        self.renew_in_place(channel.clone()).await;
+                        if self.renew_in_place(channel.clone()).await {
+                            return Err(Ended::Renewed);
+                        }
                     }
                     match from_hub(message).map_err(|error| Ended::Cut(error.to_string()))? {
                         Some(frame) => self.half.received(connection, frame),
@@ -259,16 +265,29 @@ impl Link {
         }
     }
 
-    /// Half of the certificate's time has passed.
-    async fn renew_in_place(&mut self, channel: Channel) {
-        let Some(identity) = self.own_identity() else { return };
-        match renew_over(channel, identity).await {
-            Ok(renewed) => drop(self.take_over(renewed)),
+    /// Half of the certificate's time has passed. Whether there is a new one.
+    async fn renew_in_place(&mut self, channel: Channel) -> bool {
+        let Some(identity) = self.own_identity() else { return false };
+        match self.renewed(renew_over(channel, identity)).await {
+            Ok(renewed) => self.take_over(renewed) == Duration::ZERO,
             Err(Renewal::Refused(status)) => {
-                tracing::warn!(reason = status.message(), "the certificate was not renewed")
+                tracing::warn!(reason = status.message(), "the certificate was not renewed");
+                false
             }
-            Err(Renewal::Unreachable(reason)) => tracing::info!(reason, "the certificate was not renewed"),
+            Err(Renewal::Unreachable(reason)) => {
+                tracing::info!(reason, "the certificate was not renewed");
+                false
+            }
         }
+    }
+
+    /// Waits for a renewal, not for ever, and takes reports over all the time.
+    async fn renewed(
+        &mut self,
+        renewal: impl Future<Output = Result<SiteIdentity, Renewal>>,
+    ) -> Result<SiteIdentity, Renewal> {
+        let answered = self.meanwhile(tokio::time::timeout(CONNECT_MAX, renewal)).await;
+        answered.unwrap_or_else(|_| Err(Renewal::Unreachable("the hub does not answer".into())))
     }
 
     /// Carries out what the link wants, in its order: nothing is acknowledged before it is durable.
