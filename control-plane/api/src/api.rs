@@ -27,6 +27,7 @@ use crate::guard::Guard;
 use crate::health::{Labels, Metrics};
 use crate::negotiate;
 use crate::openapi::Documents;
+use crate::panics;
 use crate::proxy;
 use crate::registry::Registry;
 use crate::request::{self, Query, ResourcePath, Target, Verb};
@@ -198,8 +199,13 @@ impl Api {
         &self.0.metrics
     }
 
-    /// Answers a request.
+    /// Answers a request; a defect that shows in one is that one's only.
     pub async fn handle(&self, incoming: Incoming) -> Response<Body> {
+        let what = format!("{} {}", incoming.method, incoming.path);
+        panics::caught(&what, self.answer(incoming)).await.unwrap_or_else(|error| refusal(&error))
+    }
+
+    async fn answer(&self, incoming: Incoming) -> Response<Body> {
         let path = match request::parse_path(&incoming.path) {
             Target::Resource(path) => path,
             Target::Other => return self.other(&incoming).unwrap_or_else(|error| refusal(&error)),

@@ -9,6 +9,8 @@ use bytes::Bytes;
 use futures::Stream;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
+use crate::panics;
+
 /// What the API server sends back.
 pub enum Body {
     /// Chunks that are all there: encoded objects are sent on without being copied together.
@@ -30,7 +32,7 @@ impl Body {
 
     /// Whatever `stream` yields.
     pub fn stream(stream: impl Stream<Item = Bytes> + Send + 'static) -> Self {
-        Self::Stream(Box::pin(stream))
+        Self::Stream(Box::pin(panics::cut(stream)))
     }
 }
 

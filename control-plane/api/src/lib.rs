@@ -31,6 +31,7 @@ mod negotiate;
 mod object;
 mod openapi;
 mod openid;
+mod panics;
 mod proxy;
 mod registry;
 mod request;

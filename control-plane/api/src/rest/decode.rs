@@ -125,8 +125,11 @@ fn read(incoming: &Incoming) -> Result<(Value, Vec<FieldProblem>), ApiError> {
     Ok((decoded.value, decoded.problems))
 }
 
-/// Fills in `apiVersion` and `kind`, or refuses others.
+/// Fills in `apiVersion` and `kind`, or refuses others, and what is no object at all.
 pub(super) fn name_type(value: &mut Value, group: &str, version: &str, kind: &str) -> Result<(), ApiError> {
+    if !value.is_object() {
+        return Err(cannot_handle(kind, version, "it is no object"));
+    }
     let wanted = api_version(group, version);
     for (key, expected) in [("kind", kind), ("apiVersion", &*wanted)] {
         match value[key].as_str().unwrap_or_default() {

@@ -1,8 +1,10 @@
 //! PATCH in its four dialects: JSON (RFC 6902), merge (RFC 7386), strategic merge, and server-side apply.
 
+use bytes::Bytes;
 use http::Response;
 use kedge_schema::apply::{self, ApplyError, Target, Writer};
 use kedge_schema::decode::FieldProblem;
+use kedge_schema::field::{FieldError, Path};
 use kedge_schema::strategic;
 use serde_json::Value;
 
@@ -68,11 +70,11 @@ fn parse(call: &Call<'_>) -> Result<Patch, ApiError> {
             Err(ApiError::bad_request(format!("force is forbidden for non-apply patch ({dialect})")))
         }
         "application/json-patch+json" => operations::parse(decode::raw_json(body)?).map(Patch::Json),
-        "application/merge-patch+json" => decode::raw_json(body).map(Patch::Merge),
+        "application/merge-patch+json" => merge_patch(body).map(Patch::Merge),
         "application/strategic-merge-patch+json" if call.kind.custom.is_some() => {
             Err(ApiError::unsupported_media_type(&[DIALECTS[0], DIALECTS[1], DIALECTS[3]]))
         }
-        "application/strategic-merge-patch+json" => decode::raw_json(body).map(Patch::Strategic),
+        "application/strategic-merge-patch+json" => merge_patch(body).map(Patch::Strategic),
         "application/apply-patch+yaml" => {
             if call.query.get("fieldManager").is_none() {
                 return Err(ApiError::bad_request("fieldManager is required for apply patch"));
@@ -84,6 +86,13 @@ fn parse(call: &Call<'_>) -> Result<Patch, ApiError> {
     }
 }
 
+/// A merge patch of something else than an object would take the object's place.
+fn merge_patch(body: &Bytes) -> Result<Value, ApiError> {
+    let patch = decode::raw_json(body)?;
+    let refusal = || ApiError::bad_request("error decoding patch: it is no object");
+    if patch.is_object() { Ok(patch) } else { Err(refusal()) }
+}
+
 /// The object after the patch, and what to warn of.
 fn changed(call: &Call<'_>, patch: &Patch, old: &Value, part: Part) -> Result<(Value, Vec<String>), ApiError> {
     let (schema, id) = call.kind.schema.get();
@@ -91,6 +100,10 @@ fn changed(call: &Call<'_>, patch: &Patch, old: &Value, part: Part) -> Result<(V
         Patch::Json(patch) => {
             let mut new = old.clone();
             operations::apply(&mut new, patch)?;
+            if !new.is_object() {
+                let error = FieldError::invalid(&Path::new("patch"), new, "what it makes is no object");
+                return Err(ApiError::invalid("", "", "", &[error]));
+            }
             new
         }
         Patch::Merge(patch) => {
@@ -148,4 +161,43 @@ fn applied_to(
     })?;
     let checked = decode::check(call, call.kind, new, Vec::new())?;
     Ok((checked.value, warnings))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::{ask, open, patch};
+
+    #[tokio::test]
+    async fn what_is_no_object_is_refused_in_every_dialect() {
+        let api = open().await;
+        let target = "/api/v1/namespaces/default/configmaps/a";
+        assert_eq!(
+            ask(&api, "POST /api/v1/namespaces/default/configmaps", json!({ "metadata": { "name": "a" } })).await.0,
+            201
+        );
+        let before = ask(&api, &format!("GET {target}"), Value::Null).await;
+        let cases = [
+            ("merge-patch+json", target, "[1]", 400),
+            ("merge-patch+json", target, "null", 400),
+            ("strategic-merge-patch+json", target, "[1]", 400),
+            ("strategic-merge-patch+json", target, "\"a\"", 400),
+            ("json-patch+json", target, r#"[{"op":"replace","path":"","value":[1]}]"#, 422),
+            ("json-patch+json", target, r#"[{"op":"replace","path":"","value":null}]"#, 422),
+            ("json-patch+json", target, r#"[{"op":"replace","path":"/metadata","value":[1]}]"#, 400),
+            ("json-patch+json", target, r#"{"op":"remove","path":"/data"}"#, 400),
+            ("merge-patch+json", target, r#"{"metadata":[1]}"#, 400),
+            ("apply-patch+yaml", &format!("{target}?fieldManager=m"), "foo", 400),
+            ("apply-patch+yaml", &format!("{target}?fieldManager=m"), "[1]", 400),
+            ("apply-patch+yaml", &format!("{target}?fieldManager=m"), "", 400),
+            ("apply-patch+yaml", &format!("{target}-new?fieldManager=m"), "foo", 400),
+        ];
+        for (dialect, target, body, code) in cases {
+            let answer = patch(&api, target, dialect, body).await;
+            assert_eq!(answer.0, code, "{dialect} {body}: {}", answer.1);
+        }
+        assert_eq!(ask(&api, &format!("GET {target}"), Value::Null).await, before);
+    }
 }

@@ -29,6 +29,8 @@ use crate::table::{self, Include};
 /// A watch without `timeoutSeconds` ends after this long plus up to as much again, so that clients of a restarted
 /// server do not come back in step (`minRequestTimeout`).
 const TIMEOUT_LEAST: Duration = Duration::from_secs(1800);
+/// A watch that asks for more than this gets this: clocks do not reach as far as a client can count.
+const TIMEOUT_MOST: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How often a client that asked for bookmarks learns how far it is, if there is anything to learn.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 
@@ -41,7 +43,7 @@ pub(super) fn watch(call: Call<'_>) -> Result<Response<Body>, ApiError> {
     let (from, initial, marks_end) = start(&call, &selection, bookmarks)?;
     let watcher = call.api.store().watch(&call.kind.collection, from).map_err(|gone| too_old(gone.revision))?;
     let timeout = match call.query.number("timeoutSeconds")? {
-        Some(seconds) if seconds > 0 => Duration::from_secs(seconds),
+        Some(seconds) if seconds > 0 => Duration::from_secs(seconds).min(TIMEOUT_MOST),
         _ => TIMEOUT_LEAST + TIMEOUT_LEAST.mul_f64(call.api.world().random.number() as f64 / u64::MAX as f64),
     };
     let mut pen =
@@ -254,5 +256,21 @@ impl Pen {
         out.put_slice(b"\",\"object\":");
         out.put_slice(object);
         out.put_slice(b"}\n");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{incoming, open};
+
+    #[tokio::test]
+    async fn a_timeout_is_as_long_as_clocks_go() {
+        let api = open().await;
+        for seconds in ["1", "31536001", "9223372036854775807"] {
+            let line = format!("GET /api/v1/namespaces?watch=true&timeoutSeconds={seconds}");
+            assert_eq!(api.handle(incoming("a", &line, "application/json", "")).await.status(), 200, "{seconds}");
+        }
+        let line = "GET /api/v1/namespaces?watch=true&timeoutSeconds=9223372036854775808";
+        assert_eq!(api.handle(incoming("a", line, "application/json", "")).await.status(), 400);
     }
 }
