@@ -11,9 +11,9 @@ use kedge_controllers::{Serving, ServingImage};
 use kedge_fetch::Fetcher;
 use kedge_images::OwnImage;
 use kedge_models::{ModelController, ModelStore};
+use kedge_runtimes::Layout;
 use tokio::sync::OnceCell;
 
-use crate::folders::Resolved;
 use crate::node::RuntimeSlot;
 
 /// The repository that the image of this program is named in; nothing is ever pulled from there.
@@ -39,7 +39,7 @@ pub(crate) fn run(verb: ModelVerb) -> Result<()> {
 }
 
 /// Starts the controller of `Model`.
-pub(crate) fn start(context: &ClientContext, folders: &Resolved) -> Result<()> {
+pub(crate) fn start(context: &ClientContext, folders: &Layout) -> Result<()> {
     let world = &context.world;
     let store = ModelStore::open(&folders.data_dir, world.random.clone())?;
     store.clean().context("cannot clear what is left of models")?;
@@ -52,7 +52,7 @@ pub(crate) fn start(context: &ClientContext, folders: &Resolved) -> Result<()> {
 }
 
 /// What serves models on this node.
-pub(crate) fn serving(folders: &Resolved, runtime: &RuntimeSlot) -> Serving {
+pub(crate) fn serving(folders: &Layout, runtime: &RuntimeSlot) -> Serving {
     let image = Image { runtime: runtime.clone(), made: OnceCell::new() };
     Serving { model_store: folders.data_dir.join("model-store"), image: Arc::new(image) }
 }

@@ -22,11 +22,10 @@ use kedge_node::network::{Network, NetworkError, PodNetwork};
 use kedge_node::streams::Streams;
 use kedge_runtimes::containerd::{self, Containerd};
 use kedge_runtimes::private::{Paths, PrivateContainerd};
-use kedge_runtimes::{Image, PodId, Runtime};
+use kedge_runtimes::{Image, Layout, PodId, Runtime};
 use kedge_world::World;
 use parking_lot::Mutex;
 
-use crate::folders::Resolved;
 use crate::settings::ServerFlags;
 
 /// The node's address in a network namespace of its own, where nothing else has one.
@@ -49,7 +48,7 @@ pub(crate) struct Node {
     /// TLS of the API's second listener, which pods reach.
     pub(crate) tls: Arc<rustls::ServerConfig>,
     pub(crate) name: String,
-    pub(crate) folders: Arc<Resolved>,
+    pub(crate) folders: Arc<Layout>,
     pub(crate) flags: ServerFlags,
     /// Where the container runtime is put once it answers.
     pub(crate) runtime: RuntimeSlot,
@@ -88,7 +87,7 @@ pub(crate) async fn run(node: Node) {
 }
 
 async fn attempt(node: &Node) -> Result<()> {
-    let Resolved { data_dir, run_dir } = &*node.folders;
+    let Layout { data_dir, run_dir } = &*node.folders;
     let (namespace, node_ip) = network_namespace(node).await?;
     let paths = Paths::below(data_dir, run_dir)?;
     let containerd_settings = containerd::Settings {
@@ -124,7 +123,7 @@ async fn attempt(node: &Node) -> Result<()> {
     node.api.attach_node(&node.name, Arc::new(Streams::new(runtime.clone(), node.world.clone())));
     let puller = kedge_images::Puller::new(
         kedge_fetch::Fetcher::new(node.world.net.clone()),
-        data_dir.join("pulls"),
+        node.folders.pulls(),
         runtime.clone(),
     );
     let puller: Arc<dyn Puller> = Arc::new(Registries(puller));
@@ -198,14 +197,13 @@ fn first_address() -> Result<Ipv4Addr> {
 }
 
 fn settings(node: &Node, namespace: &Namespace, node_ip: Ipv4Addr) -> Result<Settings> {
-    let Resolved { data_dir, run_dir } = &*node.folders;
     Ok(Settings {
         node_name: node.name.clone(),
         node_ips: vec![node_ip.to_string()],
         labels: BTreeMap::new(),
-        data_dir: data_dir.join("node"),
-        run_dir: run_dir.clone(),
-        log_dir: data_dir.join("pods"),
+        data_dir: node.folders.node(),
+        run_dir: node.folders.run_dir.clone(),
+        log_dir: node.folders.logs(),
         network_namespace: namespace.path().map(PathBuf::from),
         dns: Dns {
             server: Some(dns_address(node)?.to_string()),

@@ -1,13 +1,13 @@
 //! `kedge uninstall`: ends everything of a node and removes what it left on the machine.
 #![allow(clippy::disallowed_methods, reason = "a shell: removes the files that installation and the node made")]
 
-use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use kedge_runtimes::mounts;
 use kedge_world::World;
 
 use crate::settings::{DATA_DIR, Folders, KUBECONFIG};
@@ -74,9 +74,13 @@ pub(crate) async fn run(flags: UninstallFlags) -> Result<()> {
         println!("removed the network namespace {name}");
         anyhow::Ok(())
     });
+    // All of it is looked at before any of it goes.
+    let left = doomed.iter().map(|path| mounts::below(path)).collect::<Result<Vec<_>, _>>()?.concat();
+    if let Some(mount) = left.first() {
+        bail!("nothing was removed: {} is mounted; unmount it and try again", mount.display());
+    }
     for path in &doomed {
-        let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-        removed.with_context(|| format!("cannot remove {}", path.display()))?;
+        mounts::remove_tree(path)?;
         println!("removed {}", path.display());
     }
     if is_installed && Path::new("/run/systemd/system").exists() {

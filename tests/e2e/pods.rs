@@ -95,7 +95,7 @@ impl Cluster {
         end(kubectl);
     }
 
-    fn until_phase(&self, name: &str, phase: &str) {
+    pub(crate) fn until_phase(&self, name: &str, phase: &str) {
         eventually(&format!("{name} is {phase}"), || {
             let found = self.server.kubectl(&format!("get pod {name} -o jsonpath={{.status.phase}}"));
             if found == phase {
@@ -114,6 +114,9 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         self.server.kill();
+        if !exists(&self.server.folder.path().join("data")) {
+            return; // A test has removed it all.
+        }
         self.server.kedge(&["killall"]);
         let removed = Command::new("ip").args(["netns", "delete", &self.namespace]).status();
         assert!(removed.is_ok_and(|status| status.success()), "the namespace {} stays", self.namespace);

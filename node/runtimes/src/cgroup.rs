@@ -9,9 +9,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest as _, Sha256};
-
 use crate::container::PodResources;
+use crate::layout::node_key;
 use crate::runtime::{ContainerId, ContainerStats, PodUid, RuntimeError};
 
 /// Where every Linux mounts them.
@@ -134,8 +133,7 @@ impl Cgroups {
     pub fn of(data_dir: &Path) -> Self {
         let mount = PathBuf::from(MOUNT);
         let version = if mount.join("cgroup.controllers").exists() { Version::V2 } else { Version::V1 };
-        let hash = hex::encode(Sha256::digest(data_dir.as_os_str().as_encoded_bytes()));
-        Self { version, mount, parent: format!("/kedge/{}", &hash[..8]) }
+        Self { version, mount, parent: format!("/kedge/{}", node_key(data_dir)) }
     }
 
     /// Which interface this machine has.

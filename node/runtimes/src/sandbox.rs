@@ -45,9 +45,9 @@ struct Record {
 }
 
 impl Sandboxes {
-    /// Those below `run_dir`.
-    pub fn below(run_dir: &Path) -> Self {
-        Self { folder: run_dir.join("pods") }
+    /// Those in a folder ([`crate::Layout::sandboxes`]).
+    pub fn below(folder: PathBuf) -> Self {
+        Self { folder }
     }
 
     /// The sandbox of a pod; `None` when it was never finished.

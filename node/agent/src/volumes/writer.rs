@@ -12,9 +12,10 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
+use kedge_runtimes::{RuntimeError, mounts};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat, renameat};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, fchmod, mkdirat};
 use nix::unistd::{Gid, UnlinkatFlags, fchown, symlinkat, unlinkat};
 
@@ -257,19 +258,11 @@ pub fn bind_sub_path(volume: &Path, path: &str, target: &Path) -> Result<(), Vol
 
 /// Unmounts everything below a pod's folder and removes it.
 pub fn remove(folder: &Path) -> Result<(), VolumeError> {
-    let attempt = || format!("remove {}", folder.display());
-    let text = fs::read_to_string("/proc/self/mountinfo").map_err(disk("list mounts"))?;
-    let points =
-        text.lines().filter_map(|line| line.split(' ').nth(4)).map(|point| PathBuf::from(point.replace("\\040", " ")));
-    let mut points: Vec<_> = points.filter(|point| point.starts_with(folder)).collect();
-    points.reverse();
-    for point in points {
-        umount2(&point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).map_err(kernel(attempt()))?;
-    }
-    match fs::remove_dir_all(folder) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(disk(attempt())(e)),
-        _ => Ok(()),
-    }
+    let removed = mounts::unmount_below(folder, |_| true).and_then(|_| mounts::remove_tree(folder));
+    removed.map_err(|error| match error {
+        RuntimeError::Host { attempt, source } => VolumeError::Disk { attempt, source },
+        other => disk(format!("remove {}", folder.display()))(io::Error::other(other)),
+    })
 }
 
 #[cfg(test)]

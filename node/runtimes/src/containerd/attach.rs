@@ -25,7 +25,7 @@ use super::record::Known;
 use super::{Inner, rpc};
 use crate::logger::door::{STDIN, address};
 use crate::logger::wire;
-use crate::logger::{ATTACH_FOLDER, LOGGER_VERB, LoggerTarget, Pipes, READY, ROTATION, STDERR_PIPE, STDOUT_PIPE};
+use crate::logger::{LOGGER_VERB, LoggerTarget, Pipes, READY, ROTATION, STDERR_PIPE, STDOUT_PIPE};
 use crate::runtime::{ContainerId, ContainerState, ExecControl, ExecSession, RuntimeError};
 
 /// Output on its way to the client.
@@ -38,7 +38,7 @@ const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
 impl Inner {
     /// Where a container's socket and pipes are.
     pub(super) fn attach_folder(&self, id: &ContainerId) -> PathBuf {
-        self.settings.run_dir.join(ATTACH_FOLDER).join(id.as_str())
+        self.settings.layout().attach().join(id.as_str())
     }
 
     pub(super) fn logger_target(&self, known: &Known) -> LoggerTarget {

@@ -186,7 +186,7 @@ type Opening = Option<JoinHandle<io::Result<File>>>;
 
 impl Pipes {
     fn create(inner: &Inner, exec_id: &str, spec: &ExecSpec) -> Result<Self, RuntimeError> {
-        let folder = inner.settings.run_dir.join("exec").join(exec_id);
+        let folder = inner.settings.layout().execs().join(exec_id);
         let fail = |e: io::Error| RuntimeError::host(format!("make streams in {}", folder.display()), e);
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(fail)?;
         let make = |name: &str, wanted: bool| -> Result<Option<PathBuf>, RuntimeError> {

@@ -33,6 +33,7 @@ use crate::archive::read::ArchiveFile;
 use crate::cgroup::{Cgroups, Version};
 use crate::container::{ContainerSpec, ExecSpec, PidMode, SandboxSpec};
 use crate::image::{BlobSource, Image, ImagePlan, host_architecture};
+use crate::layout::Layout;
 use crate::runtime::{
     ContainerId, ContainerStats, Events, ExecSession, Observed, PodUid, Runtime, RuntimeError, RuntimeEvent,
 };
@@ -61,6 +62,12 @@ pub struct Settings {
     pub run_dir: PathBuf,
     /// The program that runs [`crate::logger_main`] for the verb [`crate::logger::LOGGER_VERB`].
     pub logger: PathBuf,
+}
+
+impl Settings {
+    fn layout(&self) -> Layout {
+        Layout { data_dir: self.data_dir.clone(), run_dir: self.run_dir.clone() }
+    }
 }
 
 /// The backend. Cheap to clone.
@@ -97,7 +104,7 @@ impl Containerd {
         let inner = Inner {
             rpc,
             cgroups: Cgroups::of(&settings.data_dir),
-            sandboxes: Sandboxes::below(&settings.run_dir),
+            sandboxes: Sandboxes::below(settings.layout().sandboxes()),
             settings,
             world,
             capabilities,

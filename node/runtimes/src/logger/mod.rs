@@ -67,8 +67,6 @@ pub struct Pipes {
     pub once: bool,
 }
 
-/// Below the run directory: a folder for each container, by its id, as [`LoggerTarget::folder`].
-pub const ATTACH_FOLDER: &str = "attach";
 /// The pipe that the container writes its output to.
 pub const STDOUT_PIPE: &str = "out";
 /// The pipe that the container writes its errors to.

@@ -9,14 +9,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::process::ProcessMark;
 use super::{Paths, PrivateError};
 use crate::cgroup::Cgroups;
-use crate::logger::{ATTACH_FOLDER, LOGGER_VERB, LoggerTarget};
+use crate::logger::{LOGGER_VERB, LoggerTarget};
+use crate::mounts;
 use crate::runtime::RuntimeError;
 
 /// How long killed processes may take to be gone; a process in a disk's queue takes as long as the disk.
@@ -40,6 +40,7 @@ pub struct Killed {
 /// Ends everything of the node with these directories. Images and data stay. Running it twice is fine.
 pub async fn killall(paths: &Paths) -> Result<Killed, PrivateError> {
     let mut killed = Killed::default();
+    let layout = paths.layout();
     // containerd first: it would see its shims end and tidy up beside us.
     if let Some(process) = ProcessMark::read(&paths.mark).filter(ProcessMark::is_alive) {
         process.kill_and_wait().await.map_err(|e| PrivateError::host("end containerd", e))?;
@@ -72,7 +73,7 @@ pub async fn killall(paths: &Paths) -> Result<Killed, PrivateError> {
     let late = |_| PrivateError::host("end the pods' processes", io::Error::from(io::ErrorKind::TimedOut));
     tokio::time::timeout(END_TIME_MAX, end).await.map_err(late)??;
     // They end by themselves when the containers' output does.
-    let loggers = loggers(&paths.run_dir);
+    let loggers = loggers(&layout.attach());
     for logger in loggers.into_iter().filter_map(|pid| ProcessMark::of(pid).ok()) {
         let end = async {
             match tokio::time::timeout(LOGGER_TIME_MAX, logger.ended()).await {
@@ -86,20 +87,17 @@ pub async fn killall(paths: &Paths) -> Result<Killed, PrivateError> {
     for address in shim_addresses(&paths.state) {
         let _ = fs::remove_file(address); // A socket nobody listens on; another look finds nothing more to do.
     }
-    for mount in mounts_below(&[&paths.state, &paths.run_dir.join("pods"), &paths.data_dir.join("volumes")])? {
-        umount2(&mount, MntFlags::MNT_DETACH)
-            .map_err(|e| PrivateError::host(format!("unmount {}", mount.display()), e))?;
-        killed.mounts += 1;
-    }
+    let (data_dir, run_dir) = (layout.data_dir.clone(), layout.run_dir.clone());
+    let unmount = move || -> Result<usize, RuntimeError> {
+        // The node mounts deep inside its folders. A file system mounted at one of them (`<data-dir>/containerd`) was
+        // put there by the machine's administrator.
+        let is_own = |from_data_dir: &Path| from_data_dir.components().count() > 1;
+        Ok(mounts::unmount_below(&data_dir, is_own)? + mounts::unmount_below(&run_dir, |_| true)?)
+    };
+    killed.mounts += blocking(unmount).await?;
     remove_groups(&cgroups).await?;
-    for folder in [&paths.state, &paths.run_dir.join("pods"), &paths.run_dir.join(ATTACH_FOLDER)] {
-        match fs::remove_dir_all(folder) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(PrivateError::host(format!("remove {}", folder.display()), e));
-            }
-            _ => {}
-        }
-    }
+    let folders = [layout.containerd(), layout.sandboxes(), layout.attach(), layout.execs()];
+    blocking(move || folders.iter().try_for_each(|folder| mounts::remove_tree(folder))).await?;
     Ok(killed)
 }
 
@@ -119,6 +117,12 @@ async fn remove_groups(cgroups: &Cgroups) -> Result<(), PrivateError> {
     }
 }
 
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RuntimeError> + Send + 'static,
+) -> Result<T, PrivateError> {
+    tokio::task::spawn_blocking(work).await.expect("clearing folders does not panic").map_err(of_runtime)
+}
+
 fn of_runtime(error: RuntimeError) -> PrivateError {
     match error {
         RuntimeError::Host { attempt, source } => PrivateError::Host { attempt, source },
@@ -132,9 +136,8 @@ fn shims(socket: &Path) -> Vec<i32> {
 }
 
 /// Loggers say on theirs where clients attach.
-fn loggers(run_dir: &Path) -> Vec<i32> {
-    let folder = run_dir.join(ATTACH_FOLDER);
-    processes_like(|line| is_logger_below(line, &folder))
+fn loggers(folder: &Path) -> Vec<i32> {
+    processes_like(|line| is_logger_below(line, folder))
 }
 
 fn processes_like(is_wanted: impl Fn(&[u8]) -> bool) -> Vec<i32> {
@@ -168,39 +171,6 @@ fn shim_addresses(state: &Path) -> Vec<PathBuf> {
     paths.filter(|path| path.starts_with("/run/containerd/s")).collect()
 }
 
-fn mounts_below(folders: &[&Path]) -> Result<Vec<PathBuf>, PrivateError> {
-    let text = fs::read_to_string("/proc/self/mountinfo").map_err(|e| PrivateError::host("list mounts", e))?;
-    Ok(select_mounts(&text, folders))
-}
-
-/// The mount points below some folders, the last mounted first.
-fn select_mounts(mountinfo: &str, folders: &[&Path]) -> Vec<PathBuf> {
-    let points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(|text| PathBuf::from(unescape(text)));
-    let mut points: Vec<_> = points.filter(|point| folders.iter().any(|folder| point.starts_with(folder))).collect();
-    points.reverse();
-    points
-}
-
-/// Blanks and backslashes come as three octal digits (proc(5)).
-fn unescape(text: &str) -> String {
-    let mut out = String::new();
-    let mut rest = text;
-    while let Some(at) = rest.find('\\') {
-        out.push_str(&rest[..at]);
-        match rest.get(at + 1..at + 4).and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) => {
-                out.push(char::from(byte));
-                rest = &rest[at + 4..];
-            }
-            None => {
-                out.push('\\');
-                rest = &rest[at + 1..];
-            }
-        }
-    }
-    out + rest
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -217,15 +187,6 @@ mod tests {
         ] {
             assert_eq!(is_shim_of(line, socket), expected, "{}", String::from_utf8_lossy(line));
         }
-    }
-
-    #[test]
-    fn mounts_of_other_nodes_are_left() {
-        let info = "1 0 0:1 / / rw - ext4 a rw\n2 1 0:1 / /run/k/pods/a\\040b/shm rw - tmpfs x rw\n3 1 0:1 / /run/k2/pods/x rw - t x rw\n4 1 0:1 / /run/k/pods rw - t x rw\n";
-        assert_eq!(
-            select_mounts(info, &[Path::new("/run/k/pods")]),
-            [Path::new("/run/k/pods"), Path::new("/run/k/pods/a b/shm")]
-        );
     }
 
     #[test]

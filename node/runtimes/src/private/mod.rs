@@ -18,10 +18,10 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
-use sha2::{Digest as _, Sha256};
 use tokio::net::UnixDatagram;
 use tokio::process::{Child, Command};
 
+use crate::layout::{Layout, node_key};
 use process::ProcessMark;
 
 /// The most that fits a Unix socket's address, less the `.ttrpc` that containerd appends and the final zero.
@@ -114,29 +114,34 @@ pub struct Paths {
 impl Paths {
     /// The paths below a node's two directories, which must be absolute.
     pub fn below(data_dir: &Path, run_dir: &Path) -> Result<Self, PrivateError> {
-        let state = run_dir.join("containerd");
+        let layout = Layout { data_dir: data_dir.to_owned(), run_dir: run_dir.to_owned() };
+        let state = layout.containerd();
         let socket = state.join("containerd.sock");
         let length = socket.as_os_str().len();
         if length > SOCKET_PATH_BYTES_MAX {
             return Err(PrivateError::SocketPathTooLong { run_dir: run_dir.to_owned(), socket, length });
         }
         Ok(Self {
-            root: data_dir.join("containerd"),
+            root: layout.images(),
             config: state.join("config.toml"),
             mark: state.join("containerd.pid"),
             ready: state.join("ready.sock"),
-            log: data_dir.join("containerd.log"),
-            data_dir: data_dir.to_owned(),
-            run_dir: run_dir.to_owned(),
+            log: layout.containerd_log(),
+            data_dir: layout.data_dir,
+            run_dir: layout.run_dir,
             state,
             socket,
         })
     }
 
+    /// Where the rest of the node lies.
+    pub fn layout(&self) -> Layout {
+        Layout { data_dir: self.data_dir.clone(), run_dir: self.run_dir.clone() }
+    }
+
     /// The containerd namespace of this node: nothing of another node's is ever in it.
     pub fn namespace(&self) -> String {
-        let hash = Sha256::digest(self.data_dir.as_os_str().as_encoded_bytes());
-        format!("kedge-{}", &hex::encode(hash)[..8])
+        format!("kedge-{}", node_key(&self.data_dir))
     }
 }
 
