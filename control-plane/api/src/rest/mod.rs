@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::Response;
 use jiff::Timestamp;
+use kedge_access::Attributes;
 use kedge_store::{Entry, ObjectKey};
 use serde_json::{Value, json};
 
@@ -102,6 +103,22 @@ impl<'a> Call<'a> {
     /// to look into its `DeleteOptions`, too.
     pub(crate) fn dry_run(&self) -> Result<bool, ApiError> {
         dry_run(self.query.all("dryRun"))
+    }
+
+    /// Lets an apply or a PUT that finds nothing create: who may change what is there may not therefore make it
+    /// (`withAuthorization` in `apiserver/pkg/endpoints/handlers/update.go`).
+    pub(crate) fn authorize_create(&self) -> Result<(), ApiError> {
+        let attributes = Attributes {
+            verb: Verb::Create.as_str(),
+            group: &self.path.group,
+            version: &self.path.version,
+            resource: &self.path.resource,
+            subresource: &self.path.subresource,
+            namespace: &self.path.namespace,
+            name: &self.path.name,
+            ..Attributes::default()
+        };
+        self.api.guard().authorize(self.api, &self.incoming.user, &attributes)
     }
 
     /// A stored object in this call's version.

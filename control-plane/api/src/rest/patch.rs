@@ -131,6 +131,7 @@ async fn apply_to_nothing(call: &Call<'_>, part: Part, patch: Patch) -> Result<R
     if asked_revision(&new).is_some() {
         return Err(call.conflict(STALE));
     }
+    call.authorize_create()?;
     let saved = save::create(call, new, Ownership::Applied).await?;
     decode::with_warnings(create::render(call, 201, &saved)?, &warnings)
 }

@@ -31,6 +31,7 @@ pub(super) async fn update(call: Call<'_>, part: Part) -> Result<Response<Body>,
     for _ in 0..ATTEMPTS_MAX {
         let Some(entry) = call.api.store().get(&call.kind.collection, &call.key()) else {
             if call.kind.rules.get().creates_on_update() && part == Part::Main && asked_revision(&new).is_none() {
+                call.authorize_create()?;
                 let saved = save::create(&call, new, Ownership::Updated).await?;
                 return decode::with_warnings(create::render(&call, 201, &saved)?, &warnings);
             }
@@ -71,4 +72,59 @@ pub(super) fn check_identity(call: &Call<'_>, new: &Value, old: &Value, revision
         return Err(call.conflict(&why));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use kedge_access::{Attributes, Decision, User};
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::Api;
+    use crate::guard::{Guard, Open};
+    use crate::testing::{answer, api, incoming};
+
+    /// Everybody may do everything but `create`, which the administrator alone may.
+    struct NoCreate;
+
+    impl Guard for NoCreate {
+        fn decide(&self, _: &Api, user: &User, attributes: &Attributes<'_>) -> Decision {
+            let allowed = user.name == "admin" || attributes.verb != "create";
+            if allowed { Decision::Allow(String::new()) } else { Decision::NoOpinion(String::new()) }
+        }
+        fn rules(&self, api: &Api, user: &User, namespace: &str) -> Value {
+            Open.rules(api, user, namespace)
+        }
+        fn authenticate(&self, api: &Api, token: &str, audiences: &[String]) -> Result<(User, Vec<String>), String> {
+            Open.authenticate(api, token, audiences)
+        }
+        fn issue(&self, api: &Api, account: &Value, request: Value) -> Result<Value, ApiError> {
+            Open.issue(api, account, request)
+        }
+    }
+
+    #[tokio::test]
+    async fn who_may_not_create_does_not_by_changing_nothing() {
+        let api = api(NoCreate).await;
+        let role = "/apis/rbac.authorization.k8s.io/v1/namespaces/default/roles/l";
+        let map = "/api/v1/namespaces/default/configmaps/c?fieldManager=m";
+        let object = |name: &str| json!({ "metadata": { "name": name } }).to_string();
+        let ask = async |user: &str, line: &str, media_type: &str, body: String| {
+            answer(&api, incoming(user, line, media_type, body)).await
+        };
+        for (line, media_type, name) in [
+            (format!("PUT {role}"), "application/json", "l"),
+            (format!("PATCH {map}"), "application/apply-patch+yaml", "c"),
+        ] {
+            for dry_run in ["", "dryRun=All"] {
+                let separator = if line.contains('?') { "&" } else { "?" };
+                let line = format!("{line}{separator}{dry_run}");
+                let (code, status) = ask("somebody", &line, media_type, object(name)).await;
+                assert_eq!(code, 403, "{line}: {status}");
+                assert!(status["message"].as_str().unwrap().contains("cannot create resource"), "{status}");
+            }
+            assert_eq!(ask("admin", &line, media_type, object(name)).await.0, 201, "{line}");
+            assert_eq!(ask("somebody", &line, media_type, object(name)).await.0, 200, "{line}");
+        }
+    }
 }
