@@ -50,7 +50,19 @@ pub(crate) fn check(
 
 /// The object in the call's body, of a kind that is not the path's own: a Scale, a Binding, an Eviction.
 pub(crate) fn object_of(call: &Call<'_>, group: &str, version: &str, kind: &str) -> Result<Value, ApiError> {
-    let (mut value, problems) = read(call.incoming)?;
+    let (value, problems) = read(call.incoming)?;
+    fit(call, value, problems, group, version, kind)
+}
+
+/// Fits a value to a kind that is not the path's own.
+pub(super) fn fit(
+    call: &Call<'_>,
+    mut value: Value,
+    problems: Vec<FieldProblem>,
+    group: &str,
+    version: &str,
+    kind: &str,
+) -> Result<Value, ApiError> {
     name_type(&mut value, group, version, kind)?;
     place(call, &mut value)?;
     let facts = facts::builtin();

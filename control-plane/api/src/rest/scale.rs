@@ -24,7 +24,8 @@ pub(super) async fn dispatch(call: Call<'_>) -> Result<Response<Body>, ApiError>
         Verb::Patch => {
             let patch = decode::raw_json(&call.incoming.body)?;
             let dialect = negotiate::content_type(&call.incoming.headers);
-            change(&call, |current| patched(dialect, current, &patch)).await
+            let fit = |scale| decode::fit(&call, scale, Vec::new(), "autoscaling", "v1", "Scale");
+            change(&call, |current| patched(dialect, current, &patch).and_then(fit)).await
         }
         _ => Err(ApiError::no_such_path()),
     }
@@ -124,4 +125,41 @@ fn selector(call: &Call<'_>, object: &Value) -> Option<String> {
         return Some(pairs.collect::<Vec<_>>().join(","));
     }
     LabelSelector::from_object(Some(selector)).ok().map(|selector| selector.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{ask, open, patch};
+
+    #[tokio::test]
+    async fn a_patched_scale_is_a_scale() {
+        let api = open().await;
+        let pod = json!({ "metadata": { "labels": { "a": "b" } }, "spec": { "containers": [{ "name": "c", "image": "i" }] } });
+        let deployment = json!({ "metadata": { "name": "d" },
+            "spec": { "replicas": 2, "selector": { "matchLabels": { "a": "b" } }, "template": pod } });
+        let made = ask(&api, "POST /apis/apps/v1/namespaces/default/deployments", deployment).await;
+        assert_eq!(made.0, 201, "{}", made.1);
+        let target = "/apis/apps/v1/namespaces/default/deployments/d";
+        let cases = [
+            ("merge-patch+json", r#"{"spec":{"replicas":"5"}}"#, 400, 2),
+            ("merge-patch+json", r#"{"spec":{"replicas":1.5}}"#, 400, 2),
+            ("merge-patch+json", r#"{"spec":[5]}"#, 400, 2),
+            ("merge-patch+json", "[1]", 400, 2),
+            ("merge-patch+json", r#"{"kind":"Deployment"}"#, 400, 2),
+            ("merge-patch+json", r#"{"metadata":{"namespace":"other"}}"#, 400, 2),
+            ("merge-patch+json", r#"{"spec":{"replicas":-1}}"#, 422, 2),
+            ("strategic-merge-patch+json", r#"{"spec":{"replicas":true}}"#, 400, 2),
+            ("json-patch+json", r#"[{"op":"replace","path":"/spec/replicas","value":"5"}]"#, 400, 2),
+            ("json-patch+json", r#"[{"op":"replace","path":"/spec/replicas","value":5}]"#, 200, 5),
+            ("merge-patch+json", r#"{"spec":{"replicas":3}}"#, 200, 3),
+            ("merge-patch+json", r#"{"spec":{"replicas":null}}"#, 200, 0),
+        ];
+        for (dialect, body, code, replicas) in cases {
+            let answer = patch(&api, &format!("{target}/scale"), dialect, body).await;
+            assert_eq!(answer.0, code, "{body}: {}", answer.1);
+            let found = ask(&api, &format!("GET {target}"), Value::Null).await.1;
+            assert_eq!(found["spec"]["replicas"], replicas, "{body}");
+        }
+    }
 }
