@@ -34,7 +34,7 @@ pub(crate) struct ServerFlags {
     #[command(flatten)]
     pub(crate) folders: Folders,
 
-    /// Port of the API server, on loopback
+    /// Port of the API server, on loopback; with a node also on the node's own address
     #[arg(long, value_name = "PORT", default_value_t = 6443)]
     pub(crate) https_listen_port: u16,
 

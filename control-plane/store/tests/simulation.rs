@@ -48,7 +48,7 @@ fn run(seed: u64) -> u64 {
     let disk = SimDisk::new(random.clone());
     let mut told = Told::default();
     for boot in 0..6 {
-        disk.cut_after_syncs(2 + random.below(30));
+        disk.cut_after(2 + random.below(30));
         // A cut during opening is as good as any other.
         let opened = disk.clone();
         let open = move || Ok(Box::new(RedbEngine::open(&opened, Path::new(FILE))?) as Box<dyn Engine>);

@@ -122,8 +122,14 @@ impl Disk for RealDisk {
 
     fn create_dir_all(&self, path: &Path) -> Result<(), DiskError> {
         use std::os::unix::fs::DirBuilderExt;
+        let fresh: Vec<&Path> = path.ancestors().take_while(|folder| !folder.exists()).collect();
         let mut builder = std::fs::DirBuilder::new();
-        builder.recursive(true).mode(0o700).create(path).map_err(|e| DiskError::new("create folder", path, e))
+        builder.recursive(true).mode(0o700).create(path).map_err(|e| DiskError::new("create folder", path, e))?;
+        // A folder's own name must last as well as what is put into it.
+        for parent in fresh.into_iter().filter_map(Path::parent) {
+            self.sync_dir(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?;
+        }
+        Ok(())
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<(), DiskError> {

@@ -112,15 +112,24 @@ type FileRef = Arc<Mutex<Inode>>;
 struct Tree {
     durable: BTreeMap<PathBuf, FileRef>,
     current: BTreeMap<PathBuf, FileRef>,
-    syncs: u64,
-    /// Powered off after this many more syncs; every call fails from then on.
-    syncs_left: Option<u64>,
+    /// Powered off after this many more steps; every call fails from then on.
+    steps_left: Option<u64>,
     off: bool,
     /// Bytes that all files together may have.
     room: Option<u64>,
 }
 
 impl Tree {
+    /// One more step on the way to the cut.
+    fn step(&mut self) -> io::Result<()> {
+        match &mut self.steps_left {
+            Some(0) => self.off = true,
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        if self.off { Err(powered_off()) } else { Ok(()) }
+    }
+
     fn used(&self) -> u64 {
         self.current.values().map(|file| file.lock().blocks.len() as u64 * BLOCK_BYTES).sum()
     }
@@ -139,9 +148,10 @@ impl SimDisk {
         Self { tree: Arc::default(), random }
     }
 
-    /// Switches the power off once `syncs` more syncs have been asked for: that last one fails, half done.
-    pub fn cut_after_syncs(&self, syncs: u64) {
-        self.tree.lock().syncs_left = Some(syncs);
+    /// Switches the power off once `steps` more syncs, renames and removals have been asked for: that last one fails,
+    /// half done.
+    pub fn cut_after(&self, steps: u64) {
+        self.tree.lock().steps_left = Some(steps);
     }
 
     /// Lets files take `bytes` together and no more; none takes the limit away.
@@ -187,7 +197,7 @@ impl SimDisk {
             inode.current = inode.durable.clone();
         }
         tree.off = false;
-        tree.syncs_left = None;
+        tree.steps_left = None;
     }
 
     fn torn(&self, change: Pending) -> Pending {
@@ -272,17 +282,7 @@ impl DiskFile for SimFile {
     }
     fn sync(&self) -> io::Result<()> {
         let mut tree = self.tree.lock();
-        if tree.off {
-            return Err(powered_off());
-        }
-        tree.syncs += 1;
-        if let Some(left) = &mut tree.syncs_left {
-            if *left == 0 {
-                tree.off = true;
-                return Err(powered_off());
-            }
-            *left -= 1;
-        }
+        tree.step()?;
         let mut inode = self.inode.lock();
         inode.durable = inode.current.clone();
         inode.pending.clear();
@@ -318,20 +318,27 @@ impl Disk for SimDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> Result<(), DiskError> {
         let mut tree = self.tree_on("rename to", to)?;
+        let done = tree.step();
+        // At the moment of the cut the rename may or may not have begun; either way it is not durable.
+        if done.is_err() && self.random.chance(50) {
+            return done.map_err(|error| DiskError::new("rename to", to, error));
+        }
         let inode =
             tree.current.remove(from).ok_or_else(|| DiskError::new("rename to", to, io::ErrorKind::NotFound.into()))?;
         tree.current.insert(to.to_owned(), inode);
-        Ok(())
+        done.map_err(|error| DiskError::new("rename to", to, error))
     }
 
     fn remove(&self, path: &Path) -> Result<(), DiskError> {
         let mut tree = self.tree_on("remove", path)?;
+        tree.step().map_err(|error| DiskError::new("remove", path, error))?;
         let gone = tree.current.remove(path);
         gone.map(drop).ok_or_else(|| DiskError::new("remove", path, io::ErrorKind::NotFound.into()))
     }
 
     fn sync_dir(&self, path: &Path) -> Result<(), DiskError> {
         let mut tree = self.tree_on("sync folder", path)?;
+        tree.step().map_err(|error| DiskError::new("sync folder", path, error))?;
         let here = |name: &PathBuf| name.parent() == Some(path);
         tree.durable.retain(|name, _| !here(name));
         let lasting: Vec<_> =
@@ -372,7 +379,7 @@ mod tests {
             let disk = SimDisk::new(random.clone());
             let path = Path::new("/data/file");
             disk.replace(path, b"old").unwrap();
-            disk.cut_after_syncs(random.below(2));
+            disk.cut_after(random.below(4));
             let _ = disk.replace(path, &[7; 4096]);
             disk.power_cut();
             let kept = disk.read(path).unwrap();

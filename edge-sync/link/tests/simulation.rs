@@ -335,8 +335,8 @@ impl Pair {
             88..94 => self.connect(),
             94 => self.site_dies(),
             95 => self.hub_dies(),
-            96 => self.site_disk.cut_after_syncs(self.random.below(3)),
-            97 => self.hub_disk.cut_after_syncs(self.random.below(3)),
+            96 => self.site_disk.cut_after(self.random.below(3)),
+            97 => self.hub_disk.cut_after(self.random.below(3)),
             98 => {
                 backups.hub.extend(self.hub_disk.read(Path::new(LEDGER)));
                 backups.site.extend(self.site_disk.read(Path::new(SAVED)));
@@ -371,8 +371,8 @@ impl Pair {
         if self.site_disk.is_off() || self.random.chance(30) {
             self.site_dies();
         }
-        self.hub_disk.cut_after_syncs(u64::MAX);
-        self.site_disk.cut_after_syncs(u64::MAX);
+        self.hub_disk.cut_after(u64::MAX);
+        self.site_disk.cut_after(u64::MAX);
         self.connect();
         for _ in 0..10_000 {
             let moved = self.deliver_to_site(false) | self.deliver_to_hub(false);

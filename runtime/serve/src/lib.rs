@@ -3,7 +3,7 @@
 //! [`run`] opens a model and serves it until the process is told to stop; [`serve`] is the same on a listener and a
 //! stop signal handed in. What must hold: nothing is computed on the async threads; every queue has a bound, and a
 //! full one is said with 429 and `Retry-After`; a field that is not supported is refused by name.
-//! Not here: authentication and TLS (the node's gateway does both), generation, gRPC, several models.
+//! Not here: authentication and TLS (whoever reaches the port may ask: in a cluster, its pods), generation, gRPC, several models.
 
 mod api;
 mod batch;
