@@ -217,18 +217,8 @@ impl Api {
             Some(verb) => self.resource(&incoming, &path, &query, verb).await,
             None => Err(ApiError::method_not_supported(&path.group, &path.resource, incoming.method.as_str())),
         };
-        let known = !matches!(&answer, Err(error) if error.code == 404 && path.name.is_empty());
         let answer = answer.unwrap_or_else(|error| refusal(&error));
-        // What is not served is not told apart by what was asked for: anybody could ask for anything.
-        let label = |text: String| if known { text } else { String::new() };
-        let labels = Labels {
-            verb: verb.map_or("", Verb::as_str),
-            group: label(path.group),
-            version: label(path.version),
-            resource: label(path.resource),
-            subresource: label(path.subresource),
-            code: answer.status().as_u16(),
-        };
+        let labels = labels(&self.registry(), verb, path, answer.status().as_u16());
         self.metrics().request(labels, self.world().clock.monotonic().saturating_sub(begin));
         answer
     }
@@ -293,6 +283,22 @@ impl Api {
     }
 }
 
+/// What a request is counted as. Only what is served is told apart by its path: anybody can ask for anything, and what
+/// was counted once is kept.
+fn labels(registry: &Registry, verb: Option<Verb>, path: ResourcePath, code: u16) -> Labels {
+    let kind = registry.find(&path.group, &path.version, &path.resource);
+    let served = kind.is_some_and(|kind| path.subresource.is_empty() || kind.subresource(&path.subresource).is_some());
+    let path = if served { path } else { ResourcePath::default() };
+    Labels {
+        verb: verb.map_or("", Verb::as_str),
+        group: path.group,
+        version: path.version,
+        resource: path.resource,
+        subresource: path.subresource,
+        code,
+    }
+}
+
 /// An answer of JSON.
 pub(crate) fn json_response(code: u16, value: &Value) -> Response<Body> {
     bytes_response(code, "application/json", serde_json::to_vec(value).expect("JSON values always encode"))
@@ -315,4 +321,29 @@ pub(crate) fn refusal(error: &ApiError) -> Response<Body> {
         response.headers_mut().insert(http::header::RETRY_AFTER, seconds.into());
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_served_is_counted_by_its_path() {
+        let registry = Registry::builtin();
+        let check = |path: &str, expected: [&str; 4]| {
+            for code in [200, 401, 403, 404] {
+                let Target::Resource(path) = request::parse_path(path) else { panic!("{path}") };
+                let found = labels(&registry, Some(Verb::Get), path, code);
+                let texts = [&found.group, &found.version, &found.resource, &found.subresource];
+                assert_eq!((found.code, texts.map(|text| &**text)), (code, expected));
+            }
+        };
+        check("/api/v1/namespaces/a/pods/p", ["", "v1", "pods", ""]);
+        check("/api/v1/namespaces/a/pods/p/log", ["", "v1", "pods", "log"]);
+        check("/apis/apps/v1/deployments", ["apps", "v1", "deployments", ""]);
+        check("/api/v1/namespaces/a/pods/p/anything", ["", "", "", ""]);
+        check("/api/v7/namespaces/a/pods/p", ["", "", "", ""]);
+        check("/apis/anything/v1/pods", ["", "", "", ""]);
+        check("/api/v1/anything/at/all", ["", "", "", ""]);
+    }
 }
