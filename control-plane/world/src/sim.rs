@@ -108,10 +108,20 @@ struct Inode {
 
 type FileRef = Arc<Mutex<Inode>>;
 
+/// A change to names, each all or nothing, as journals of file systems make them.
+#[derive(Clone)]
+enum Naming {
+    Make(PathBuf, FileRef),
+    Rename(PathBuf, PathBuf),
+    Remove(PathBuf),
+}
+
 #[derive(Default)]
 struct Tree {
     durable: BTreeMap<PathBuf, FileRef>,
     current: BTreeMap<PathBuf, FileRef>,
+    /// What leads from `durable` to `current`, in order.
+    pending: Vec<Naming>,
     /// Powered off after this many more steps; every call fails from then on.
     steps_left: Option<u64>,
     off: bool,
@@ -120,6 +130,11 @@ struct Tree {
 }
 
 impl Tree {
+    fn name(&mut self, change: Naming) {
+        apply_name(&mut self.current, &change);
+        self.pending.push(change);
+    }
+
     /// One more step on the way to the cut.
     fn step(&mut self) -> io::Result<()> {
         match &mut self.steps_left {
@@ -172,16 +187,10 @@ impl SimDisk {
     /// The power goes and comes back: files become what the medium really holds.
     pub fn power_cut(&self) {
         let mut tree = self.tree.lock();
-        let names: Vec<PathBuf> = tree.durable.keys().chain(tree.current.keys()).cloned().collect();
-        for name in names {
-            // A name not yet synced into its folder may or may not have reached the medium.
-            if self.random.chance(50) {
-                match tree.current.get(&name).cloned() {
-                    Some(file) => tree.durable.insert(name, file),
-                    None => tree.durable.remove(&name),
-                };
-            }
-        }
+        // Names not yet synced into their folder may or may not have reached the medium; journals keep their order.
+        let mut pending = std::mem::take(&mut tree.pending);
+        pending.truncate(self.random.below(pending.len() as u64 + 1) as usize);
+        pending.iter().for_each(|change| apply_name(&mut tree.durable, change));
         tree.current = tree.durable.clone();
         for file in tree.current.values() {
             // Handles opened before the cut keep the old inode's lock but find the disk off; new ones see this.
@@ -223,6 +232,18 @@ fn apply(bytes: &mut Vec<u8>, change: &Pending) {
             }
             bytes[*offset as usize..end].copy_from_slice(data);
         }
+    }
+}
+
+fn apply_name(names: &mut BTreeMap<PathBuf, FileRef>, change: &Naming) {
+    match change {
+        Naming::Make(name, file) => drop(names.insert(name.clone(), file.clone())),
+        Naming::Rename(from, to) => {
+            if let Some(file) = names.remove(from) {
+                names.insert(to.clone(), file);
+            }
+        }
+        Naming::Remove(name) => drop(names.remove(name)),
     }
 }
 
@@ -304,7 +325,7 @@ impl Disk for SimDisk {
             Some(inode) => inode.clone(),
             None if create => {
                 let inode = FileRef::default();
-                tree.current.insert(path.to_owned(), inode.clone());
+                tree.name(Naming::Make(path.to_owned(), inode.clone()));
                 inode
             }
             None => return Err(DiskError::new("open", path, io::ErrorKind::NotFound.into())),
@@ -323,27 +344,34 @@ impl Disk for SimDisk {
         if done.is_err() && self.random.chance(50) {
             return done.map_err(|error| DiskError::new("rename to", to, error));
         }
-        let inode =
-            tree.current.remove(from).ok_or_else(|| DiskError::new("rename to", to, io::ErrorKind::NotFound.into()))?;
-        tree.current.insert(to.to_owned(), inode);
+        if !tree.current.contains_key(from) {
+            return Err(DiskError::new("rename to", to, io::ErrorKind::NotFound.into()));
+        }
+        tree.name(Naming::Rename(from.to_owned(), to.to_owned()));
         done.map_err(|error| DiskError::new("rename to", to, error))
     }
 
     fn remove(&self, path: &Path) -> Result<(), DiskError> {
         let mut tree = self.tree_on("remove", path)?;
         tree.step().map_err(|error| DiskError::new("remove", path, error))?;
-        let gone = tree.current.remove(path);
-        gone.map(drop).ok_or_else(|| DiskError::new("remove", path, io::ErrorKind::NotFound.into()))
+        if !tree.current.contains_key(path) {
+            return Err(DiskError::new("remove", path, io::ErrorKind::NotFound.into()));
+        }
+        tree.name(Naming::Remove(path.to_owned()));
+        Ok(())
     }
 
     fn sync_dir(&self, path: &Path) -> Result<(), DiskError> {
         let mut tree = self.tree_on("sync folder", path)?;
         tree.step().map_err(|error| DiskError::new("sync folder", path, error))?;
+        // What came before the last change in this folder is durable with it; what comes after may not be.
         let here = |name: &PathBuf| name.parent() == Some(path);
-        tree.durable.retain(|name, _| !here(name));
-        let lasting: Vec<_> =
-            tree.current.iter().filter(|(name, _)| here(name)).map(|(n, f)| (n.clone(), f.clone())).collect();
-        tree.durable.extend(lasting);
+        let last = tree.pending.iter().rposition(|change| match change {
+            Naming::Make(name, _) | Naming::Remove(name) => here(name),
+            Naming::Rename(from, to) => here(from) || here(to),
+        });
+        let lasting: Vec<Naming> = tree.pending.drain(..last.map_or(0, |last| last + 1)).collect();
+        lasting.iter().for_each(|change| apply_name(&mut tree.durable, change));
         Ok(())
     }
 

@@ -484,7 +484,7 @@ const WHAT_MUST_HAPPEN: &[&str] = &[
 fn is_noticed(broken: Broken) -> bool {
     let silent = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
-    let noticed = (0..200).any(|seed| std::panic::catch_unwind(|| run(seed, broken)).is_err());
+    let noticed = (0..2000).any(|seed| std::panic::catch_unwind(|| run(seed, broken)).is_err());
     std::panic::set_hook(silent);
     noticed
 }

@@ -21,9 +21,32 @@ pub struct RedbEngine {
 impl RedbEngine {
     /// Opens or makes the file at `path`, whose folder exists.
     pub fn open(disk: &dyn Disk, path: &Path) -> Result<Self, EngineError> {
-        let file = disk.open(path, true).map_err(|e| EngineError::io("open", path, e))?;
-        // The file's own name must last as well as its content.
-        disk.sync_dir(path.parent().unwrap_or(Path::new("."))).map_err(|e| EngineError::io("open", path, e))?;
+        let file = match disk.open(path, false) {
+            Ok(file) => file,
+            Err(error) if error.is_not_found() => {
+                Self::make(disk, path)?;
+                disk.open(path, false).map_err(|e| EngineError::io("open", path, e))?
+            }
+            Err(error) => return Err(EngineError::io("open", path, error)),
+        };
+        Self::over(file, path)
+    }
+
+    /// A file that is only half made cannot be opened, so that it gets its name when it is whole.
+    fn make(disk: &dyn Disk, path: &Path) -> Result<(), EngineError> {
+        let fail = |error| EngineError::io("make", path, error);
+        let new = path.with_extension("new");
+        match disk.remove(&new) {
+            Err(error) if !error.is_not_found() => return Err(fail(error)),
+            _ => {}
+        }
+        drop(Self::over(disk.open(&new, true).map_err(fail)?, &new)?);
+        disk.open(&new, false).map_err(fail)?.sync().map_err(|source| EngineError::io("make", path, source))?;
+        disk.rename(&new, path).map_err(fail)?;
+        disk.sync_dir(path.parent().unwrap_or(Path::new("."))).map_err(fail)
+    }
+
+    fn over(file: Box<dyn DiskFile>, path: &Path) -> Result<Self, EngineError> {
         let backend = Backend(file);
         let opened = Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(backend);
         let database = opened.map_err(|error| match error {
