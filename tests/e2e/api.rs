@@ -32,3 +32,39 @@ fn a_dry_run_on_the_server_deletes_and_evicts_nothing() {
     server.kubectl("delete configmap kept");
     assert!(!server.try_kubectl("get configmap kept", "").0);
 }
+
+#[test]
+fn who_may_not_write_is_refused_before_the_body_is_there() {
+    let server = Server::start(&["--disable-agent"]);
+    let ask = |more: &str| {
+        let head = format!(
+            "POST /api/v1/namespaces/default/configmaps HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+             Content-Type: application/json\r\n{more}\r\n"
+        );
+        server.raw(head.as_bytes())
+    };
+    let refused = ask("Impersonate-User: nobody\r\nContent-Length: 3000000\r\n");
+    assert_has(&refused, "HTTP/1.1 403");
+    assert_has(&refused, "cannot create resource \\\"configmaps\\\"");
+    assert_has(&ask("Content-Length: 3145729\r\n"), "HTTP/1.1 413");
+    assert_has(&ask("Impersonate-User: \r\nContent-Length: 3000000\r\n"), "HTTP/1.1 400");
+}
+
+#[test]
+fn a_server_that_is_asked_to_end_ends_its_watches_and_itself() {
+    let mut server = Server::start(&["--disable-agent"]);
+    server.kubectl("create configmap seen");
+    let mut watch = server.start_kubectl("get configmaps --watch --output=name");
+    let lines = std::io::BufReader::new(watch.stdout.take().unwrap());
+    let mut lines = std::io::BufRead::lines(lines).map_while(Result::ok);
+    assert!(lines.any(|line| line.contains("configmap/seen")), "the watch shows what is there");
+    let mut process = server.take_process();
+    let begin = std::time::Instant::now();
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(process.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    let status = process.wait().unwrap();
+    assert!(status.success() && begin.elapsed() < std::time::Duration::from_secs(8), "{status}: {:?}", begin.elapsed());
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+    assert!(!server.log().contains("are broken off"), "{}", server.log());
+}

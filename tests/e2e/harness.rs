@@ -123,6 +123,16 @@ impl Server {
         answer.unwrap_or_else(|| panic!("GET {path}: no answer\n{}", self.log())).0
     }
 
+    /// Sends bytes as the administrator on a connection of their own; all that comes back.
+    pub(crate) fn raw(&self, bytes: &[u8]) -> String {
+        let text = std::fs::read_to_string(self.kubeconfig()).unwrap();
+        let mut stream = connect(&text, self.port, self.namespace.as_deref()).expect("the server listens");
+        stream.write_all(bytes).unwrap();
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
     /// The head and the body of an answer to the administrator.
     fn exchange(&self, method: &str, path: &str, body: &str) -> Option<(String, String)> {
         let text = std::fs::read_to_string(self.kubeconfig()).ok()?;

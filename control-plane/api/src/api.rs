@@ -5,6 +5,7 @@
 //! `Status` objects in one place, at the end.
 
 use std::collections::HashMap;
+use std::future;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -32,6 +33,7 @@ use crate::proxy;
 use crate::registry::Registry;
 use crate::request::{self, Query, ResourcePath, Target, Verb};
 use crate::rest::{self, Call};
+use crate::serve::{Gate, Taken};
 
 /// Bodies larger than this are refused (upstream's `MaxRequestBodyBytes`).
 pub(crate) const BODY_BYTES_MAX: usize = 3 << 20;
@@ -77,6 +79,8 @@ struct Inner {
     /// The network that pods are in.
     network: RwLock<Option<Arc<dyn Net>>>,
     metrics: Metrics,
+    /// What comes over the network.
+    gate: Gate,
     /// How the parts of the control plane beside this one do, by the name in `componentstatuses`.
     components: RwLock<HashMap<&'static str, Check>>,
 }
@@ -84,7 +88,7 @@ struct Inner {
 /// Looks at one part of the control plane; the error says why it is not well.
 type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
-/// A request whose body has been read.
+/// A request.
 #[derive(Debug)]
 pub struct Incoming {
     /// The method.
@@ -95,7 +99,7 @@ pub struct Incoming {
     pub query: Option<String>,
     /// The headers.
     pub headers: HeaderMap,
-    /// The whole body.
+    /// The whole body, once it is read.
     pub body: Bytes,
     /// Who asks.
     pub user: Arc<User>,
@@ -124,6 +128,7 @@ impl Api {
             nodes: RwLock::default(),
             network: RwLock::default(),
             metrics: Metrics::default(),
+            gate: Gate::default(),
             components: RwLock::default(),
         }))
     }
@@ -199,22 +204,41 @@ impl Api {
         &self.0.metrics
     }
 
-    /// Answers a request; a defect that shows in one is that one's only.
-    pub async fn handle(&self, incoming: Incoming) -> Response<Body> {
-        let what = format!("{} {}", incoming.method, incoming.path);
-        panics::caught(&what, self.answer(incoming)).await.unwrap_or_else(|error| refusal(&error))
+    /// What the listeners share.
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.0.gate
     }
 
-    async fn answer(&self, incoming: Incoming) -> Response<Body> {
+    /// Answers a request whose body is there; a defect that shows in one is that one's only.
+    pub async fn handle(&self, mut incoming: Incoming) -> Response<Body> {
+        let bytes = std::mem::take(&mut incoming.body);
+        self.handle_reading(incoming, future::ready(Ok(Taken { bytes, room: None }))).await
+    }
+
+    /// The same for a request whose body is still to come: `body` is polled when its sender may ask for what it asks.
+    pub(crate) async fn handle_reading(
+        &self,
+        incoming: Incoming,
+        body: impl Future<Output = Result<Taken, ApiError>> + Send,
+    ) -> Response<Body> {
+        let what = format!("{} {}", incoming.method, incoming.path);
+        panics::caught(&what, self.answer(incoming, body)).await.unwrap_or_else(|error| refusal(&error))
+    }
+
+    async fn answer(
+        &self,
+        incoming: Incoming,
+        body: impl Future<Output = Result<Taken, ApiError>> + Send,
+    ) -> Response<Body> {
         let path = match request::parse_path(&incoming.path) {
             Target::Resource(path) => path,
-            Target::Other => return self.other(&incoming).unwrap_or_else(|error| refusal(&error)),
+            Target::Other => return self.other(incoming, body).await.unwrap_or_else(|error| refusal(&error)),
         };
         let begin = self.world().clock.monotonic();
         let query = Query::parse(incoming.query.as_deref());
         let verb = request::verb(&incoming.method, &path, &query);
         let answer = match verb {
-            Some(verb) => self.resource(&incoming, &path, &query, verb).await,
+            Some(verb) => self.resource(incoming, path.clone(), query, verb, body).await,
             None => Err(ApiError::method_not_supported(&path.group, &path.resource, incoming.method.as_str())),
         };
         let answer = answer.unwrap_or_else(|error| refusal(&error));
@@ -225,12 +249,27 @@ impl Api {
 
     async fn resource(
         &self,
+        mut incoming: Incoming,
+        path: ResourcePath,
+        query: Query,
+        verb: Verb,
+        body: impl Future<Output = Result<Taken, ApiError>> + Send,
+    ) -> Result<Response<Body>, ApiError> {
+        self.authorize(&incoming.user, verb, &path, &query)?;
+        let Taken { bytes, room } = body.await?;
+        incoming.body = bytes;
+        let answer = self.carry_out(&incoming, &path, &query, verb).await;
+        drop(room);
+        answer
+    }
+
+    async fn carry_out(
+        &self,
         incoming: &Incoming,
         path: &ResourcePath,
         query: &Query,
         verb: Verb,
     ) -> Result<Response<Body>, ApiError> {
-        self.authorize(&incoming.user, verb, path, query)?;
         let registry = self.registry();
         if let Some(computed) = rest::computed::find(path) {
             let body = rest::decode_any(incoming, &registry, query)?;
@@ -275,11 +314,16 @@ impl Api {
         self.guard().authorize(self, user, &attributes)
     }
 
-    fn other(&self, incoming: &Incoming) -> Result<Response<Body>, ApiError> {
+    async fn other(
+        &self,
+        mut incoming: Incoming,
+        body: impl Future<Output = Result<Taken, ApiError>> + Send,
+    ) -> Result<Response<Body>, ApiError> {
         let verb = incoming.method.as_str().to_ascii_lowercase();
         let attributes = Attributes { verb: &verb, path: &incoming.path, ..Attributes::default() };
         self.guard().authorize(self, &incoming.user, &attributes)?;
-        discovery::serve(self, incoming)
+        incoming.body = body.await?.bytes;
+        discovery::serve(self, &incoming)
     }
 }
 

@@ -19,6 +19,10 @@ pub enum Body {
     Stream(Pin<Box<dyn Stream<Item = Bytes> + Send>>),
 }
 
+/// Marks the answer to a watch among a response's extensions: its client comes back when it ends at any time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Watched;
+
 impl Body {
     /// Nothing.
     pub fn empty() -> Self {

@@ -1,8 +1,15 @@
 //! The shell: connections in, requests through [`Api`], answers out. Over TLS for everybody, or in memory for the
 //! parts of this process.
+//!
+//! A peer that says nothing is cut off in each of its states: it has so long for the handshake, for its first request,
+//! between requests, and for a body; one that has gone away is found by pings on HTTP/2. A body is read when its sender
+//! may ask for what it asks, into room that all share. (`k8s.io/apiserver/pkg/server/secure_serving.go`.)
+
+mod activity;
+mod gate;
 
 use std::convert::Infallible;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -10,7 +17,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::Body as HttpBody;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -18,33 +24,55 @@ use hyper_util::server::conn::auto;
 use kedge_access::User;
 use kedge_world::{BoxedListener, BoxedStream};
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use crate::api::{Api, BODY_BYTES_MAX, Incoming, refusal};
-use crate::body::Body;
+use crate::api::{Api, Incoming, refusal};
+use crate::body::{Body, Watched};
 use crate::connect;
 use crate::error::ApiError;
+use crate::panics;
+use activity::{Activity, Answer};
+pub(crate) use gate::{Gate, Taken};
 
 /// A peer that has not finished the TLS handshake by then is cut off.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
-/// A peer that has not finished its headers by then is cut off.
-const HEADERS_MAX: Duration = Duration::from_secs(30);
-/// Connections served at once; the rest wait in the kernel's queue.
-const CONNECTIONS_MAX: usize = 4096;
-/// Watches share a connection: client-go opens hundreds of streams on one.
-const STREAMS_MAX: u32 = 1000;
+/// A peer that has not asked for anything by then is cut off.
+const FIRST_REQUEST_MAX: Duration = Duration::from_secs(32);
+/// A connection is closed when nothing was asked for so long.
+const IDLE_MAX: Duration = Duration::from_secs(90);
+/// A peer that was told that its connection ends, and has nothing on the way, has this long to end it.
+const GOODBYE_MAX: Duration = Duration::from_secs(5);
+/// How often a peer on HTTP/2 is asked whether it is there, and how long it has to say so: as client-go asks servers.
+const PING_EVERY: Duration = Duration::from_secs(30);
+const PONG_MAX: Duration = Duration::from_secs(15);
+/// Requests on one connection at once; clients that want more make another connection.
+const STREAMS_MAX: u32 = 100;
+/// What may come of a body before somebody reads it, on a stream and on all of a connection: nearly every body of its own.
+const STREAM_WINDOW_BYTES: u32 = 256 << 10;
+const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
+/// How long answers that are on the way have to end when the server does. Watches are ended at once: they come back.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
 
-/// Serves the API on `listener` until `stop` resolves; then lets running answers end for a moment.
+/// Serves the API on `listener` until `stop` resolves, or another listener of the same API was stopped; then ends
+/// watches and idle connections, and lets other answers end for up to ten seconds.
 pub async fn serve(api: Api, listener: BoxedListener, tls: Arc<rustls::ServerConfig>, stop: impl Future<Output = ()>) {
     let acceptor = TlsAcceptor::from(tls);
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    tokio::pin!(stop);
+    let mut closed = pin!(api.gate().closed());
+    let mut stop = pin!(async {
+        tokio::select! {
+            () = stop => {}
+            () = &mut closed => {}
+        }
+    });
     loop {
-        let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let place = tokio::select! {
+            place = api.gate().place() => place,
+            () = &mut stop => break,
+        };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = &mut stop => return,
+            () = &mut stop => break,
         };
         let (stream, peer) = match accepted {
             Ok(pair) => pair,
@@ -57,32 +85,65 @@ pub async fn serve(api: Api, listener: BoxedListener, tls: Arc<rustls::ServerCon
         };
         let (api, acceptor) = (api.clone(), acceptor.clone());
         tokio::spawn(async move {
-            if let Err(error) = connection(api, acceptor, stream).await {
+            if let Err(error) = connection(&api, acceptor, stream).await {
                 tracing::debug!(peer, %error, "a connection ended early");
             }
             drop(place);
         });
     }
+    drop(listener);
+    api.gate().close();
+    if timeout(DRAIN_MAX, api.gate().empty()).await.is_err() {
+        tracing::warn!("answers that take longer than {} s are broken off", DRAIN_MAX.as_secs());
+    }
 }
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-async fn connection(api: Api, acceptor: TlsAcceptor, stream: BoxedStream) -> Result<(), BoxError> {
-    let stream = tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await??;
+async fn connection(api: &Api, acceptor: TlsAcceptor, stream: BoxedStream) -> Result<(), BoxError> {
+    let mut closed = pin!(api.gate().closed());
+    let stream = tokio::select! {
+        stream = timeout(HANDSHAKE_MAX, acceptor.accept(stream)) => stream??,
+        () = &mut closed => return Ok(()),
+    };
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).cloned();
     let by_certificate = match certificate {
         Some(certificate) => Some(kedge_access::certificate_user(&certificate)?),
         None => None,
     };
     let by_certificate = by_certificate.map(Arc::new);
-    let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-        let (api, by_certificate) = (api.clone(), by_certificate.clone());
-        async move { Ok::<_, Infallible>(answer(&api, by_certificate, request).await) }
+    let activity = Activity::new();
+    let service = service_fn(|request: Request<hyper::body::Incoming>| {
+        let (api, by_certificate, busy) = (api.clone(), by_certificate.clone(), activity.begin());
+        async move {
+            let response = answer(&api, by_certificate, request).await;
+            let ends = response.extensions().get::<Watched>().is_some();
+            let end = ends.then(|| Box::pin(api.gate().closed()) as Pin<Box<dyn Future<Output = ()> + Send>>);
+            Ok::<_, Infallible>(response.map(|body| Answer::new(body, end, busy)))
+        }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS_MAX);
-    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX);
-    builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await
+    // Counts from the end of the request before; within, it is `Activity` that looks.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_MAX + FIRST_REQUEST_MAX);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PONG_MAX)
+        .max_concurrent_streams(STREAMS_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+    let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    tokio::select! {
+        ended = &mut connection => return ended,
+        () = activity.quiet(FIRST_REQUEST_MAX, IDLE_MAX) => {}
+        () = &mut closed => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    tokio::select! {
+        ended = &mut connection => ended,
+        () = activity.quiet(GOODBYE_MAX, GOODBYE_MAX) => Ok(()),
+    }
 }
 
 async fn answer<B>(api: &Api, by_certificate: Option<Arc<User>>, request: Request<B>) -> Response<Body>
@@ -91,11 +152,14 @@ where
     B::Error: Into<BoxError>,
     B::Data: Send,
 {
-    let user = match identify(api, by_certificate, request.headers()) {
-        Ok(user) => user,
-        Err(error) => return refusal(&error),
-    };
-    forward(api, user, request).await
+    let identified = async { identify(api, by_certificate, request.headers()) };
+    match panics::caught("who asks", identified).await.and_then(|user| user) {
+        Ok(user) => {
+            let (incoming, body) = split(user, request);
+            api.handle_reading(incoming, api.gate().read(body)).await
+        }
+        Err(error) => refusal(&error),
+    }
 }
 
 /// Who asks: a bearer token, else a client certificate, else nobody in particular; then whom they act for.
@@ -117,30 +181,20 @@ fn identify(api: &Api, by_certificate: Option<Arc<User>>, headers: &HeaderMap) -
     crate::impersonation::act_as(api, user, headers)
 }
 
-/// Reads the body and hands the request to the API.
-async fn forward<B>(api: &Api, user: Arc<User>, request: Request<B>) -> Response<Body>
-where
-    B: HttpBody + Send,
-    B::Error: Into<BoxError>,
-    B::Data: Send,
-{
+/// A request without its body, and the body.
+fn split<B>(user: Arc<User>, request: Request<B>) -> (Incoming, B) {
     let (mut parts, body) = request.into_parts();
     let upgrade = connect::is_upgrade(&parts.headers).then(|| parts.extensions.remove::<OnUpgrade>()).flatten();
-    let body = match Limited::new(body, BODY_BYTES_MAX).collect().await {
-        Ok(collected) => collected.to_bytes(),
-        Err(error) if error.is::<LengthLimitError>() => return refusal(&ApiError::too_large(BODY_BYTES_MAX)),
-        Err(error) => return refusal(&ApiError::bad_request(format!("cannot read the body: {error}"))),
-    };
     let incoming = Incoming {
         path: parts.uri.path().to_owned(),
         query: parts.uri.query().map(str::to_owned),
         method: parts.method,
         headers: parts.headers,
-        body,
+        body: Bytes::new(),
         user,
         upgrade: Mutex::new(upgrade),
     };
-    api.handle(incoming).await
+    (incoming, body)
 }
 
 /// The API as a part of this process sees it: a client's transport without a network, acting as one user.
@@ -172,6 +226,10 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (api, user) = (self.api.clone(), self.user.clone());
-        Box::pin(async move { Ok(forward(&api, user, request).await) })
+        Box::pin(async move {
+            let (incoming, body) = split(user, request);
+            let read = async { gate::collect(body).await.map(|bytes| Taken { bytes, room: None }) };
+            Ok(api.handle_reading(incoming, read).await)
+        })
     }
 }

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::Call;
 use super::list::{Selection, not_ahead, parse_revision};
 use crate::api::{Api, bytes_response};
-use crate::body::Body;
+use crate::body::{Body, Watched};
 use crate::convert;
 use crate::error::ApiError;
 use crate::negotiate::{Answer, Format, View};
@@ -68,7 +68,9 @@ pub(super) fn watch(call: Call<'_>) -> Result<Response<Body>, ApiError> {
         over: false,
     };
     let body = Body::stream(stream::unfold(stream, |mut stream| async { Some((stream.next().await?, stream)) }));
-    Ok(bytes_response(200, "application/json", body))
+    let mut response = bytes_response(200, "application/json", body);
+    response.extensions_mut().insert(Watched);
+    Ok(response)
 }
 
 fn too_old(revision: u64) -> ApiError {
