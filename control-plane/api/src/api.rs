@@ -258,9 +258,25 @@ impl Api {
         self.authorize(&incoming.user, verb, &path, &query)?;
         let Taken { bytes, room } = body.await?;
         incoming.body = bytes;
-        let answer = self.carry_out(&incoming, &path, &query, verb).await;
-        drop(room);
-        answer
+        let ends_itself = runs_to_its_end(verb, &path);
+        let api = self.clone();
+        let what = format!("{} {}", incoming.method, incoming.path);
+        let work = async move {
+            let _room = room;
+            api.carry_out(&incoming, &path, &query, verb).await
+        };
+        if !ends_itself {
+            return work.await;
+        }
+        // A client that leaves takes this future with it, but not the write that is already on its way: what is held for
+        // the write (an address, a quota's charge, an eviction's budget) has to be held until it is answered.
+        match tokio::spawn(work).await {
+            Ok(answer) => answer,
+            Err(error) => Err(match error.try_into_panic() {
+                Ok(panic) => panics::told(&what, &*panic),
+                Err(_) => ApiError::unavailable("the server is shutting down"),
+            }),
+        }
     }
 
     async fn carry_out(
@@ -325,6 +341,13 @@ impl Api {
         incoming.body = body.await?.bytes;
         discovery::serve(self, &incoming)
     }
+}
+
+/// Whether a request is carried out to its end although its client has left. What only carries bytes between the client
+/// and somebody else ends with either.
+fn runs_to_its_end(verb: Verb, path: &ResourcePath) -> bool {
+    let changes = !matches!(verb, Verb::Get | Verb::List | Verb::Watch);
+    changes && !matches!(&*path.subresource, "exec" | "attach" | "portforward" | "proxy" | "log")
 }
 
 /// What a request is counted as. Only what is served is told apart by its path: anybody can ask for anything, and what

@@ -358,4 +358,32 @@ mod tests {
         check(json!({"ipFamilies": ["IPv6"]}), None);
         check(json!({"ipFamilies": ["IPv4", "IPv6"]}), None);
     }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_frees_no_address() {
+        let api = crate::testing::open().await;
+        let service = |name: String| {
+            let spec = json!({ "clusterIP": "10.43.0.77", "ports": [{ "port": 80 }] });
+            let body = json!({ "metadata": { "name": name }, "spec": spec }).to_string();
+            crate::testing::incoming("a", "POST /api/v1/namespaces/default/services", "application/json", body)
+        };
+        let leaving: Vec<_> = (0..8).map(|n| api.handle(service(format!("s{n}")))).collect();
+        for request in leaving {
+            // As far as it goes without waiting, and no further.
+            let mut request = Box::pin(request);
+            assert!(futures::poll!(&mut request).is_pending());
+            tokio::task::yield_now().await;
+        }
+        let services = ResourceId::new("", "services");
+        let stored = || {
+            let page = api.store().list(&services, None, None, None, usize::MAX, |_| true).unwrap();
+            page.entries.iter().map(|entry| entry.key.name.to_string()).collect::<Vec<_>>()
+        };
+        while stored().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(crate::testing::answer(&api, service("last".into())).await.0, 422);
+        assert_eq!(stored().len(), 1, "{:?}", stored());
+        assert!(api.reservations().0.lock().is_empty());
+    }
 }
