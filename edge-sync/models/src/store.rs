@@ -26,7 +26,6 @@ use std::sync::Arc;
 
 use kedge_content::Digest;
 use kedge_world::Random;
-use sha2::{Digest as _, Sha256};
 
 use crate::manifest::{CHUNK_BYTES, FileEntry, MANIFEST_BYTES_MAX, Manifest, ManifestError};
 use crate::source::{self, SourceError};
@@ -196,9 +195,8 @@ impl ModelStore {
             make_folder(path.parent().expect("a file is in a folder"), 0o755)?;
             let opened = writable(&path)?;
             opened.set_len(file.size).map_err(disk(&path))?;
-            let there = digests(&opened).map_err(disk(&path))?;
-            let wrong = file.chunks.iter().zip(there).enumerate().filter(|(_, (expected, actual))| *expected != actual);
-            missing.extend(wrong.map(|(index, _)| Piece { file: number, index }));
+            let absent = absent(&opened, file).map_err(disk(&path))?;
+            missing.extend(absent.into_iter().map(|index| Piece { file: number, index }));
         }
         Ok(Staging { store: self.clone(), folder, manifest, digest, missing })
     }
@@ -322,6 +320,16 @@ impl Staging {
         &self.digest
     }
 
+    /// Bytes of the whole model.
+    pub fn bytes(&self) -> u64 {
+        self.manifest.size()
+    }
+
+    /// Whether its files are still where they were: a model that nobody names any more is removed at any time.
+    pub fn is_there(&self) -> bool {
+        self.folder.join(FILES).is_dir()
+    }
+
     /// The pieces that are not here yet.
     pub fn missing(&self) -> &BTreeSet<Piece> {
         &self.missing
@@ -412,22 +420,53 @@ fn digests(file: &File) -> io::Result<Vec<Digest>> {
     let mut buffer = vec![0; CHUNK_BYTES as usize];
     let mut all = Vec::new();
     loop {
-        let start = all.len() as u64 * CHUNK_BYTES;
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match file.read_at(&mut buffer[filled..], start + filled as u64)? {
-                0 => break,
-                read => filled += read,
-            }
+        let filled = read_piece(file, all.len(), &mut buffer)?;
+        if filled > 0 {
+            all.push(Digest::of(&buffer[..filled]));
         }
-        if filled == 0 {
-            return Ok(all);
-        }
-        all.push(Digest::from_hash(Sha256::digest(&buffer[..filled]).as_slice()));
         if filled < buffer.len() {
             return Ok(all);
         }
     }
+}
+
+/// The pieces of a file that are not what they should be. Where nothing was ever written nothing is read.
+fn absent(opened: &File, file: &FileEntry) -> io::Result<Vec<usize>> {
+    let mut buffer = vec![0; CHUNK_BYTES as usize];
+    let mut absent = Vec::new();
+    for (index, expected) in file.chunks.iter().enumerate() {
+        let start = index as u64 * CHUNK_BYTES;
+        let is_hole = next_data(opened, start)?.is_none_or(|data| data >= start + file.chunk_len(index));
+        let read = if is_hole { 0 } else { read_piece(opened, index, &mut buffer)? };
+        if Digest::of(&buffer[..read]) != *expected {
+            absent.push(index);
+        }
+    }
+    Ok(absent)
+}
+
+/// Where the first byte that was written lies from `start` on; file systems that do not know say `start`.
+fn next_data(file: &File, start: u64) -> io::Result<Option<u64>> {
+    let offset = i64::try_from(start).map_err(io::Error::other)?;
+    match nix::unistd::lseek(file, offset, nix::unistd::Whence::SeekData) {
+        Ok(found) => Ok(u64::try_from(found).ok()),
+        Err(nix::Error::ENXIO) => Ok(None),
+        Err(nix::Error::EINVAL) => Ok(Some(start)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Reads piece `index` of a file; how many bytes there are of it.
+fn read_piece(file: &File, index: usize, buffer: &mut [u8]) -> io::Result<usize> {
+    let start = index as u64 * CHUNK_BYTES;
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], start + filled as u64)? {
+            0 => break,
+            read => filled += read,
+        }
+    }
+    Ok(filled)
 }
 
 #[cfg(test)]

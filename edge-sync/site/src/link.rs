@@ -239,10 +239,9 @@ impl Link {
             let outputs = tokio::select! {
                 message = incoming.message() => {
                     let Some(message) = message? else { return Err(Ended::Cut("the hub ended the link".into())) };
-                    if matches!(message.frame, Some(proto::from_hub::Frame::RenewalDue(_))) {
-                        if self.renew_in_place(channel.clone()).await {
-                            return Err(Ended::Renewed);
-                        }
+                    let is_due = matches!(message.frame, Some(proto::from_hub::Frame::RenewalDue(_)));
+                    if is_due && self.renew_in_place(channel.clone()).await {
+                        return Err(Ended::Renewed);
                     }
                     match from_hub(message).map_err(|error| Ended::Cut(error.to_string()))? {
                         Some(frame) => self.half.received(connection, frame),

@@ -1,10 +1,12 @@
 //! Brings a model's contents here: the manifest, then every piece that is missing. What came and was right stays,
 //! whatever happens next, and is never fetched again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use kedge_content::Turns;
 use kedge_models::{Digest, MANIFEST_BYTES_MAX, Manifest, ModelStore, Piece, Staging, StoreError};
 use kedge_wire::proto;
 use kedge_wire::proto::sync_client::SyncClient;
@@ -20,6 +22,8 @@ const IDLE_MAX: Duration = Duration::from_secs(60);
 const TELL_EVERY: Duration = Duration::from_secs(1);
 /// Pieces asked for in one request.
 const PIECES_MAX: usize = 1024;
+/// Pulls that were cut and are remembered; others read what is here again.
+const CUT_MAX: usize = 8;
 /// A piece with what is around it.
 const MESSAGE_BYTES_MAX: usize = 2 << 20;
 
@@ -83,6 +87,10 @@ pub(crate) struct Puller {
     world: World,
     store: ModelStore,
     manifests: PathBuf,
+    /// Pulls that were cut: what is here need not be read again to go on.
+    cut: Arc<Mutex<HashMap<Digest, Staging>>>,
+    /// Two models may be of the same contents.
+    turns: Arc<Turns>,
 }
 
 /// How far a pull has come.
@@ -94,7 +102,7 @@ pub(crate) struct Progress {
 
 impl Puller {
     pub(crate) fn new(world: World, store: ModelStore, data_dir: &Path) -> Self {
-        Self { world, store, manifests: folder(data_dir).join("manifests") }
+        Self { world, store, manifests: folder(data_dir).join("manifests"), cut: Arc::default(), turns: Arc::default() }
     }
 
     /// Removes the manifests that no pull will ask for again.
@@ -121,36 +129,74 @@ impl Puller {
         mut tell: impl FnMut(Progress),
     ) -> Result<(), PullError> {
         let mut client = SyncClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let manifest = self.manifest(&mut client, digest).await?;
-        let total = manifest.size();
-        let store = self.store.clone();
-        let mut staging = blocking(move || store.stage(manifest)).await?;
+        let _turn = self.turns.take(&BTreeSet::from([digest.clone()])).await;
+        if self.is_active(digest) {
+            return Ok(());
+        }
+        let known = self.cut.lock().expect("nobody panics with the lock").remove(digest);
+        let mut staging = match known.filter(Staging::is_there) {
+            Some(staging) => staging,
+            None => {
+                let manifest = self.manifest(&mut client, digest).await?;
+                let store = self.store.clone();
+                blocking(move || store.stage(manifest)).await?
+            }
+        };
         room(&self.manifests, staging.missing_bytes())?;
-        let mut told = self.world.clock.monotonic();
-        let mut progress = Progress { done: total - staging.missing_bytes(), total };
-        tell(progress);
         while !staging.missing().is_empty() {
-            let ranges = ranges(staging.missing().iter().take(PIECES_MAX).copied());
-            let request = proto::FetchRequest { digest: digest.to_string(), ranges };
-            let mut pieces = within(client.fetch(request)).await??.into_inner();
-            while let Some(piece) = within(pieces.message()).await?? {
-                let place = Piece { file: piece.file as usize, index: piece.index as usize };
-                let (back, written) = blocking(move || {
-                    let written = staging.write(place, &piece.data);
-                    Ok((staging, written))
-                })
-                .await?;
-                staging = back;
-                written?;
-                progress.done = total - staging.missing_bytes();
-                let now = self.world.clock.monotonic();
-                if now.saturating_sub(told) >= TELL_EVERY {
-                    told = now;
-                    tell(progress);
+            let (back, fetched) = self.fetch(&mut client, digest, staging, &mut tell).await?;
+            staging = back;
+            if let Err(error) = fetched {
+                if error.is_a_cut() {
+                    let mut cut = self.cut.lock().expect("nobody panics with the lock");
+                    if cut.len() >= CUT_MAX {
+                        cut.clear();
+                    }
+                    cut.insert(digest.clone(), staging);
                 }
+                return Err(error);
             }
         }
         self.activate(staging, digest).await
+    }
+
+    /// Fetches the next pieces that are missing; what has come of it is in the first half of the answer.
+    async fn fetch(
+        &self,
+        client: &mut SyncClient<Channel>,
+        digest: &Digest,
+        mut staging: Staging,
+        tell: &mut impl FnMut(Progress),
+    ) -> Result<(Staging, Result<(), PullError>), PullError> {
+        let total = staging.bytes();
+        let mut told = self.world.clock.monotonic();
+        tell(Progress { done: total - staging.missing_bytes(), total });
+        let ranges = ranges(staging.missing().iter().take(PIECES_MAX).copied());
+        let request = proto::FetchRequest { digest: digest.to_string(), ranges };
+        let mut pieces = match flat(within(client.fetch(request)).await) {
+            Ok(pieces) => pieces.into_inner(),
+            Err(error) => return Ok((staging, Err(error))),
+        };
+        loop {
+            let piece = match flat(within(pieces.message()).await) {
+                Ok(Some(piece)) => piece,
+                Ok(None) => return Ok((staging, Ok(()))),
+                Err(error) => return Ok((staging, Err(error))),
+            };
+            let place = Piece { file: piece.file as usize, index: piece.index as usize };
+            let (back, written) = blocking(move || {
+                let written = staging.write(place, &piece.data);
+                Ok((staging, written))
+            })
+            .await?;
+            staging = back;
+            written?;
+            let now = self.world.clock.monotonic();
+            if now.saturating_sub(told) >= TELL_EVERY {
+                told = now;
+                tell(Progress { done: total - staging.missing_bytes(), total });
+            }
+        }
     }
 
     async fn activate(&self, staging: Staging, digest: &Digest) -> Result<(), PullError> {
@@ -209,6 +255,11 @@ fn enough(folder: &Path, needed: u64, free: u64) -> Result<(), PullError> {
 /// An answer, or that none came.
 async fn within<T>(answer: impl Future<Output = T>) -> Result<T, PullError> {
     tokio::time::timeout(IDLE_MAX, answer).await.map_err(|_| PullError::Idle)
+}
+
+/// One way to fail out of two.
+fn flat<T>(answer: Result<Result<T, Status>, PullError>) -> Result<T, PullError> {
+    Ok(answer??)
 }
 
 async fn blocking<T: Send + 'static>(
