@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::attributes::{Attributes, Decision, User};
 
@@ -39,6 +39,21 @@ impl Rule {
             names: list("resourceNames"),
             paths: list("nonResourceURLs"),
         }
+    }
+
+    /// The rule as a `rbac.authorization.k8s.io/v1` PolicyRule.
+    pub fn to_value(&self) -> Value {
+        let mut value = json!({ "verbs": self.verbs });
+        let lists = [
+            ("apiGroups", &self.groups),
+            ("resources", &self.resources),
+            ("resourceNames", &self.names),
+            ("nonResourceURLs", &self.paths),
+        ];
+        for (key, list) in lists.into_iter().filter(|(_, list)| !list.is_empty()) {
+            value[key] = json!(list);
+        }
+        value
     }
 
     /// Whether the rule allows it.
@@ -193,6 +208,12 @@ pub(crate) fn first_uncovered(owned: &[Rule], wanted: &[Rule]) -> Option<Rule> {
     wanted.iter().flat_map(simple_rules).find(|simple| !owned.iter().any(|rule| covers(rule, simple)))
 }
 
+/// All of `wanted` that `owned` do not cover, as rules of one verb, group, resource and name each.
+pub(crate) fn uncovered(owned: &[Rule], wanted: &[Rule]) -> Vec<Rule> {
+    let simple = wanted.iter().flat_map(simple_rules);
+    simple.filter(|simple| !owned.iter().any(|rule| covers(rule, simple))).collect()
+}
+
 impl Policy {
     /// The first of `wanted` that `user` does not have in `namespace`, so that it may not be granted either.
     pub fn escalation(&self, user: &User, namespace: &str, wanted: &[Rule]) -> Option<Rule> {
@@ -245,7 +266,6 @@ fn covers(owned: &Rule, simple: &Rule) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn policy() -> Policy {
         let mut policy = Policy::default();

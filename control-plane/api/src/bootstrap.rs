@@ -1,7 +1,8 @@
 //! What every cluster holds from its first start: namespaces, roles, the service by which pods find the API.
 //!
 //! Everything is created through the API like a client would, all at once, so that the disk is waited for a few
-//! times and not two hundred. What exists is left as it is: an administrator may have changed it.
+//! times and not two hundred. What exists is left as it is, as an administrator may have changed it; but roles and
+//! bindings get what they lack of this version's.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,14 +10,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::future::join_all;
 use http::{HeaderMap, Method};
-use kedge_access::{User, bootstrap_objects};
+use kedge_access::{Reconciled, User, bootstrap_objects, reconciled};
 use kedge_store::{ObjectKey, ResourceId};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::admission::Range;
 use crate::api::{Api, Incoming};
-use crate::registry::Registry;
+use crate::registry::{Kind, Registry};
 
 /// The namespaces of every cluster (`pkg/controlplane/controller/systemnamespaces`).
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
@@ -34,15 +35,36 @@ pub async fn bootstrap(api: &Api, definitions: Vec<Value>) -> Result<(), Bootstr
     let namespaces =
         NAMESPACES.iter().map(|name| json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } }));
     create_all(api, namespaces.collect()).await?;
-    let mut objects = bootstrap_objects();
-    objects.extend(priority_classes());
+    let mut objects = priority_classes().to_vec();
     objects.push(own_service(api)?);
     create_all(api, objects).await?;
+    join_all(bootstrap_objects().into_iter().map(|object| reconcile(api, object)))
+        .await
+        .into_iter()
+        .collect::<Result<(), _>>()?;
     retire(api).await?;
     for definition in definitions {
         put(api, definition).await?;
     }
     Ok(())
+}
+
+/// Creates a role or a binding, or adds what the stored one lacks of it.
+async fn reconcile(api: &Api, expected: Value) -> Result<(), BootstrapError> {
+    let registry = api.registry();
+    let kind = by_kind(&registry, &expected);
+    let Some(entry) = api.store().get(&kind.collection, &crate::object::key(&expected)) else {
+        return create_all(api, vec![expected]).await;
+    };
+    let existing = crate::object::decode(&entry.bytes);
+    match reconciled(&existing, &expected) {
+        Reconciled::Kept => Ok(()),
+        Reconciled::Changed(new) => put(api, new).await,
+        Reconciled::Replaced(new) => {
+            delete(api, &existing).await?;
+            create_all(api, vec![new]).await
+        }
+    }
 }
 
 /// Removes what earlier versions created and this one does without, unless somebody has made it theirs by taking the
@@ -58,13 +80,16 @@ async fn retire(api: &Api) -> Result<(), BootstrapError> {
         );
         return Ok(());
     }
+    delete(api, &crate::object::decode(&entry.bytes)).await
+}
+
+async fn delete(api: &Api, object: &Value) -> Result<(), BootstrapError> {
     let user = Arc::new(User::new("system:apiserver", &["system:masters"]));
-    let binding = crate::object::decode(&entry.bytes);
-    let mut incoming = request(&api.registry(), &user, &binding, Method::DELETE);
-    incoming.path = format!("{}/{BINDING}", incoming.path);
+    let mut incoming = request(&api.registry(), &user, object, Method::DELETE);
+    incoming.path = format!("{}/{}", incoming.path, crate::object::name(object));
     incoming.body = Bytes::new();
     let response = api.handle(incoming).await;
-    finish(&binding, response).await
+    finish(object, response).await
 }
 
 /// The service by which pods find the API: the first address of the range, which nobody else may get.
@@ -151,10 +176,15 @@ async fn put(api: &Api, object: Value) -> Result<(), BootstrapError> {
     finish(&object, response).await
 }
 
-fn request(registry: &Registry, user: &Arc<User>, object: &Value, method: Method) -> Incoming {
+fn by_kind<'a>(registry: &'a Registry, object: &Value) -> &'a Kind {
     let (group, version) = object["apiVersion"].as_str().and_then(|v| v.split_once('/')).unwrap_or(("", "v1"));
     let kind = registry.by_kind(group, version, object["kind"].as_str().unwrap_or_default());
-    let kind = kind.expect("built-in objects are of built-in kinds");
+    kind.expect("built-in objects are of built-in kinds")
+}
+
+fn request(registry: &Registry, user: &Arc<User>, object: &Value, method: Method) -> Incoming {
+    let kind = by_kind(registry, object);
+    let (group, version) = (&*kind.resource.group, &*kind.resource.version);
     let root = if group.is_empty() { "/api/v1".to_owned() } else { format!("/apis/{group}/{version}") };
     let scope = object["metadata"]["namespace"].as_str().map(|ns| format!("/namespaces/{ns}")).unwrap_or_default();
     Incoming {
@@ -185,4 +215,48 @@ async fn finish(object: &Value, response: http::Response<crate::body::Body>) -> 
         http_body_util::BodyExt::collect(response.into_body()).await.expect("our own bodies do not fail").to_bytes();
     let status: Value = serde_json::from_slice(&body).unwrap_or_default();
     Err(BootstrapError { what, message: status["message"].as_str().unwrap_or_default().to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{ask, open, patch};
+
+    #[tokio::test]
+    async fn a_start_gives_default_roles_what_they_lack_and_writes_nothing_else() {
+        let api = open().await;
+        bootstrap(&api, Vec::new()).await.unwrap();
+        let revision = api.store().revision();
+        bootstrap(&api, Vec::new()).await.unwrap();
+        assert_eq!(api.store().revision(), revision, "a second start has nothing to do");
+
+        let roles = "/apis/rbac.authorization.k8s.io/v1/clusterroles";
+        let bindings = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings";
+        let own = json!({ "verbs": ["get"], "apiGroups": ["example.test"], "resources": ["things"] });
+        let emptied = json!({ "rules": [own] }).to_string();
+        let left_alone = json!({ "rules": [own],
+            "metadata": { "annotations": { "rbac.authorization.kubernetes.io/autoupdate": "false" } } });
+        for (name, body) in [("system:kube-scheduler", &emptied), ("system:kube-dns", &left_alone.to_string())] {
+            assert_eq!(patch(&api, &format!("{roles}/{name}"), "merge-patch+json", body).await.0, 200);
+        }
+        let other = json!({ "metadata": { "name": "system:kube-scheduler" },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view" },
+            "subjects": [{ "kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "mine" }] });
+        assert_eq!(ask(&api, &format!("DELETE {bindings}/system:kube-scheduler"), Value::Null).await.0, 200);
+        assert_eq!(ask(&api, &format!("POST {bindings}"), other).await.0, 201);
+
+        bootstrap(&api, Vec::new()).await.unwrap();
+        let rules = async |name: &str| {
+            let role = ask(&api, &format!("GET {roles}/{name}"), Value::Null).await.1;
+            role["rules"].as_array().unwrap().clone()
+        };
+        let scheduler = rules("system:kube-scheduler").await;
+        assert!(scheduler.len() > 10 && scheduler[0] == own, "{scheduler:?}");
+        assert_eq!(rules("system:kube-dns").await, [own]);
+        let binding = ask(&api, &format!("GET {bindings}/system:kube-scheduler"), Value::Null).await.1;
+        assert_eq!(binding["roleRef"]["name"], "system:kube-scheduler");
+        let subjects: Vec<&Value> =
+            crate::object::items(&binding, "subjects").map(|subject| &subject["name"]).collect();
+        assert_eq!(subjects, ["mine", "system:kube-scheduler"]);
+    }
 }
