@@ -4,11 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use kedge_network::Namespace;
-use kedge_network::pods::remove_all;
-use kedge_runtimes::private::{Paths, killall::killall};
 use kedge_serve::InferOptions;
-use kedge_world::World;
 
 use crate::hub::{self, HubFlags};
 use crate::images::{self, ImageVerb};
@@ -16,7 +12,7 @@ use crate::models::{self, ModelVerb};
 use crate::settings::{Folders, ServerFlags};
 use crate::site::{self, SiteVerb};
 use crate::uninstall::{self, UninstallFlags};
-use crate::{folders, logs, server};
+use crate::{killall, logs, server};
 
 /// A Kubernetes cluster that serves AI models, in one binary.
 #[derive(Debug, Parser)]
@@ -38,7 +34,7 @@ enum Verb {
     /// Take in and list images
     #[command(subcommand, after_help = IMAGE_EXAMPLES)]
     Image(ImageVerb),
-    /// End this node's pods and its containerd, and nothing of any other node's; images and data stay
+    /// End this node's server, pods and containerd, and nothing of any other node's; images and data stay
     #[command(after_help = KILLALL_EXAMPLES)]
     Killall(Folders),
     /// Look at models
@@ -123,7 +119,8 @@ Examples:
   kedge uninstall --keep-data";
 
 const KILLALL_EXAMPLES: &str = "\
-Stopping the server leaves pods running; this ends them.
+Stopping the server leaves pods running; this ends both, the server first (by systemctl where it is a service). Whatever
+is in the API stays, and runs again when the server is started again.
 
 Examples:
   kedge killall
@@ -138,7 +135,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
             block_on(async { Ok(kedge_serve::run(InferOptions { model, name, listen, threads }).await?) })
         }
         Verb::Image(verb) => block_on(images::run(verb)),
-        Verb::Killall(folders) => block_on(end_all(folders)),
+        Verb::Killall(folders) => block_on(killall::run(folders)),
         Verb::Model(verb) => models::run(verb),
         Verb::Hub(flags) => {
             logs::start();
@@ -152,18 +149,4 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
 fn block_on(work: impl Future<Output = Result<()>>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.context("cannot start the runtime")?.block_on(work)
-}
-
-/// Ends the pods of a node, its containerd and its network.
-pub(crate) async fn end_all(given: Folders) -> Result<()> {
-    let world = World::real();
-    let resolved = folders::resolve(&world, &given)?;
-    let killed = killall(&Paths::below(&resolved.data_dir, &resolved.run_dir)?).await?;
-    let namespace = match folders::namespace(&world, &resolved) {
-        Some(name) => Namespace::named(&name)?.0,
-        None => Namespace::own(),
-    };
-    remove_all(&resolved.data_dir, &resolved.run_dir, &namespace, world.disk.clone()).await?;
-    println!("ended {} processes, unmounted {} mounts", killed.processes, killed.mounts);
-    Ok(())
 }

@@ -11,6 +11,8 @@ use crate::settings::Folders;
 const DEFAULT_RUN_DIR: &str = "/run/kedge";
 /// The file in the data directory that names the run directory.
 const MEMO: &str = "run-dir";
+/// The file in the run directory that names the data directory.
+const MARK: &str = "data-dir";
 /// The file in the data directory that names the node's network namespace; empty for the machine's own.
 const NAMESPACE_MEMO: &str = "network-namespace";
 
@@ -20,18 +22,88 @@ const API_MEMO: &str = "server/address";
 /// The directories of a node; the run directory is the one given, else the one remembered, else the usual one.
 pub(crate) fn resolve(world: &World, folders: &Folders) -> Result<Layout> {
     let data_dir = absolute(&folders.data_dir)?;
-    let remembered = world.disk.read(&data_dir.join(MEMO)).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    let run_dir = match (&folders.run_dir, remembered) {
+    let run_dir = match (&folders.run_dir, remembered(world, &data_dir)) {
         (Some(given), _) => absolute(given)?,
-        (None, Some(remembered)) => PathBuf::from(remembered.trim()),
-        (None, None) => PathBuf::from(DEFAULT_RUN_DIR),
+        (None, Some(remembered)) => remembered,
+        (None, None) => absolute(Path::new(DEFAULT_RUN_DIR))?,
     };
     Ok(Layout { data_dir, run_dir })
 }
 
+/// Refuses directories that are not a node's: each of them knows the other. A run directory that is gone, as after a
+/// reboot, is no reason to refuse.
+pub(crate) fn check_ours(world: &World, resolved: &Layout) -> Result<()> {
+    let Layout { data_dir, run_dir } = resolved;
+    if !is_data_dir(world, data_dir) {
+        bail!("{} is not a data directory of kedge; name the right one with --data-dir", data_dir.display());
+    }
+    match owner(world, run_dir)? {
+        Owner::Nobody => Ok(()),
+        Owner::Node(owner) if owner == *data_dir => Ok(()),
+        Owner::Node(_) | Owner::Others => bail!(
+            "{} is not the run directory of {}: its file {MARK:?} would say so, and a server's start writes it; name the right one with --run-dir",
+            run_dir.display(),
+            data_dir.display()
+        ),
+    }
+}
+
+/// Takes a run directory for a node; refused when another node or anybody else has something in it.
+pub(crate) fn claim(world: &World, resolved: &Layout) -> Result<()> {
+    let Layout { data_dir, run_dir } = resolved;
+    // An earlier version did not leave a mark; it left this.
+    let earlier = || {
+        let lock = world.disk.open(&resolved.containerd().join("ensure.lock"), false);
+        lock.is_ok() && remembered(world, data_dir).is_some_and(|its| its == *run_dir)
+    };
+    match owner(world, run_dir)? {
+        Owner::Node(owner) if owner == *data_dir => return Ok(()),
+        Owner::Node(owner) if remembered(world, &owner).is_some_and(|its| its == *run_dir) => bail!(
+            "--run-dir {} is that of the node with --data-dir {}; choose another",
+            run_dir.display(),
+            owner.display()
+        ),
+        Owner::Others if !earlier() => {
+            bail!("--run-dir {} holds what is not of kedge; choose a directory of its own", run_dir.display())
+        }
+        Owner::Nobody | Owner::Node(_) | Owner::Others => {}
+    }
+    let text = data_dir.to_str().context("the data directory's name (--data-dir) is not UTF-8")?;
+    world.disk.create_dir_all(run_dir).context("cannot use --run-dir")?;
+    world.disk.replace(&run_dir.join(MARK), text.as_bytes()).context("cannot use --run-dir")
+}
+
+/// Whose a run directory is.
+enum Owner {
+    /// It is empty, or not there.
+    Nobody,
+    /// That of the node with this data directory.
+    Node(PathBuf),
+    /// Something lies in it, and no node's mark.
+    Others,
+}
+
+fn owner(world: &World, run_dir: &Path) -> Result<Owner> {
+    let names = match world.disk.list(run_dir) {
+        Err(error) if error.is_not_found() => return Ok(Owner::Nobody),
+        other => other.context("cannot use --run-dir")?,
+    };
+    if !names.iter().any(|name| name == MARK) {
+        return Ok(if names.is_empty() { Owner::Nobody } else { Owner::Others });
+    }
+    let mark = String::from_utf8(world.disk.read(&run_dir.join(MARK))?);
+    Ok(mark.map_or(Owner::Others, |mark| Owner::Node(mark.trim().into())))
+}
+
 /// Whether a node has been here: its data directory remembers where it ran.
-pub(crate) fn is_ours(world: &World, data_dir: &Path) -> bool {
-    world.disk.read(&data_dir.join(MEMO)).is_ok()
+fn is_data_dir(world: &World, data_dir: &Path) -> bool {
+    remembered(world, data_dir).is_some()
+}
+
+/// The run directory that a data directory remembers.
+fn remembered(world: &World, data_dir: &Path) -> Option<PathBuf> {
+    let bytes = world.disk.read(&data_dir.join(MEMO)).ok()?;
+    Some(PathBuf::from(String::from_utf8(bytes).ok()?.trim()))
 }
 
 /// Notes the run directory in the data directory.
@@ -104,6 +176,40 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_run_directory_is_taken_by_one_node_and_from_nobody_else() {
+        let world = World::real();
+        let folder = tempfile::tempdir().unwrap();
+        let node =
+            |data: &str, run: &str| Layout { data_dir: folder.path().join(data), run_dir: folder.path().join(run) };
+        let start = |node: &Layout| -> Result<()> {
+            std::fs::create_dir_all(&node.data_dir)?;
+            claim(&world, node)?;
+            remember(&world, node)
+        };
+        let first = node("a", "run");
+        assert!(check_ours(&world, &first).is_err(), "nothing has run there");
+        start(&first).unwrap();
+        start(&first).unwrap();
+        check_ours(&world, &first).unwrap();
+        let error = start(&node("b", "run")).unwrap_err().to_string();
+        assert!(error.contains("/a;"), "{error}");
+        // What nobody else remembers is free again.
+        std::fs::remove_dir_all(&first.data_dir).unwrap();
+        start(&node("b", "run")).unwrap();
+        assert!(check_ours(&world, &first).is_err());
+
+        let others = node("b", "others");
+        std::fs::create_dir_all(others.run_dir.join("containerd")).unwrap();
+        assert!(start(&others).is_err());
+        // Remembered, as by a server without a node, but never used.
+        remember(&world, &others).unwrap();
+        assert!(start(&others).is_err() && check_ours(&world, &others).is_err());
+        std::fs::write(others.run_dir.join("containerd/ensure.lock"), "").unwrap();
+        start(&others).unwrap();
+        check_ours(&world, &others).unwrap();
+    }
 
     #[test]
     fn a_directory_has_one_name() {

@@ -55,6 +55,7 @@ async fn connect(folders: &Folders) -> Result<Containerd> {
     let world = World::real();
     let resolved = folders::resolve(&world, folders)?;
     world.disk.create_dir_all(&resolved.data_dir)?;
+    folders::claim(&world, &resolved)?;
     folders::remember(&world, &resolved)?;
     let paths = Paths::below(&resolved.data_dir, &resolved.run_dir)?;
     let settings = containerd::Settings {

@@ -1,19 +1,22 @@
 //! One server and one hub for one data directory, and the way to find them.
 #![allow(clippy::disallowed_methods, reason = "a shell: an advisory lock is a property of an open file")]
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use kedge_runtimes::private::process::ProcessMark;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// How long a server may take to drain.
+/// How long a server may take to drain before it is killed.
 const DRAIN_MAX: Duration = Duration::from_secs(60);
+/// How long a killed one may take to be gone.
+const KILL_MAX: Duration = Duration::from_secs(10);
 
 /// What runs on a data directory, at most once.
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +28,8 @@ pub(crate) enum Role {
 }
 
 impl Role {
-    fn name(self) -> &'static str {
+    /// Its verb.
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Server => "server",
             Self::Hub => "hub",
@@ -69,30 +73,50 @@ pub(crate) fn take(data_dir: &Path, role: Role) -> Result<Lock> {
     }
 }
 
-/// Asks what has a data directory to end, and waits until it has; false when nothing runs.
-pub(crate) async fn end(data_dir: &Path, role: Role) -> Result<bool> {
+/// Ends what has a data directory and takes its place; its process, if anything ran. `stop` may end it in its own way
+/// first.
+pub(crate) async fn end(data_dir: &Path, role: Role, stop: impl FnOnce(i32)) -> Result<(Lock, Option<i32>)> {
     let path = place(data_dir, role);
-    if !path.exists() {
-        return Ok(false);
-    }
-    let mut waited = Duration::ZERO;
-    let mut asked = false;
-    while let Err((file, _)) = Flock::lock(open(&path)?, FlockArg::LockExclusiveNonblock) {
-        if !asked {
-            let pid = pid(file).with_context(|| format!("{} names no process", path.display()))?;
-            kill(Pid::from_raw(pid), Signal::SIGTERM)
-                .with_context(|| format!("cannot end the {}, process {pid}", role.name()))?;
-            asked = true;
+    let (file, name) = match Flock::lock(open(&path)?, FlockArg::LockExclusiveNonblock) {
+        Ok(free) => {
+            drop(free);
+            return Ok((take(data_dir, role)?, None));
         }
-        if waited >= DRAIN_MAX {
-            let (name, seconds) = (role.name(), DRAIN_MAX.as_secs());
-            bail!("the {name} of {} has not ended within {seconds} s", data_dir.display());
-        }
-        let pause = Duration::from_millis(50);
-        tokio::time::sleep(pause).await;
-        waited += pause;
+        Err((file, _)) => (file, role.name()),
+    };
+    let pid = pid(file).with_context(|| format!("{} names no process; end the {name} by hand", path.display()))?;
+    // The number in the file is believed only of a process that has the lock.
+    let process = ProcessMark::of(pid).ok().filter(|_| has_lock(pid, &path));
+    let process = process.with_context(|| {
+        format!("{} names process {pid}, which does not run with it; end the {name} by hand", path.display())
+    })?;
+    stop(pid);
+    match kill(Pid::from_raw(pid), Signal::SIGTERM) {
+        Ok(()) | Err(nix::Error::ESRCH) => {}
+        Err(error) => return Err(error).with_context(|| format!("cannot end the {name}, process {pid}")),
     }
-    Ok(asked)
+    let waiting = || format!("cannot wait for the end of the {name}, process {pid}");
+    match tokio::time::timeout(DRAIN_MAX, process.ended()).await {
+        Ok(ended) => ended.with_context(waiting)?,
+        Err(_) => {
+            let killed = tokio::time::timeout(KILL_MAX, process.kill_and_wait()).await;
+            killed.map_err(anyhow::Error::new).and_then(|ended| Ok(ended?)).with_context(waiting)?;
+        }
+    }
+    Ok((take(data_dir, role)?, Some(pid)))
+}
+
+/// Whether one of a process's open files is this one, and locked (proc(5), `/proc/pid/fdinfo`).
+fn has_lock(pid: i32, path: &Path) -> bool {
+    let Ok(wanted) = fs::metadata(path) else { return false };
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let same = |entry: &fs::DirEntry| {
+        fs::metadata(entry.path()).is_ok_and(|found| (found.dev(), found.ino()) == (wanted.dev(), wanted.ino()))
+    };
+    entries.filter(same).any(|entry| {
+        let info = Path::new("/proc").join(pid.to_string()).join("fdinfo").join(entry.file_name());
+        fs::read_to_string(info).is_ok_and(|text| text.lines().any(|line| line.starts_with("lock:")))
+    })
 }
 
 fn pid(mut file: File) -> Option<i32> {
@@ -115,5 +139,19 @@ mod tests {
         drop(first);
         take(folder.path(), Role::Server).unwrap();
         assert!(take(folder.path(), Role::Hub).unwrap_err().to_string().contains("another kedge hub"));
+    }
+
+    #[test]
+    fn who_has_the_lock_is_seen_by_the_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, me) = (place(folder.path(), Role::Server), i32::try_from(std::process::id()).unwrap());
+        assert!(!has_lock(me, &path), "there is no such file");
+        let open = open(&path).unwrap();
+        assert!(!has_lock(me, &path), "open, but not locked");
+        drop(open);
+        let lock = take(folder.path(), Role::Server).unwrap();
+        assert!(has_lock(me, &path) && !has_lock(1, &path));
+        drop(lock);
+        assert!(!has_lock(me, &path));
     }
 }

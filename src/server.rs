@@ -34,6 +34,9 @@ async fn serve_cluster(flags: ServerFlags) -> Result<()> {
     let data_dir = || format!("cannot use --data-dir {}", folders.data_dir.display());
     world.disk.create_dir_all(&state).with_context(data_dir)?;
     let _lock = lock::take(&folders.data_dir, lock::Role::Server)?;
+    if !flags.disable_agent {
+        folders::claim(&world, &folders)?;
+    }
     folders::remember(&world, &folders)?;
     folders::remember_namespace(&world, &folders, flags.network_namespace.as_deref())?;
     let address = format!("127.0.0.1:{}", flags.https_listen_port);

@@ -51,7 +51,7 @@ impl Cluster {
     }
 
     /// Creates a pod that runs a shell script, and waits until it is ready.
-    fn run(&self, name: &str, script: &str) {
+    pub(crate) fn run(&self, name: &str, script: &str) {
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "labels": { "app": name } },
             "spec": { "terminationGracePeriodSeconds": 1, "containers": [

@@ -2,9 +2,11 @@
 //!
 //! Needs what pods need.
 
+use std::process::Command;
+
 use serde_json::json;
 
-use crate::harness::{assert_has, exists};
+use crate::harness::{Server, assert_has, exists};
 use crate::pods::{Cluster, IMAGE, missing};
 
 #[test]
@@ -47,4 +49,70 @@ fn uninstalling_removes_the_node_and_no_file_of_the_host() {
     for name in ["data", "run"] {
         assert!(!exists(&cluster.server.folder.path().join(name)), "{name} is left:\n{text}");
     }
+}
+
+/// Runs `kedge` with these arguments, which must be refused; its words.
+fn refused(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_kedge")).args(arguments).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "kedge {arguments:?} should have failed");
+    text
+}
+
+#[test]
+fn killall_ends_the_server_too_and_nothing_comes_back() {
+    if let Some(what) = missing() {
+        assert!(std::env::var_os("KEDGE_TEST_REQUIRE_CONTAINERD").is_none(), "{what}");
+        println!("skipped: this machine has no {what}");
+        return;
+    }
+    let mut cluster = Cluster::start("killall");
+    cluster.run("keeper", "trap exit TERM; while :; do /bin/busybox sleep 1; done");
+    let text = cluster.server.kedge(&["killall"]);
+    assert_has(&text, "ended the server");
+    let ended = cluster.server.take_process().wait().unwrap();
+    assert!(ended.success(), "it was asked to end, not killed: {ended}");
+    let mark = std::fs::read_to_string(cluster.server.folder.path().join("run/containerd/containerd.pid"));
+    assert!(mark.is_err(), "a containerd came back: {mark:?}");
+    // Again: there is nothing more to do. And the next server finds its pods' specs and runs them.
+    assert_has(&cluster.server.kedge(&["killall"]), "ended 0 processes, unmounted 0 mounts");
+    cluster.server.restart();
+    cluster.until_phase("keeper", "Running");
+}
+
+#[test]
+fn directories_that_are_not_the_nodes_are_left_alone() {
+    let server = Server::start(&["--disable-agent"]);
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::create_dir_all(path("run/precious")).unwrap();
+    let data = server.folder.path().join("data").display().to_string();
+    for verb in [&["killall"][..], &["uninstall", "--yes"]] {
+        let text = refused(&[verb, &["--data-dir", &path("run")]].concat());
+        assert_has(&text, "is not a data directory of kedge");
+        let text = refused(&[verb, &["--data-dir", &data, "--run-dir", &path("run")]].concat());
+        assert_has(&text, "is not the run directory of");
+    }
+    assert!(exists(&folder.path().join("run/precious")));
+    assert_eq!(server.request("GET", "/readyz", "").0, 200, "the server was ended though the verb was refused");
+    // Nor does a server take one that holds what is not its own.
+    let text = refused(&["server", "--data-dir", &path("data"), "--run-dir", &path("run")]);
+    assert_has(&text, "--run-dir");
+    assert!(exists(&folder.path().join("run/precious")));
+}
+
+#[test]
+fn a_process_that_does_not_hold_the_lock_is_not_ended() {
+    let mut server = Server::start(&["--disable-agent"]);
+    let lock = server.folder.path().join("data/server.pid");
+    let other = Command::new("sleep").arg("600").spawn().unwrap();
+    std::fs::write(&lock, other.id().to_string()).unwrap();
+    let data = server.folder.path().join("data").display().to_string();
+    let text = refused(&["killall", "--data-dir", &data, "--run-dir", &format!("{data}/none")]);
+    assert_has(&text, &format!("process {}", other.id()));
+    let mut other = other;
+    assert!(other.try_wait().unwrap().is_none(), "a process that has nothing to do with it was ended");
+    other.kill().unwrap();
+    other.wait().unwrap();
+    server.kill();
 }

@@ -72,6 +72,11 @@ impl Namespace {
         Ok((Self::at(path), made))
     }
 
+    /// The namespace that `ip netns` calls `name`, whether there is one or not.
+    pub fn of_name(name: &str) -> Result<Self, NetworkError> {
+        Self::path_of(name).map(Self::at)
+    }
+
     /// Where `ip netns` pins the namespace `name`.
     pub(crate) fn path_of(name: &str) -> Result<PathBuf, NetworkError> {
         let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');

@@ -8,7 +8,7 @@
 #![allow(clippy::disallowed_methods, reason = "a shell: a child process and its files in the run directory")]
 
 pub mod killall;
-mod process;
+pub mod process;
 
 use std::fs;
 use std::io;

@@ -13,41 +13,42 @@ use tokio::io::unix::AsyncFd;
 
 /// A process by its number and its start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct ProcessMark {
+pub struct ProcessMark {
     /// Its number.
-    pub(crate) pid: i32,
+    pub pid: i32,
     /// Clock ticks from the machine's start to its own (proc(5), stat, field 22).
     start_ticks: u64,
 }
 
 impl ProcessMark {
     /// A running process.
-    pub(crate) fn of(pid: i32) -> io::Result<Self> {
+    pub fn of(pid: i32) -> io::Result<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
         let start_ticks = start_ticks(&stat).ok_or_else(|| io::Error::other("/proc/*/stat has an unknown form"))?;
         Ok(Self { pid, start_ticks })
     }
 
     /// As [`ProcessMark::to_text`] wrote it; `None` when there is none, or half of one.
-    pub(crate) fn read(path: &Path) -> Option<Self> {
+    pub fn read(path: &Path) -> Option<Self> {
         let text = fs::read_to_string(path).ok()?;
         let (pid, start_ticks) = text.trim_end().split_once(' ')?;
         Some(Self { pid: pid.parse().ok().filter(|pid| *pid > 1)?, start_ticks: start_ticks.parse().ok()? })
     }
 
-    pub(crate) fn to_text(self) -> String {
+    /// One line, for [`ProcessMark::read`].
+    pub fn to_text(self) -> String {
         format!("{} {}\n", self.pid, self.start_ticks)
     }
 
     /// Whether that very process still runs.
-    pub(crate) fn is_alive(&self) -> bool {
+    pub fn is_alive(&self) -> bool {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
         // A zombie has ended; only its parent has not looked.
         start_ticks(&stat) == Some(self.start_ticks) && !stat.contains(") Z ")
     }
 
     /// Returns when it has ended.
-    pub(crate) async fn ended(&self) -> io::Result<()> {
+    pub async fn ended(&self) -> io::Result<()> {
         if !self.is_alive() {
             return Ok(());
         }
@@ -64,7 +65,7 @@ impl ProcessMark {
     }
 
     /// Kills it and waits for its end.
-    pub(crate) async fn kill_and_wait(&self) -> io::Result<()> {
+    pub async fn kill_and_wait(&self) -> io::Result<()> {
         if self.is_alive() {
             match kill(Pid::from_raw(self.pid), Signal::SIGKILL) {
                 Ok(()) | Err(nix::Error::ESRCH) => {}
