@@ -133,7 +133,8 @@ impl Puller {
         let blobs: Vec<PathBuf> =
             manifest.layers.iter().chain([&manifest.config]).map(|blob| self.place(&blob.digest)).collect();
         let plan = ImagePlan {
-            names: reference.tag.iter().map(|tag| format!("{}:{tag}", reference.repository)).collect(),
+            // As it was asked for: with a digest, also one of an index, a tag beside it says nothing.
+            names: vec![reference.full_name()],
             manifest_digest,
             manifest_bytes,
             manifest,

@@ -21,6 +21,9 @@ struct Held {
     manifests: BTreeMap<String, Vec<u8>>,
     blobs: BTreeMap<String, Vec<u8>>,
     layer: String,
+    /// The digests of the index and of the manifest that it lists for this machine.
+    index: String,
+    manifest: String,
 }
 
 /// An image of busybox for this machine behind an index that lists another machine's first, with a layer under gzip;
@@ -74,8 +77,11 @@ fn image() -> Held {
         json!({ "schemaVersion": 2, "manifests": [entry("s390x", digest(b"another"))] }).to_string().into_bytes();
     let layer = digest(&packed);
     Held {
+        index: digest(&index),
+        manifest: digest(&manifest),
         manifests: BTreeMap::from([
-            ("1".to_owned(), index),
+            ("1".to_owned(), index.clone()),
+            (digest(&index), index),
             ("foreign".to_owned(), foreign),
             ("twin".to_owned(), twin),
             (digest(&manifest), manifest),
@@ -90,8 +96,7 @@ fn image() -> Held {
 }
 
 /// A registry that gives nothing without a token, and a token only to `user:secret`; the layer breaks off once.
-fn registry() -> Web {
-    let held = image();
+fn registry(held: Held) -> Web {
     let broken = std::sync::atomic::AtomicBool::new(false);
     Web::serve(move |request| {
         if request.path.starts_with("/token?") {
@@ -142,7 +147,9 @@ fn an_image_is_pulled_with_a_login_over_a_link_that_breaks() {
         println!("skipped: this machine has no {what}");
         return;
     }
-    let web = registry();
+    let held = image();
+    let (index, manifest) = (held.index.clone(), held.manifest.clone());
+    let web = registry(held);
     PORT.set(web.port).expect("there is one registry");
     let host = format!("127.0.0.1:{}", web.port);
     let cluster = Cluster::start("pulls");
@@ -177,4 +184,24 @@ fn an_image_is_pulled_with_a_login_over_a_link_that_breaks() {
     // What was pulled is here now, whoever asks.
     create(&pod("late", &format!("{host}/box:1"), false));
     until("late", ".status.phase", "Running");
+    // By the digest of the index, of the manifest, and with a tag beside it, which says nothing then.
+    for (name, of) in [
+        ("by-index", format!("box@{index}")),
+        ("by-manifest", format!("box@{manifest}")),
+        ("by-both", format!("box:1@{index}")),
+        ("by-twin", format!("box:twin@{manifest}")),
+    ] {
+        create(&pod(name, &format!("{host}/{of}"), true));
+        until(name, ".status.phase", "Running");
+        let before = web.asked();
+        create(&pod(&format!("{name}-again"), &format!("{host}/{of}"), false));
+        until(&format!("{name}-again"), ".status.phase", "Running");
+        assert_eq!(web.asked(), before, "{name}: what is here was asked for again");
+    }
+    // The tag beside a digest was not moved to it.
+    create(&pod("twin-again", &format!("{host}/box:twin"), false));
+    until("twin-again", ".status.phase", "Running");
+    let id = |pod: &str| server.kubectl(&format!("get pod {pod} -o jsonpath={{.status.containerStatuses[0].imageID}}"));
+    assert_eq!(id("twin"), id("twin-again"));
+    assert_eq!(id("puller"), id("by-twin"));
 }

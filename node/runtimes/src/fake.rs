@@ -215,9 +215,18 @@ impl Runtime for Fake {
         let file: ConfigFile = serde_json::from_slice(&plan.config_bytes)
             .map_err(|e| RuntimeError::Config(format!("config of image {id}: {e}")))?;
         let size_bytes = plan.manifest.layers.iter().map(|layer| layer.size).sum();
-        let image = Image { id: id.clone(), names: plan.names, digests: vec![], size_bytes, config: file.config };
-        self.0.state.lock().images.insert(id, image.clone());
-        Ok(image)
+        let mut state = self.0.state.lock();
+        let image = state.images.entry(id.clone()).or_insert_with(|| Image {
+            id,
+            names: vec![],
+            digests: vec![],
+            size_bytes,
+            config: file.config,
+        });
+        for name in &plan.names {
+            image.add_name(&Reference::parse(name)?, plan.manifest_digest.as_str());
+        }
+        Ok(image.clone())
     }
 
     async fn import_archive(&self, path: &Path) -> Result<Vec<Image>, RuntimeError> {

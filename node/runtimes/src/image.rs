@@ -6,6 +6,8 @@ use std::io::Read;
 pub use kedge_content::Digest;
 use serde::{Deserialize, Serialize};
 
+use crate::reference::Reference;
+
 /// A local image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
@@ -19,6 +21,23 @@ pub struct Image {
     pub size_bytes: u64,
     /// What it wants run.
     pub config: ImageConfig,
+}
+
+impl Image {
+    /// Takes in one of the names that a backend keeps it under: a tag, or the digest that somebody asked for, which may
+    /// be that of an index. Its manifest's digest is a name in that repository either way.
+    pub fn add_name(&mut self, name: &Reference, manifest: &str) {
+        let by_digest = |digest: &str| format!("{}@{digest}", name.repository);
+        let asked = name.digest.as_ref().map(|digest| by_digest(digest.as_str()));
+        for digest in asked.into_iter().chain([by_digest(manifest)]) {
+            if !self.digests.contains(&digest) {
+                self.digests.push(digest);
+            }
+        }
+        if name.digest.is_none() && !self.names.contains(&name.full_name()) {
+            self.names.push(name.full_name());
+        }
+    }
 }
 
 /// The part of an image's config that running it needs. Field names are the OCI image spec's.
@@ -175,6 +194,20 @@ mod tests {
         let b = Digest::of(b"b");
         let chain = chain_ids(&[a.clone(), b.clone()]);
         assert_eq!(chain, [a.clone(), Digest::of(format!("{a} {b}").as_bytes())]);
+    }
+
+    #[test]
+    fn an_image_is_known_by_its_tags_and_by_every_digest_it_was_asked_for() {
+        let digest = |of: &str| Digest::of(of.as_bytes()).to_string();
+        let (manifest, index) = (digest("manifest"), digest("index"));
+        let mut image =
+            Image { id: digest("config"), names: vec![], digests: vec![], size_bytes: 1, config: Default::default() };
+        for name in ["a.test/x:1", &format!("a.test/x@{index}"), &format!("a.test/x@{manifest}"), "b.test/y:2"] {
+            image.add_name(&Reference::parse(name).unwrap(), &manifest);
+        }
+        assert_eq!(image.names, ["a.test/x:1", "b.test/y:2"]);
+        let expected = [("a.test/x", &manifest), ("a.test/x", &index), ("b.test/y", &manifest)];
+        assert_eq!(image.digests, expected.map(|(repository, digest)| format!("{repository}@{digest}")));
     }
 
     #[test]

@@ -69,12 +69,8 @@ impl Inner {
                 config: facts.config.clone(),
             });
             let Ok(name) = Reference::parse(&record.name) else { continue };
-            let digest = format!("{}@{}", name.repository, target.digest);
-            if name.repository != UNNAMED && !image.digests.contains(&digest) {
-                image.digests.push(digest);
-            }
-            if name.digest.is_none() {
-                image.names.push(name.full_name());
+            if name.repository != UNNAMED {
+                image.add_name(&name, &target.digest);
             }
         }
         Ok(by_id.into_values().collect())
