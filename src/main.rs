@@ -1,6 +1,7 @@
 //! `kedge`: one program, many verbs. This file reads the command line and hands over; each role builds its parts,
 //! runs them and drains them in a file of its own.
 
+mod address;
 mod cli;
 mod config;
 mod folders;

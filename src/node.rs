@@ -4,17 +4,17 @@
 //! ran before the server started go on running meanwhile.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
-use kedge_api::{Api, advertise, serve};
+use kedge_api::Api;
 use kedge_client::Informers;
-use kedge_network::{DnsPlan, NamespaceNet, NetworkSettings, NodeFacts, NodeNetwork};
+use kedge_network::{DnsPlan, NamespaceNet, NetworkSettings, NodeFacts, NodeNetwork, Resolvers};
 use kedge_network::{HostPort, Ipv4Cidr, Namespace, PodNetworks, PodRef, PodSettings, Protocol};
 use kedge_node::agent::{Agent, Parts, Puller, RegistryLogin, Settings};
 use kedge_node::etc::Dns;
@@ -25,15 +25,15 @@ use kedge_runtimes::private::{Paths, PrivateContainerd};
 use kedge_runtimes::{Image, Layout, PodId, Runtime};
 use kedge_world::World;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
+use crate::address;
 use crate::settings::ServerFlags;
 
-/// The node's address in a network namespace of its own, where nothing else has one.
-const OWN_NAMESPACE_IP: Ipv4Addr = Ipv4Addr::new(10, 41, 0, 1);
 /// Upstream's `maxPods`.
 const PODS_MAX: u32 = 110;
-/// The part of the pods' range that one node takes (`--node-cidr-mask-size`); this node has the first.
-const NODE_CIDR_BITS: u8 = 24;
+/// The machine's own resolvers.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Between attempts to bring the node up.
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
 
@@ -50,6 +50,8 @@ pub(crate) struct Node {
     pub(crate) name: String,
     pub(crate) folders: Arc<Layout>,
     pub(crate) flags: ServerFlags,
+    /// The node's address.
+    pub(crate) ip: watch::Receiver<IpAddr>,
     /// Where the container runtime is put once it answers.
     pub(crate) runtime: RuntimeSlot,
 }
@@ -88,7 +90,7 @@ pub(crate) async fn run(node: Node) {
 
 async fn attempt(node: &Node) -> Result<()> {
     let Layout { data_dir, run_dir } = &*node.folders;
-    let (namespace, node_ip) = network_namespace(node).await?;
+    let namespace = network_namespace(node).await?;
     let paths = Paths::below(data_dir, run_dir)?;
     let containerd_settings = containerd::Settings {
         socket: paths.socket.clone(),
@@ -100,14 +102,12 @@ async fn attempt(node: &Node) -> Result<()> {
     let mut daemon = PrivateContainerd::ensure(paths).await?;
     let runtime: Arc<dyn Runtime> = Arc::new(Containerd::connect(containerd_settings, node.world.clone()).await?);
     *node.runtime.0.lock() = Some(runtime.clone());
-    let cluster_cidr: Ipv4Cidr = node.flags.cluster_cidr.parse().context("--cluster-cidr")?;
-    let first = cluster_cidr.nth(0).context("--cluster-cidr is empty")?;
     let pods = PodSettings {
         data_dir: data_dir.clone(),
         run_dir: run_dir.clone(),
         namespace: namespace.clone(),
-        pod_cidr: Ipv4Cidr::new(first, NODE_CIDR_BITS).context("--cluster-cidr")?,
-        cluster_cidr,
+        pod_cidr: address::pod_cidr(&node.flags)?,
+        cluster_cidr: address::cluster_cidr(&node.flags)?,
         service_cidr: node.flags.service_cidr.parse().context("--service-cidr")?,
         mtu: None,
     };
@@ -117,9 +117,8 @@ async fn attempt(node: &Node) -> Result<()> {
     // What the agent and the API open must lie where pods are: their probes, and the way to the API.
     let world = World { net: Arc::new(NamespaceNet::new(namespace.clone())), ..node.world.clone() };
     node.api.attach_network(world.net.clone());
-    let listener = world.net.listen(&format!("{node_ip}:{}", node.flags.https_listen_port)).await?;
-    let serving = serve(node.api.clone(), listener, node.tls.clone(), std::future::pending());
-    advertise(&node.api, node_ip.into(), node.flags.https_listen_port).await?;
+    let (api, port) = (node.api.clone(), node.flags.https_listen_port);
+    let serving = address::serve_where_the_node_is(api, node.tls.clone(), world.net.clone(), node.ip.clone(), port);
     node.api.attach_node(&node.name, Arc::new(Streams::new(runtime.clone(), node.world.clone())));
     let puller = kedge_images::Puller::new(
         kedge_fetch::Fetcher::new(node.world.net.clone()),
@@ -128,7 +127,8 @@ async fn attempt(node: &Node) -> Result<()> {
     );
     let puller: Arc<dyn Puller> = Arc::new(Registries(puller));
     let parts = Parts { client: node.client.clone(), runtime, network: connected, puller: Some(puller), world };
-    let agent = Agent::new(parts, settings(node, &namespace, node_ip)?)?;
+    let agent = Agent::new(parts, settings(node, &namespace)?)?;
+    let node_ip = *node.ip.borrow();
     tracing::info!(node = node.name, %node_ip, containerd = daemon.pid(), adopted = daemon.was_adopted(), "the node is up");
     tokio::select! {
         ended = agent.run() => ended.context("the agent ended"),
@@ -142,7 +142,7 @@ fn network_settings(node: &Node, pods: PodSettings) -> Result<NetworkSettings> {
     let dns = DnsPlan {
         address: dns_address(node)?,
         domain: node.flags.cluster_domain.clone(),
-        resolvers: resolvers(&read_stream("/etc/resolv.conf").unwrap_or_default()),
+        resolvers: Resolvers::File(RESOLV_CONF.into()),
         resolvers_namespace: Namespace::own(),
     };
     let facts = NodeFacts { name: node.name.clone(), zone: None };
@@ -158,48 +158,19 @@ fn dns_address(node: &Node) -> Result<Ipv4Addr> {
     services.nth(10).context("--service-cidr has no room for the cluster's DNS")
 }
 
-/// The servers that a resolv.conf names.
-fn resolvers(text: &str) -> Vec<SocketAddr> {
-    let servers = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver")?.trim().parse().ok());
-    servers.map(|ip: IpAddr| SocketAddr::new(ip, 53)).collect()
-}
-
-async fn network_namespace(node: &Node) -> Result<(Namespace, Ipv4Addr)> {
-    let ip = address(&node.flags)?;
-    match &node.flags.network_namespace {
-        Some(name) => Ok((kedge_network::node::open(name, ip).await?, ip)),
-        None => Ok((Namespace::own(), ip)),
+async fn network_namespace(node: &Node) -> Result<Namespace> {
+    let ip = *node.ip.borrow();
+    match (&node.flags.network_namespace, ip) {
+        (Some(name), IpAddr::V4(ip)) => Ok(kedge_network::node::open(name, ip).await?),
+        (Some(_), IpAddr::V6(_)) => bail!("{ip}: the node's network has IPv4 addresses only"),
+        (None, _) => Ok(Namespace::own()),
     }
 }
 
-/// The node's address.
-pub(crate) fn address(flags: &ServerFlags) -> Result<Ipv4Addr> {
-    match (flags.node_ip, &flags.network_namespace) {
-        (Some(ip), _) => Ok(ip),
-        (None, Some(_)) => Ok(OWN_NAMESPACE_IP),
-        (None, None) => first_address(),
-    }
-}
-
-/// The names under which pods reach the API: the node's address, and those of the Service `kubernetes`.
-pub(crate) fn api_names(flags: &ServerFlags) -> Result<Vec<String>> {
-    let services: Ipv4Cidr = flags.service_cidr.parse().context("--service-cidr")?;
-    let service = services.nth(1).context("--service-cidr has no room for a Service")?;
-    let domain = format!("kubernetes.default.svc.{}", flags.cluster_domain);
-    Ok(vec![address(flags)?.to_string(), service.to_string(), domain])
-}
-
-/// The first address of this machine that is not loopback's.
-fn first_address() -> Result<Ipv4Addr> {
-    let interfaces = nix::ifaddrs::getifaddrs().context("cannot list the machine's addresses")?;
-    let addresses = interfaces.filter_map(|interface| Some(interface.address?.as_sockaddr_in()?.ip()));
-    addresses.into_iter().find(|ip| !ip.is_loopback()).context("the machine has no address; give one with --node-ip")
-}
-
-fn settings(node: &Node, namespace: &Namespace, node_ip: Ipv4Addr) -> Result<Settings> {
+fn settings(node: &Node, namespace: &Namespace) -> Result<Settings> {
     Ok(Settings {
         node_name: node.name.clone(),
-        node_ips: vec![node_ip.to_string()],
+        node_ip: node.ip.clone(),
         labels: BTreeMap::new(),
         data_dir: node.folders.node(),
         run_dir: node.folders.run_dir.clone(),
@@ -208,7 +179,7 @@ fn settings(node: &Node, namespace: &Namespace, node_ip: Ipv4Addr) -> Result<Set
         dns: Dns {
             server: Some(dns_address(node)?.to_string()),
             domain: node.flags.cluster_domain.clone(),
-            host_file: read_stream("/etc/resolv.conf").unwrap_or_default(),
+            host_file: Some(RESOLV_CONF.into()),
         },
         cpus: std::thread::available_parallelism().map_or(1, |count| count.get() as u32),
         memory_bytes: read_stream("/proc/meminfo")

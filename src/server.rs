@@ -11,6 +11,7 @@ use kedge_store::engine::{Engine, RedbEngine, Reopening, SledEngine};
 use kedge_store::{Store, Writer};
 use kedge_world::World;
 
+use crate::address;
 use crate::folders;
 use crate::lock;
 use crate::logs;
@@ -46,17 +47,22 @@ async fn serve_cluster(flags: ServerFlags) -> Result<()> {
     let writer = Writer::open(engine(&world, &state, flags.datastore)?)?;
     let store = Store::start(writer);
     let mut names = flags.tls_san.clone();
+    let mut node_ip = None;
     if !flags.disable_agent {
-        names.extend(node::api_names(&flags)?);
+        names.extend(address::api_names(&flags)?);
+        node_ip = Some(address::follow(&flags).await?);
     }
-    let authority = Authority::open(&world, &state.join("tls"), &Names(names))?;
+    let authority = Arc::new(Authority::open(&world, &state.join("tls"), &Names(names))?);
+    if let Some(node_ip) = &node_ip {
+        tokio::spawn(address::certify(authority.clone(), node_ip.clone()));
+    }
     let renewed = Arc::new(tokio::sync::Notify::new());
     let tls = authority.server_config(renewed.clone())?;
     let issuer = format!("https://kubernetes.default.svc.{}", flags.cluster_domain);
     let guard = Rbac::new(authority.token_signer()?, &issuer);
-    let external_address = match flags.disable_agent {
-        true => address.clone(),
-        false => format!("{}:{}", node::address(&flags)?, flags.https_listen_port),
+    let external_address = match &node_ip {
+        None => address.clone(),
+        Some(node_ip) => format!("{}:{}", *node_ip.borrow(), flags.https_listen_port),
     };
     let settings = Settings { service_cidr: flags.service_cidr.clone(), external_address, ..Settings::default() };
     let api = Api::new(world.clone(), store, settings, Box::new(guard));
@@ -83,7 +89,7 @@ async fn serve_cluster(flags: ServerFlags) -> Result<()> {
     let ended = move || if scheduler.is_finished() { Err("it has ended".to_owned()) } else { Ok(()) };
     api.attach_component("scheduler", ended);
     let node_name = node::name(&flags)?;
-    if !flags.disable_agent {
+    if let Some(ip) = node_ip {
         let client = |user: &str, groups: &[&str]| in_process(&api, user, groups);
         let (node_client, proxy_client) =
             (client(&format!("system:node:{node_name}"), &["system:nodes"]), client("system:kube-proxy", &[]));
@@ -97,6 +103,7 @@ async fn serve_cluster(flags: ServerFlags) -> Result<()> {
             name: node_name,
             folders,
             flags: flags.clone(),
+            ip,
             runtime,
         }));
     }

@@ -50,7 +50,8 @@ pub(crate) struct ServerFlags {
     #[arg(long, value_name = "NAME")]
     pub(crate) node_name: Option<String>,
 
-    /// Address of this machine's node (default: its first one; in a namespace of its own 10.41.0.1)
+    /// Address of this machine's node (default: that of its default route; in a namespace of its own 10.41.0.1). While
+    /// no link has it, the node goes by the first address of --cluster-cidr
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) node_ip: Option<Ipv4Addr>,
 

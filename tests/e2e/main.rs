@@ -11,6 +11,7 @@
 
 mod api;
 mod crash;
+mod cut_off;
 mod harness;
 mod kubectl;
 mod models;

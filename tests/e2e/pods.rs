@@ -159,7 +159,7 @@ fn get(port: u16) -> String {
 }
 
 /// A docker archive with busybox alone.
-fn write_image(path: &PathBuf) {
+pub(crate) fn write_image(path: &PathBuf) {
     let mut layer = tar::Builder::new(Vec::new());
     let busybox = std::fs::read("/bin/busybox").unwrap();
     append(&mut layer, "bin/busybox", &busybox, 0o755);

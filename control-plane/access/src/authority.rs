@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use kedge_world::{Disk, DiskError, World};
+use parking_lot::Mutex;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use tokio::sync::Notify;
@@ -57,6 +58,8 @@ pub struct Names(pub Vec<String>);
 pub struct Authority {
     folder: PathBuf,
     names: Names,
+    /// Names of the API server that come and go; shared by all that were opened from the first.
+    passing: Arc<Mutex<Names>>,
     world: World,
     server_ca: Identity,
     client_ca: Identity,
@@ -71,6 +74,15 @@ pub struct Authority {
 impl Authority {
     /// Opens the keys in `folder`, making what is missing and renewing what nears its end.
     pub fn open(world: &World, folder: &Path, names: &Names) -> Result<Self, AuthorityError> {
+        Self::open_with(world, folder, names, Arc::default())
+    }
+
+    fn open_with(
+        world: &World,
+        folder: &Path,
+        names: &Names,
+        passing: Arc<Mutex<Names>>,
+    ) -> Result<Self, AuthorityError> {
         world.disk.create_dir_all(folder)?;
         let now = world.clock.wall();
         let files = Files { disk: &*world.disk, folder, now };
@@ -80,19 +92,35 @@ impl Authority {
             ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "127.0.0.1", "::1"]
                 .map(String::from)
                 .to_vec();
-        all.extend(names.0.iter().filter(|name| !all.contains(name)).cloned().collect::<Vec<_>>());
+        for name in names.0.iter().chain(&passing.lock().0) {
+            if !all.contains(name) {
+                all.push(name.clone());
+            }
+        }
         let server = files.open("server", "kedge-server", &Purpose::Server(all), Some(&server_ca), LEAF_DAYS)?;
         let masters = Purpose::Client(vec!["system:masters".into()]);
         let admin = files.open("admin", "system:admin", &masters, Some(&client_ca), LEAF_DAYS)?;
         let nobody = Purpose::Client(Vec::new());
         let hub = files.open("hub", "system:kedge-hub", &nobody, Some(&client_ca), LEAF_DAYS)?;
         let (folder, names) = (folder.to_owned(), names.clone());
-        Ok(Self { folder, names, world: world.clone(), server_ca, client_ca, server, admin, hub })
+        Ok(Self { folder, names, passing, world: world.clone(), server_ca, client_ca, server, admin, hub })
     }
 
     /// The same keys as they are on the disk, with leaves made again that near their end.
     pub fn reopen(&self) -> Result<Self, AuthorityError> {
-        Self::open(&self.world, &self.folder, &self.names)
+        Self::open_with(&self.world, &self.folder, &self.names, self.passing.clone())
+    }
+
+    /// The names of the API server beside those of the start, in the place of those given here before: the addresses
+    /// of a machine come and go. Whoever connects next is shown a certificate that has them.
+    pub fn also_serve_as(&self, names: Names) {
+        *self.passing.lock() = names;
+    }
+
+    /// Whether the API server's certificate has the names that come and go.
+    pub(crate) fn has_passing_names(&self) -> bool {
+        let has = self.server.names();
+        self.passing.lock().0.iter().all(|name| has.contains(name))
     }
 
     /// What the API serves with.

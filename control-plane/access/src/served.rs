@@ -33,7 +33,7 @@ impl Served {
 
     fn shown(&self) -> Arc<CertifiedKey> {
         let mut current = self.current.lock();
-        if is_due(current.authority.ends(), current.authority.now()) {
+        if is_due(current.authority.ends(), current.authority.now()) || !current.authority.has_passing_names() {
             match current.authority.reopen().and_then(|authority| Ok((certified(authority.server())?, authority))) {
                 Ok((key, authority)) => {
                     *current = Current { authority, key };
@@ -81,6 +81,28 @@ mod tests {
 
     use super::*;
     use crate::authority::Names;
+
+    #[test]
+    fn an_address_that_comes_later_is_in_the_next_certificate_and_one_that_left_is_not_kept() {
+        let clock = Arc::new(SimClock::at("2026-05-01T00:00:00Z".parse().unwrap()));
+        let random = Arc::new(SimRandom::seeded(1));
+        let disk = Arc::new(SimDisk::new(random.clone()));
+        let world = World { clock, random, disk, net: Arc::new(RealNet) };
+        let authority = Authority::open(&world, Path::new("/data/tls"), &Names(vec!["box.example".into()])).unwrap();
+        let renewed = Arc::new(Notify::new());
+        let served = Served::new(authority.reopen().unwrap(), renewed.clone()).unwrap();
+        let admin = authority.kubeconfig("https://127.0.0.1");
+        for (now, before) in [("192.0.2.7", "192.0.2.6"), ("192.0.2.8", "192.0.2.7")] {
+            authority.also_serve_as(Names(vec![now.into()]));
+            let shown = served.shown();
+            assert!(renewed.notified().now_or_never().is_some());
+            let names = authority.reopen().unwrap().server().names();
+            assert!(names.contains(&now.into()) && names.contains(&"box.example".into()), "{names:?}");
+            assert!(!names.contains(&before.into()), "{names:?}");
+            assert!(Arc::ptr_eq(&shown, &served.shown()), "made once");
+        }
+        assert_eq!(authority.reopen().unwrap().kubeconfig("https://127.0.0.1"), admin, "nobody else's key changes");
+    }
 
     #[test]
     fn a_server_that_runs_for_years_always_shows_a_certificate_that_lasts() {

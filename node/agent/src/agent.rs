@@ -7,6 +7,7 @@
 //! Not here: anything about one pod ([`crate::worker`]).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,8 +45,8 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 pub struct Settings {
     /// Its name.
     pub node_name: String,
-    /// Its addresses.
-    pub node_ips: Vec<String>,
+    /// Its address, which may change at any time.
+    pub node_ip: watch::Receiver<IpAddr>,
     /// Labels beside the usual ones.
     pub labels: BTreeMap<String, String>,
     /// Where what lasts is kept.
@@ -102,7 +103,6 @@ pub(crate) struct Shared {
     pub(crate) puller: Option<Arc<dyn Puller>>,
     pub(crate) world: World,
     pub(crate) settings: Settings,
-    pub(crate) facts: NodeFacts,
     pub(crate) cache: Cache,
     pub(crate) events: Recorder,
     /// The node's own object as the API has it; none before it was seen.
@@ -112,6 +112,16 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// The node's addresses now.
+    pub(crate) fn host_ips(&self) -> Vec<String> {
+        vec![self.settings.node_ip.borrow().to_string()]
+    }
+
+    /// What status texts need of the node.
+    pub(crate) fn facts(&self) -> NodeFacts {
+        NodeFacts { runtime_name: self.runtime.name().to_owned(), host_ips: self.host_ips() }
+    }
+
     /// A pod's own files that last.
     pub(crate) fn pod_folder(&self, id: &PodId) -> PathBuf {
         self.settings.data_dir.join("pod-files").join(id.uid.as_str())
@@ -171,12 +181,11 @@ impl Agent {
     /// An agent that has not begun. Its events are written by a task of their own from now on.
     pub fn new(parts: Parts, settings: Settings) -> Result<Self, AgentError> {
         let cache = Cache::below(&settings.data_dir, parts.world.disk.clone())?;
-        let facts = NodeFacts { runtime_name: parts.runtime.name().to_owned(), host_ips: settings.node_ips.clone() };
         let Parts { client, runtime, network, puller, world } = parts;
         let source = EventSource { component: Some("kubelet".to_owned()), host: Some(settings.node_name.clone()) };
         let events = Recorder::start(client.clone(), world.clone(), source);
         let (tokens, node) = (Mutex::default(), watch::Sender::new(None));
-        let shared = Shared { client, runtime, network, puller, world, settings, facts, cache, events, node, tokens };
+        let shared = Shared { client, runtime, network, puller, world, settings, cache, events, node, tokens };
         Ok(Self { shared: Arc::new(shared), workers: BTreeMap::new(), taken_before: BTreeSet::new() })
     }
 
@@ -204,6 +213,7 @@ impl Agent {
         let pods: Api<Pod> = Api::all(self.shared.client.clone());
         let mine = watcher::Config::default().fields(&format!("spec.nodeName={}", self.shared.settings.node_name));
         let mut watch = watcher(pods, mine).boxed();
+        let mut node_ip = self.shared.settings.node_ip.clone();
         let follow = async {
             let mut listed: Vec<Pod> = Vec::new();
             loop {
@@ -216,6 +226,8 @@ impl Agent {
                         }
                     },
                     Some(event) = runtime_events.next() => self.look(&event),
+                    // Every pod's status has it.
+                    Ok(()) = node_ip.changed() => self.look(&RuntimeEvent::Resync),
                 }
             }
         };

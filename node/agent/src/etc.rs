@@ -1,6 +1,8 @@
 //! The files that every container gets from the node: /etc/hosts, /etc/resolv.conf, and the pod's host name.
 //! (`pkg/kubelet/kubelet_pods.go` ensureHostsFile and truncatePodHostnameIfNeeded, `pkg/kubelet/network/dns/dns.go`.)
 
+use std::path::PathBuf;
+
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
 use crate::env::ConfigError;
@@ -15,8 +17,8 @@ pub struct Dns {
     pub server: Option<String>,
     /// The cluster's domain.
     pub domain: String,
-    /// The node's own resolv.conf.
-    pub host_file: String,
+    /// The node's own resolv.conf, read for each pod that is set up.
+    pub host_file: Option<PathBuf>,
 }
 
 /// The host name and, with a subdomain, the full one.
@@ -55,8 +57,8 @@ pub fn hosts(pod: &Pod, ips: &[String], domain: &str) -> String {
     text
 }
 
-/// The text of /etc/resolv.conf.
-pub fn resolv_conf(pod: &Pod, dns: &Dns) -> Result<String, ConfigError> {
+/// The text of /etc/resolv.conf; `host_file` is that of the node's own.
+pub fn resolv_conf(pod: &Pod, dns: &Dns, host_file: &str) -> Result<String, ConfigError> {
     let empty = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&empty);
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
@@ -65,7 +67,7 @@ pub fn resolv_conf(pod: &Pod, dns: &Dns) -> Result<String, ConfigError> {
         policy = "Default";
     }
     let host_words = |keyword: &str| -> Vec<String> {
-        let lines = dns.host_file.lines().filter_map(|line| line.trim().strip_prefix(keyword));
+        let lines = host_file.lines().filter_map(|line| line.trim().strip_prefix(keyword));
         lines.flat_map(str::split_whitespace).map(str::to_owned).collect()
     };
     let (mut servers, mut searches, mut options) = match (policy, &dns.server) {
@@ -131,11 +133,8 @@ mod tests {
 
     #[test]
     fn resolvers_follow_the_policy() {
-        let dns = Dns {
-            server: Some("10.43.0.10".into()),
-            domain: "cluster.local".into(),
-            host_file: "nameserver 192.0.2.53\nsearch example.com\n".into(),
-        };
+        let dns = Dns { server: Some("10.43.0.10".into()), domain: "cluster.local".into(), host_file: None };
+        let host_file = "nameserver 192.0.2.53\nsearch example.com\n";
         let cluster = "search ns.svc.cluster.local svc.cluster.local cluster.local example.com\nnameserver 10.43.0.10\noptions ndots:5\n";
         for (spec, expected) in [
             (json!({"containers": []}), cluster),
@@ -147,7 +146,7 @@ mod tests {
                 "search x\nnameserver 192.0.2.1\noptions ndots:2 edns0\n",
             ),
         ] {
-            assert_eq!(resolv_conf(&pod(spec.clone()), &dns).unwrap(), expected, "{spec}");
+            assert_eq!(resolv_conf(&pod(spec.clone()), &dns, host_file).unwrap(), expected, "{spec}");
         }
     }
 }

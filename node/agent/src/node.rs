@@ -104,8 +104,8 @@ pub fn status(
     problem: Option<&str>,
     now: Timestamp,
 ) -> NodeStatus {
-    let ips = settings.node_ips.iter().map(|ip| ("InternalIP", ip.clone()));
-    let addresses = ips.chain([("Hostname", settings.node_name.clone())]);
+    let ip = settings.node_ip.borrow().to_string();
+    let addresses = [("InternalIP", ip), ("Hostname", settings.node_name.clone())].into_iter();
     let capacity = capacity(settings);
     let endpoint = DaemonEndpoint { port: KUBELET_PORT };
     NodeStatus {

@@ -45,12 +45,21 @@ pub(crate) async fn report_node(shared: Arc<Shared>) {
     }
 }
 
-/// Returns once somebody else says another thing of the node's readiness than `said`, or after `time`: a node whose
-/// Lease was not renewed for a while is `Unknown`, and its pods leave their Services, until it speaks again.
+/// Returns once somebody else says another thing of the node's readiness than `said`, the node has another address, or
+/// after `time`: a node whose Lease was not renewed for a while is `Unknown`, and its pods leave their Services, until it
+/// speaks again.
 async fn contradicted(shared: &Shared, said: &NodeStatus, time: Duration) {
     let mut seen = shared.node.subscribe();
     let other = seen.wait_for(|node| node.as_ref().is_some_and(|node| node::contradicts(node, said)));
-    let _ = tokio::time::timeout(time, other).await; // The time has come, too.
+    let mut node_ip = shared.settings.node_ip.clone();
+    let ip = node_ip.borrow_and_update().to_string();
+    let told = said.addresses.iter().flatten().any(|told| told.address == ip);
+    tokio::select! {
+        () = std::future::ready(()), if !told => {}
+        Ok(()) = node_ip.changed() => {}
+        _ = other => {}
+        () = tokio::time::sleep(time) => {}
+    }
 }
 
 /// The node's own object as the API has it now; while it does not answer, as far as the node knows itself.

@@ -162,7 +162,7 @@ impl Worker {
             };
             self.read_termination_messages(&observed);
             let now = self.shared.world.clock.wall();
-            let input = Input { pod: &self.pod, observed: &observed, sandbox, now, node: &self.shared.facts };
+            let input = Input { pod: &self.pod, observed: &observed, sandbox, now, node: &self.shared.facts() };
             let plan = plan::plan(&input, &mut self.memory);
             self.pod.status = Some(plan.status.clone());
             let runs = observed.iter().any(|run| matches!(run.state, ContainerState::Running { .. }));

@@ -4,7 +4,7 @@
 mod api;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use kedge_runtimes::{ImageConfig, PodId, Runtime};
 use kedge_world::World;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 /// Gives every pod an address, and remembers who has one.
 #[derive(Default)]
@@ -43,6 +44,7 @@ struct Box_ {
     api: ApiDouble,
     fake: Fake,
     wires: Arc<Wires>,
+    node_ip: watch::Sender<IpAddr>,
     agent: Option<tokio::task::JoinHandle<()>>,
 }
 
@@ -51,15 +53,17 @@ impl Box_ {
         let fake = Fake::new(World::real());
         fake.add_image("busybox", ImageConfig { cmd: vec!["true".into()], ..ImageConfig::default() });
         let folder = tempfile::tempdir().unwrap();
-        let mut this = Self { folder, api: ApiDouble::default(), fake, wires: Arc::default(), agent: None };
+        let node_ip = watch::Sender::new("192.0.2.1".parse().unwrap());
+        let mut this = Self { folder, api: ApiDouble::default(), fake, wires: Arc::default(), node_ip, agent: None };
         this.start();
         this
     }
 
-    fn settings(folder: &Path) -> Settings {
+    fn settings(&self) -> Settings {
+        let folder = self.folder.path();
         Settings {
             node_name: "n1".into(),
-            node_ips: vec!["192.0.2.1".into()],
+            node_ip: self.node_ip.subscribe(),
             labels: BTreeMap::new(),
             data_dir: folder.join("data"),
             run_dir: folder.join("run"),
@@ -68,7 +72,7 @@ impl Box_ {
             dns: kedge_node::etc::Dns {
                 server: Some("10.43.0.10".into()),
                 domain: "cluster.local".into(),
-                host_file: String::new(),
+                host_file: None,
             },
             cpus: 2,
             memory_bytes: 8 << 30,
@@ -85,7 +89,7 @@ impl Box_ {
             puller: None,
             world: World::real(),
         };
-        let agent = Agent::new(parts, Self::settings(self.folder.path())).unwrap();
+        let agent = Agent::new(parts, self.settings()).unwrap();
         self.agent = Some(tokio::spawn(async move { Box::pin(agent.run()).await.unwrap() }));
     }
 
@@ -169,6 +173,25 @@ async fn a_node_that_others_gave_up_says_at_once_that_it_is_there() {
     let revision = this.api.get("nodes", "n1").unwrap()["metadata"]["resourceVersion"].clone();
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert_eq!(this.api.get("nodes", "n1").unwrap()["metadata"]["resourceVersion"], revision);
+}
+
+#[tokio::test]
+async fn a_node_with_another_address_says_so_for_itself_and_its_pods() {
+    let this = Box_::new();
+    this.running("web", json!(["x"]));
+    this.apply("host", json!({"hostNetwork": true, "containers": [{"name": "host", "image": "busybox"}]}));
+    this.fake.behave("host", Behaviour::Run { ignores_term: false });
+    let shown = |this: &Box_| {
+        let node = this.api.get("nodes", "n1").unwrap_or_default();
+        let (web, host) = (this.status("web"), this.status("host"));
+        [&node["status"]["addresses"][0]["address"], &web["hostIP"], &web["podIP"], &host["hostIP"], &host["podIP"]]
+            .map(|value| value.as_str().unwrap_or_default().to_owned())
+    };
+    let expected = |ip: &str| [ip, ip, "10.42.0.2", ip, ip].map(str::to_owned);
+    for ip in ["192.0.2.1", "10.42.0.1", "198.51.100.9"] {
+        this.node_ip.send_replace(ip.parse().unwrap());
+        this.until(ip, |this| shown(this) == expected(ip)).await;
+    }
 }
 
 #[tokio::test]

@@ -92,7 +92,7 @@ async fn a_pod_lives(paths: &Paths) {
     };
     let settings = Settings {
         node_name: "n1".into(),
-        node_ips: vec!["127.0.0.1".into()],
+        node_ip: tokio::sync::watch::channel("127.0.0.1".parse().unwrap()).1,
         labels: BTreeMap::new(),
         data_dir: paths.data_dir.clone(),
         run_dir: paths.run_dir.clone(),

@@ -4,7 +4,7 @@
 //! that [`node::open`] makes. Every link, table and file is named after the data directory ([`names::NodeKey`]), so
 //! two nodes on one machine never touch each other's.
 //!
-//! Pure, with the tests beside them: [`cidr`], [`addresses`], [`pods::rules`], [`services`] (which endpoints a Service
+//! Pure, with the tests beside them: [`cidr`], [`addresses`], [`own_address`] (but for following it), [`pods::rules`], [`services`] (which endpoints a Service
 //! port uses, the rules this means, the difference between two sets of rules), [`dns`] (zone and answer).
 //! Shells: [`namespace`], [`NamespaceNet`] (streams inside it), [`links`] (netlink), [`nft`], [`pods`] (one pod's network from lease to address),
 //! [`services::proxy`], [`dns::server`].
@@ -25,17 +25,19 @@ pub mod namespace;
 mod net;
 pub mod nft;
 pub mod node;
+pub mod own_address;
 pub mod pods;
 pub mod services;
 mod start;
 
 pub use cidr::Ipv4Cidr;
-pub use dns::{DnsServer, DnsSettings};
+pub use dns::{DnsServer, DnsSettings, Resolvers};
 pub use error::NetworkError;
 pub use leases::{HostPort, PodRef, Protocol, host_ports_of};
 pub use names::NodeKey;
 pub use namespace::{Namespace, in_namespace};
 pub use net::NamespaceNet;
+pub use own_address::OwnAddress;
 pub use pods::{PodNetwork, PodNetworks, PodSettings};
 pub use services::{NodeFacts, ServiceProxy};
 pub use start::{DnsPlan, NetworkSettings, NodeNetwork};

@@ -6,11 +6,18 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use futures::channel::mpsc::UnboundedReceiver;
 use futures::{StreamExt, TryStreamExt};
+use rtnetlink::packet_core::NetlinkMessage;
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteScope};
-use rtnetlink::{Error, Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::sys::SocketAddr;
+use rtnetlink::{
+    AddressGetRequest, Error, Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+};
+use rtnetlink::{MulticastGroup, new_connection, new_multicast_connection};
 
 use crate::{Ipv4Cidr, Namespace, NetworkError};
 
@@ -34,21 +41,49 @@ pub struct VethPlan<'a> {
     pub mtu: u32,
 }
 
+/// What the kernel tells on its own.
+pub type News = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
+
+/// An IPv4 address and the link that has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkAddress {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// The link, by index.
+    pub link: u32,
+}
+
 impl Netlink {
     /// Opens a socket inside `namespace`. Needs the runtime.
     pub fn open(namespace: &Namespace) -> Result<Self, NetworkError> {
+        Ok(Self::open_by(namespace, new_connection)?.0)
+    }
+
+    /// The same, and news of every change of IPv4 addresses and routes there.
+    pub fn open_for_addresses(namespace: &Namespace) -> Result<(Self, News), NetworkError> {
+        let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route];
+        Self::open_by(namespace, || new_multicast_connection(&groups))
+    }
+
+    fn open_by<C>(
+        namespace: &Namespace,
+        open: impl FnOnce() -> io::Result<(C, Handle, News)> + Send,
+    ) -> Result<(Self, News), NetworkError>
+    where
+        C: Future<Output = ()> + Send + 'static,
+    {
         let runtime = tokio::runtime::Handle::current();
         let opened = namespace.run(|| {
             let _entered = runtime.enter();
-            rtnetlink::new_connection()
+            open()
         })?;
-        let (connection, handle, _) = opened.map_err(|source| NetworkError::Link {
+        let (connection, handle, news) = opened.map_err(|source| NetworkError::Link {
             action: "open netlink in",
             subject: namespace.path().map_or("the own network namespace".to_owned(), |path| path.display().to_string()),
             source,
         })?;
         tokio::spawn(connection);
-        Ok(Self(handle))
+        Ok((Self(handle), news))
     }
 
     /// The index of a link; none when there is none of that name.
@@ -81,18 +116,30 @@ impl Netlink {
 
     /// The largest packet of the link that the default route leaves by; none without such a route.
     pub async fn uplink_mtu(&self) -> Result<Option<u32>, NetworkError> {
-        let mut routes = self.0.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute().boxed();
-        let mut out = None;
-        while let Some(route) = routes.try_next().await.map_err(|e| fail("list", "routes", &e))? {
-            if route.header.destination_prefix_length == 0 && out.is_none() {
-                out = route.attributes.iter().find_map(|attribute| match attribute {
-                    RouteAttribute::Oif(index) => Some(*index),
-                    _ => None,
-                });
-            }
-        }
-        let Some(out) = out else { return Ok(None) };
+        let Some(out) = self.ways_out().await?.first().copied() else { return Ok(None) };
         Ok(self.list().await?.into_iter().find(|(_, index, _)| *index == out).map(|(_, _, mtu)| mtu))
+    }
+
+    /// The links of the default routes, the best route first.
+    pub async fn ways_out(&self) -> Result<Vec<u32>, NetworkError> {
+        let mut routes = self.0.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute().boxed();
+        let mut ways = Vec::new();
+        while let Some(route) = routes.try_next().await.map_err(|e| fail("list", "routes", &e))? {
+            if route.header.destination_prefix_length > 0 {
+                continue;
+            }
+            let (mut metric, mut out) = (0, None);
+            for attribute in &route.attributes {
+                match attribute {
+                    RouteAttribute::Priority(number) => metric = *number,
+                    RouteAttribute::Oif(index) => out = Some(*index),
+                    _ => {}
+                }
+            }
+            ways.extend(out.map(|out| (metric, out)));
+        }
+        ways.sort_by_key(|(metric, _)| *metric);
+        Ok(ways.into_iter().map(|(_, out)| out).collect())
     }
 
     /// Makes a bridge, or takes the one that is there, and sets it up; its index.
@@ -154,11 +201,22 @@ impl Netlink {
 
     /// The IPv4 addresses of a link.
     pub async fn addresses(&self, link: u32) -> Result<Vec<Ipv4Addr>, NetworkError> {
-        let mut addresses = self.0.address().get().set_link_index_filter(link).execute().boxed();
+        let found = self.addresses_by(self.0.address().get().set_link_index_filter(link)).await?;
+        Ok(found.into_iter().map(|found| found.address).collect())
+    }
+
+    /// The IPv4 addresses of all links.
+    pub async fn all_addresses(&self) -> Result<Vec<LinkAddress>, NetworkError> {
+        self.addresses_by(self.0.address().get()).await
+    }
+
+    async fn addresses_by(&self, request: AddressGetRequest) -> Result<Vec<LinkAddress>, NetworkError> {
+        let mut addresses = request.execute().boxed();
         let mut found = Vec::new();
         while let Some(message) = addresses.try_next().await.map_err(|e| fail("list", "addresses", &e))? {
+            let link = message.header.index;
             found.extend(message.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+                AddressAttribute::Local(IpAddr::V4(address)) => Some(LinkAddress { address: *address, link }),
                 _ => None,
             }));
         }

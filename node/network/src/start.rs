@@ -3,14 +3,14 @@
 //! Nothing here waits for the API: pods that were running before a restart keep their network, and the rules of the
 //! last run stay in force until the first lists are complete.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use kedge_client::Informers;
 use kedge_world::World;
 use tokio::task::JoinSet;
 
-use crate::dns::{DnsServer, DnsSettings};
+use crate::dns::{DnsServer, DnsSettings, Resolvers};
 use crate::services::{NodeFacts, ServiceProxy};
 use crate::{Namespace, NetworkError, PodNetworks, PodSettings};
 
@@ -31,7 +31,7 @@ pub struct DnsPlan {
     /// Such as `cluster.local`.
     pub domain: String,
     /// Whom to ask about other names.
-    pub resolvers: Vec<SocketAddr>,
+    pub resolvers: Resolvers,
     /// Where the resolvers are reached from.
     pub resolvers_namespace: Namespace,
 }

@@ -50,6 +50,9 @@ pub fn pod_status(input: &Input<'_>, memory: &Memory) -> PodStatus {
     };
     let conditions = conditions(input, spec, memory, &old, &phase, &inits, &apps);
     let time = |at: Timestamp| Time(at);
+    // A pod in the host's network has the host's addresses, whatever becomes of them.
+    let is_in_host_network = spec.host_network == Some(true) && !memory.pod_ips.is_empty();
+    let pod_ips = if is_in_host_network { &input.node.host_ips } else { &memory.pod_ips };
     PodStatus {
         phase: Some(phase),
         conditions: Some(conditions),
@@ -57,11 +60,11 @@ pub fn pod_status(input: &Input<'_>, memory: &Memory) -> PodStatus {
         init_container_statuses: if inits.is_empty() { None } else { Some(inits) },
         host_ip: input.node.host_ips.first().cloned(),
         host_ips: Some(input.node.host_ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect()),
-        pod_ip: memory.pod_ips.first().cloned().or(old.pod_ip.clone()),
-        pod_ips: if memory.pod_ips.is_empty() {
+        pod_ip: pod_ips.first().cloned().or(old.pod_ip.clone()),
+        pod_ips: if pod_ips.is_empty() {
             old.pod_ips.clone()
         } else {
-            Some(memory.pod_ips.iter().map(|ip| PodIP { ip: ip.clone() }).collect())
+            Some(pod_ips.iter().map(|ip| PodIP { ip: ip.clone() }).collect())
         },
         start_time: old.start_time.clone().or(memory.start_time.map(time)),
         qos_class: Some(QosClass::of(spec).as_str().to_owned()),

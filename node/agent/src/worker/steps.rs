@@ -41,7 +41,7 @@ pub(super) async fn set_up(
 ) -> Result<(Vec<String>, Places, Sources), Problem> {
     let spec = pod.spec.clone().unwrap_or_default();
     let (namespace, ips) = if spec.host_network == Some(true) {
-        (shared.settings.network_namespace.clone(), shared.facts.host_ips.clone())
+        (shared.settings.network_namespace.clone(), shared.host_ips())
     } else {
         let network = shared.network.setup(id, pod).await.map_err(|e| problem("FailedCreatePodSandBox", e))?;
         (network.namespace, network.ips)
@@ -127,7 +127,7 @@ async fn fetch(shared: &Shared, id: &PodId, pod: &Pod, mut known: Sources, ips: 
         }
     }
     known.node_name = shared.settings.node_name.clone();
-    known.host_ips = shared.facts.host_ips.clone();
+    known.host_ips = shared.host_ips();
     known.pod_ips = ips.to_vec();
     known.allocatable = shared.settings.allocatable_milli();
     known
@@ -182,12 +182,21 @@ async fn fetch_tokens(shared: &Shared, id: &PodId, pod: &Pod) -> BTreeMap<TokenS
     tokens
 }
 
+/// The node's own resolv.conf as it is now; a machine that was never connected may have none.
+fn host_resolv_conf(dns: &etc::Dns) -> String {
+    let Some(file) = &dns.host_file else { return String::new() };
+    fs::read_to_string(file).unwrap_or_else(|error| {
+        tracing::debug!(file = %file.display(), %error, "the node's resolvers cannot be read");
+        String::new()
+    })
+}
+
 fn write_etc(shared: &Shared, id: &PodId, pod: &Pod, ips: &[String]) -> Result<(), String> {
     let folder = shared.pod_folder(id).join("etc");
     fs::create_dir_all(&folder).map_err(|e| format!("create {}: {e}", folder.display()))?;
     let dns = &shared.settings.dns;
     let (hostname, _) = etc::hostname(pod, &dns.domain);
-    let resolv = etc::resolv_conf(pod, dns).map_err(|e| e.0)?;
+    let resolv = etc::resolv_conf(pod, dns, &host_resolv_conf(dns)).map_err(|e| e.0)?;
     for (name, text) in
         [("hosts", etc::hosts(pod, ips, &dns.domain)), ("resolv.conf", resolv), ("hostname", hostname + "\n")]
     {

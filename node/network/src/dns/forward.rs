@@ -6,6 +6,8 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -13,6 +15,7 @@ use std::time::Duration;
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::Name;
 use kedge_world::Random;
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, UdpSocket};
 use tokio::sync::Semaphore;
@@ -29,17 +32,33 @@ const QUESTIONS_MAX: usize = 256;
 /// The largest reply over UDP that we ask for.
 const UDP_BYTES: usize = 1232;
 
+/// Whom to ask about names that are not the cluster's.
+#[derive(Clone, Debug)]
+pub enum Resolvers {
+    /// These, for ever; none makes such questions fail.
+    Fixed(Vec<SocketAddr>),
+    /// Those that this `resolv.conf` names whenever a question comes: a machine may start before its network does.
+    File(PathBuf),
+}
+
 /// Asks others.
 pub struct Forwarder {
     namespace: Namespace,
-    resolvers: Vec<SocketAddr>,
+    resolvers: Resolvers,
+    /// Our own addresses: asking ourselves would never end.
+    own: Vec<IpAddr>,
+    /// What the file said, with the mark of that version of it.
+    read: Mutex<Option<(FileMark, Arc<[SocketAddr]>)>>,
     random: Arc<dyn Random>,
     free: Semaphore,
     /// The place of the one that answered last: it is asked first, so that a silent one costs its time once.
     first: AtomicUsize,
 }
 
-/// The resolvers that a `resolv.conf` names, those in `own` left out: asking ourselves would never end.
+/// Tells one version of a file from the next: device, inode, length, and the time of its last change.
+type FileMark = (u64, u64, u64, i64, i64);
+
+/// The resolvers that a `resolv.conf` names, those in `own` left out.
 pub fn resolvers_of(text: &str, own: &[IpAddr]) -> Vec<SocketAddr> {
     let named = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
@@ -49,15 +68,39 @@ pub fn resolvers_of(text: &str, own: &[IpAddr]) -> Vec<SocketAddr> {
 }
 
 impl Forwarder {
-    /// Asks `resolvers` in turn, from inside `namespace`.
-    pub fn new(namespace: Namespace, mut resolvers: Vec<SocketAddr>, random: Arc<dyn Random>) -> Self {
-        resolvers.truncate(RESOLVERS_MAX);
-        Self { namespace, resolvers, random, free: Semaphore::new(QUESTIONS_MAX), first: AtomicUsize::new(0) }
+    /// Asks `resolvers` in turn, from inside `namespace`, but never those at one of our `own` addresses.
+    pub fn new(namespace: Namespace, resolvers: Resolvers, own: Vec<IpAddr>, random: Arc<dyn Random>) -> Self {
+        let (free, first) = (Semaphore::new(QUESTIONS_MAX), AtomicUsize::new(0));
+        Self { namespace, resolvers, own, read: Mutex::new(None), random, free, first }
+    }
+
+    /// Whom to ask now. A look at the file's mark costs less than handing it to another thread would.
+    pub(super) fn resolvers(&self) -> Arc<[SocketAddr]> {
+        let path = match &self.resolvers {
+            Resolvers::Fixed(all) => return all.iter().take(RESOLVERS_MAX).copied().collect(),
+            Resolvers::File(path) => path,
+        };
+        let mut read = self.read.lock();
+        let found = std::fs::metadata(path).and_then(|meta| {
+            let mark = (meta.dev(), meta.ino(), meta.len(), meta.ctime(), meta.ctime_nsec());
+            if let Some((_, resolvers)) = read.as_ref().filter(|(before, _)| *before == mark) {
+                return Ok(resolvers.clone());
+            }
+            let resolvers: Arc<[SocketAddr]> = resolvers_of(&std::fs::read_to_string(path)?, &self.own).into();
+            tracing::debug!(file = %path.display(), ?resolvers, "the node's resolvers");
+            *read = Some((mark, resolvers.clone()));
+            Ok(resolvers)
+        });
+        found.unwrap_or_else(|error| {
+            tracing::debug!(file = %path.display(), %error, "the node's resolvers cannot be read");
+            Arc::default()
+        })
     }
 
     /// Completes `reply` with what the resolvers say about `question`.
     pub async fn complete(&self, mut reply: Message, question: Query, over_tcp: bool) -> Message {
-        if self.resolvers.is_empty() && !reply.answers.is_empty() {
+        let resolvers = self.resolvers();
+        if resolvers.is_empty() && !reply.answers.is_empty() {
             // An alias that leads out, and nobody to ask: the alias is still the truth.
             return reply;
         }
@@ -66,9 +109,9 @@ impl Forwarder {
             reply.metadata.response_code = ResponseCode::ServFail;
             return reply;
         };
-        let (count, first) = (self.resolvers.len(), self.first.load(Ordering::Relaxed));
+        let (count, first) = (resolvers.len(), self.first.load(Ordering::Relaxed));
         for place in (0..count).map(|step| (first + step) % count) {
-            let resolver = &self.resolvers[place];
+            let resolver = &resolvers[place];
             match timeout(PATIENCE, self.ask(*resolver, &question, over_tcp)).await {
                 Ok(Ok(found)) if found.metadata.response_code != ResponseCode::ServFail => {
                     self.first.store(place, Ordering::Relaxed);

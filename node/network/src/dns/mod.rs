@@ -12,7 +12,7 @@ pub mod forward;
 pub mod server;
 mod zone;
 
-pub use forward::resolvers_of;
+pub use forward::{Resolvers, resolvers_of};
 pub use server::{DnsServer, DnsSettings};
 pub use zone::{Data, Lookup, Zone};
 

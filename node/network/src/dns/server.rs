@@ -25,7 +25,7 @@ use tokio::time::timeout;
 
 use super::Zone;
 use super::answer::{Step, encode, step, udp_limit};
-use super::forward::Forwarder;
+use super::forward::{Forwarder, Resolvers};
 use crate::{Namespace, NetworkError};
 
 /// How long a TCP client may be silent.
@@ -48,8 +48,8 @@ pub struct DnsSettings {
     pub port: u16,
     /// Such as `cluster.local`.
     pub domain: String,
-    /// Whom to ask about other names; none makes them fail.
-    pub resolvers: Vec<SocketAddr>,
+    /// Whom to ask about other names.
+    pub resolvers: Resolvers,
     /// Where the resolvers are reached from.
     pub resolvers_namespace: Namespace,
 }
@@ -84,11 +84,11 @@ impl DnsServer {
         }
         let udp = Arc::new(UdpSocket::from_std(udp).map_err(fail)?);
         let tcp = TcpListener::from_std(tcp).map_err(fail)?;
-        let resolvers = settings.resolvers.into_iter().filter(|resolver| *resolver != address).collect();
+        let own = vec![settings.address.into()];
         let zone = Arc::new(RwLock::new(Zone::new(&settings.domain, settings.address)));
         let shared = Arc::new(Shared {
             zone: zone.clone(),
-            forwarder: Forwarder::new(settings.resolvers_namespace, resolvers, random),
+            forwarder: Forwarder::new(settings.resolvers_namespace, settings.resolvers, own, random),
             clients: Arc::new(Semaphore::new(CLIENTS_MAX)),
         });
         let mut tasks = JoinSet::new();

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::answer::{Step, encode, step, udp_limit};
+use super::forward::Forwarder;
 use super::server::note_slice;
 use super::*;
 
@@ -192,6 +193,29 @@ fn resolvers_are_read_without_ourselves() {
     let text = "# x\nsearch a b\nnameserver 10.43.0.10\nnameserver 9.9.9.9\noptions ndots:5\nnameserver bad\nnameserver fd00::1\n";
     let found = resolvers_of(text, &["10.43.0.10".parse().unwrap()]);
     assert_eq!(found.iter().map(ToString::to_string).collect::<Vec<_>>(), ["9.9.9.9:53", "[fd00::1]:53"]);
+}
+
+#[test]
+#[allow(clippy::disallowed_methods, reason = "a file as others write it")]
+fn resolvers_that_appear_later_are_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("resolv.conf");
+    let random = std::sync::Arc::new(kedge_world::SystemRandom::default());
+    let own = vec!["10.43.0.10".parse().unwrap()];
+    let forwarder = Forwarder::new(crate::Namespace::own(), Resolvers::File(file.clone()), own, random);
+    let asked = || forwarder.resolvers().iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert!(asked().is_empty(), "a machine that never had a network has no such file");
+    std::fs::write(&file, "nameserver 192.0.2.53\n").unwrap();
+    assert_eq!(asked(), ["192.0.2.53:53"]);
+    assert_eq!(asked(), ["192.0.2.53:53"]);
+    // As resolvconf and systemd do it: another file takes its place; and as an editor may, in place.
+    std::fs::write(folder.path().join("new"), "nameserver 192.0.2.54\n").unwrap();
+    std::fs::rename(folder.path().join("new"), &file).unwrap();
+    assert_eq!(asked(), ["192.0.2.54:53"]);
+    std::fs::write(&file, "nameserver 192.0.2.55\nnameserver 10.43.0.10\n").unwrap();
+    assert_eq!(asked(), ["192.0.2.55:53"]);
+    std::fs::remove_file(&file).unwrap();
+    assert!(asked().is_empty());
 }
 
 proptest! {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use hickory_proto::op::{Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{Name, RecordType};
 use kedge_client::Key;
-use kedge_network::{DnsServer, DnsSettings, Namespace, in_namespace};
+use kedge_network::{DnsServer, DnsSettings, Namespace, Resolvers, in_namespace};
 use kedge_world::SystemRandom;
 use serde_json::{Value, json};
 
@@ -73,7 +73,7 @@ fn server(lab: &Lab, address: &str, port: u16, domain: &str, resolvers: Vec<Sock
         address: address.parse().unwrap(),
         port,
         domain: domain.into(),
-        resolvers,
+        resolvers: Resolvers::Fixed(resolvers),
         resolvers_namespace: lab.namespace.clone(),
     };
     let server = DnsServer::start(settings, Arc::new(SystemRandom::default())).unwrap();
@@ -140,7 +140,7 @@ async fn pods_ask_for_names() {
         address: "10.43.0.10".parse().unwrap(),
         port: 53,
         domain: "x".into(),
-        resolvers: Vec::new(),
+        resolvers: Resolvers::Fixed(Vec::new()),
         resolvers_namespace: Namespace::own(),
     };
     let taken = DnsServer::start(settings, Arc::new(SystemRandom::default())).err().unwrap().to_string();

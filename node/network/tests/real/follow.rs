@@ -10,7 +10,7 @@ use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use kedge_client::{Informers, Key};
-use kedge_network::{DnsPlan, NetworkSettings, NodeFacts, NodeNetwork};
+use kedge_network::{DnsPlan, NetworkSettings, NodeFacts, NodeNetwork, Resolvers};
 use kedge_world::World;
 use kube::client::Body;
 use serde_json::{Value, json};
@@ -88,7 +88,7 @@ async fn node(lab: &Lab) -> NodeNetwork {
     let dns = DnsPlan {
         address: "10.43.0.10".parse().unwrap(),
         domain: "cluster.local".into(),
-        resolvers: Vec::new(),
+        resolvers: Resolvers::Fixed(Vec::new()),
         resolvers_namespace: lab.namespace.clone(),
     };
     let node = NodeFacts { name: "me".into(), zone: None };
