@@ -17,6 +17,7 @@ use kube::core::{DynamicObject, GroupVersionKind};
 use kube::{Api, Resource, ResourceExt};
 
 use crate::jobs::after;
+use crate::share::{Round, share, sum};
 use crate::{pods, write};
 
 /// A pod that was to be evicted and still is there so long after is not going (`DeletionTimeout`).
@@ -156,23 +157,12 @@ async fn asked_scale(
 /// How many pods there should be, and how many of them must be healthy. (`getExpectedPodCount`.)
 fn expected(budget: &PodDisruptionBudget, covered: &[Arc<Pod>], scales: &BTreeMap<String, i32>) -> (i32, i32) {
     let Some(spec) = &budget.spec else { return (0, 0) };
-    let whole = scales.values().sum();
+    let whole = sum(scales.values().copied());
     match (&spec.max_unavailable, &spec.min_available) {
-        (Some(most), _) => (whole, (whole - share(most, whole)).max(0)),
+        (Some(most), _) => (whole, whole.saturating_sub(share(most, whole, Round::Up)).max(0)),
         (None, Some(IntOrString::Int(least))) => (covered.len() as i32, *least),
-        (None, Some(least)) => (whole, share(least, whole)),
+        (None, Some(least)) => (whole, share(least, whole, Round::Up)),
         (None, None) => (0, 0),
-    }
-}
-
-/// A number, or a percentage of `whole`, rounded up.
-fn share(value: &IntOrString, whole: i32) -> i32 {
-    match value {
-        IntOrString::Int(number) => *number,
-        IntOrString::String(text) => {
-            let percent: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
-            ((i64::from(whole) * percent + 99) / 100) as i32
-        }
     }
 }
 
@@ -193,7 +183,7 @@ fn status(
     let next = disrupted.values().map(|since| DELETION_MAX - now.duration_since(since.0)).min();
     let healthy =
         staying().filter(|pod| !disrupted.contains_key(&pod.name_any()) && pods::is_ready(pod)).count() as i32;
-    let allowed = if expected <= 0 { 0 } else { (healthy - desired).max(0) };
+    let allowed = if expected <= 0 { 0 } else { healthy.saturating_sub(desired).max(0) };
     let mut status = PodDisruptionBudgetStatus {
         current_healthy: Some(healthy),
         desired_healthy: Some(desired),

@@ -30,6 +30,7 @@ mod replica_sets;
 mod replication_controllers;
 mod service_accounts;
 mod stateful_sets;
+mod share;
 mod storage_protection;
 mod taint_eviction;
 mod ttl_after_finished;

@@ -7,6 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference, Time};
 pub(crate) use kedge_client::selects;
+use kedge_world::later;
 use kube::{Resource, ResourceExt};
 use sha2::{Digest, Sha256};
 
@@ -46,7 +47,7 @@ pub(crate) fn finished_at(pod: &Pod) -> Option<Timestamp> {
     let unready = || Some(condition(pod, "Ready").filter(|c| c.status == "False")?.last_transition_time.as_ref()?.0);
     let told = || {
         let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
-        Some(pod.metadata.deletion_timestamp.as_ref()?.0 - SignedDuration::from_secs(grace))
+        Some(later(pod.metadata.deletion_timestamp.as_ref()?.0, SignedDuration::from_secs(grace.saturating_neg())))
     };
     let created = || Some(pod.metadata.creation_timestamp.as_ref()?.0);
     ends.and_then(|ends| ends.into_iter().max()).or_else(unready).or_else(told).or_else(created)

@@ -72,7 +72,7 @@ impl Reconcile for Controller {
             return Ok(Next::Change);
         };
         let since = *self.since.lock().expect("nobody panics while holding it").entry(uid).or_insert(now);
-        let left = time - now.duration_since(since);
+        let left = time.saturating_sub(now.duration_since(since));
         if left.is_positive() {
             return Ok(Next::After(after(left)));
         }

@@ -13,7 +13,7 @@ mod net;
 mod random;
 pub mod sim;
 
-pub use clock::{Clock, SystemClock};
+pub use clock::{Clock, SystemClock, later};
 pub use disk::{Disk, DiskError, DiskFile, RealDisk};
 pub use net::{BoxedListener, BoxedStream, Listener, Net, RealNet, Stream};
 pub use random::{Random, SystemRandom};

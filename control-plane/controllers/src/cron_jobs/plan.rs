@@ -8,6 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::{CronJob, CronJobSpec, CronJobStatus, Job};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kedge_world::later;
 use kube::{Resource, ResourceExt};
 
 use super::schedule::Schedule;
@@ -46,7 +47,8 @@ pub(super) fn plan(cron: &CronJob, jobs: &[Arc<Job>], now: Timestamp) -> Plan {
         Err(problem) => return Plan { problem: Some(problem), ..plan },
     };
     let from = started(cron);
-    let oldest = spec.starting_deadline_seconds.map(|seconds| now - SignedDuration::from_secs(seconds));
+    let oldest =
+        spec.starting_deadline_seconds.map(|seconds| later(now, SignedDuration::from_secs(seconds.saturating_neg())));
     let due = latest(&schedule, oldest.map_or(from, |oldest| from.max(oldest)), now);
     let name = |time: Timestamp| format!("{}-{}", cron.name_any(), time.as_second().div_euclid(60));
     let told = plan.status.last_schedule_time.as_ref().map(|time| time.0);
@@ -238,6 +240,13 @@ mod tests {
             Some("c-29453775"),
             3600,
         );
+        // What users write is taken as far as there is time.
+        for seconds in [i64::MAX, 9_000_000_000_000] {
+            let spec = json!({"schedule": "0 * * * *", "startingDeadlineSeconds": seconds});
+            check(spec, json!({}), "2026-01-01T01:01:01Z", Some("c-29453820"), 3539);
+        }
+        let never = json!({"schedule": "@every 9000000000000s"});
+        assert_eq!(look(&cron(never, json!({})), &[], "2026-01-01T01:01:01Z").next, None);
         assert!(
             look(&cron(json!({"schedule": "* * * * *", "suspend": true}), json!({})), &[], "2026-01-02T00:00:00Z")
                 .create

@@ -12,12 +12,12 @@ use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetSpec, DaemonSetStatus};
 use k8s_openapi::api::core::v1::{
     Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Toleration,
 };
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kedge_client::{untolerated, wants_node};
 use kube::ResourceExt;
 
 use super::HASH;
 use crate::pods;
+use crate::share::{Round, share};
 
 const GENERATION: &str = "pod-template-generation";
 const GENERATION_ANNOTATION: &str = "deprecated.daemonset.template.generation";
@@ -186,12 +186,12 @@ impl<'a> View<'a> {
         let rolling = self.spec.update_strategy.as_ref().and_then(|strategy| strategy.rolling_update.as_ref());
         let surge =
             rolling.and_then(|rolling| rolling.max_surge.as_ref()).filter(|_| kind(self.spec) == "RollingUpdate");
-        surge.map_or(0, |surge| share(surge, whole))
+        surge.map_or(0, |surge| share(surge, whole, Round::Up))
     }
 
     fn unavailable(&self, whole: i32) -> i32 {
         let rolling = self.spec.update_strategy.as_ref().and_then(|strategy| strategy.rolling_update.as_ref());
-        rolling.and_then(|rolling| rolling.max_unavailable.as_ref()).map_or(0, |most| share(most, whole))
+        rolling.and_then(|rolling| rolling.max_unavailable.as_ref()).map_or(0, |most| share(most, whole, Round::Up))
     }
 
     /// The next step of an update. (`rollingUpdate`.)
@@ -305,17 +305,6 @@ impl<'a> View<'a> {
             collision_count: Some(collisions)
                 .filter(|count| *count > 0 || old.is_some_and(|old| old.collision_count.is_some())),
             conditions: old.and_then(|status| status.conditions.clone()),
-        }
-    }
-}
-
-/// A number, or a percentage of `whole`, rounded up.
-fn share(value: &IntOrString, whole: i32) -> i32 {
-    match value {
-        IntOrString::Int(number) => *number,
-        IntOrString::String(text) => {
-            let percent: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
-            ((i64::from(whole) * percent + 99) / 100) as i32
         }
     }
 }

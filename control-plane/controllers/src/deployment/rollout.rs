@@ -8,6 +8,8 @@ use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
 
+use crate::share::{Round, share, sum};
+
 use super::{DESIRED, MAX, Sets, size, wanted};
 
 /// The sizes to set; sets that are not named stay as they are.
@@ -53,20 +55,10 @@ fn limits(deployment: &Deployment) -> (i32, i32) {
     }
     let rolling = deployment.spec.as_ref().and_then(|spec| spec.strategy.as_ref()?.rolling_update.as_ref());
     let whole = wanted(deployment);
-    let surge = share(rolling.and_then(|r| r.max_surge.as_ref()), whole, true);
-    let missing = share(rolling.and_then(|r| r.max_unavailable.as_ref()), whole, false);
+    let quarter = IntOrString::String("25%".to_owned());
+    let surge = share(rolling.and_then(|r| r.max_surge.as_ref()).unwrap_or(&quarter), whole, Round::Up);
+    let missing = share(rolling.and_then(|r| r.max_unavailable.as_ref()).unwrap_or(&quarter), whole, Round::Down);
     if surge == 0 && missing == 0 { (0, 1) } else { (surge, missing.min(whole)) }
-}
-
-/// A number, or a percentage of `whole`; a quarter when nothing is said.
-fn share(value: Option<&IntOrString>, whole: i32, up: bool) -> i32 {
-    let percent = match value {
-        Some(IntOrString::Int(number)) => return *number,
-        Some(IntOrString::String(text)) => text.trim_end_matches('%').parse().unwrap_or(0),
-        None => 25,
-    };
-    let exact = i64::from(whole) * percent;
-    (if up { (exact + 99) / 100 } else { exact / 100 }) as i32
 }
 
 fn recreate(deployment: &Deployment, sets: &Sets, has_pods: &dyn Fn(&ReplicaSet) -> bool) -> Plan {
@@ -103,17 +95,17 @@ fn grown(deployment: &Deployment, sets: &Sets) -> i32 {
     if now >= wanted {
         return wanted;
     }
-    let total: i32 = sets.all().map(|set| size(set)).sum();
-    let room = wanted + surge(deployment) - total;
+    let total = sum(sets.all().map(|set| size(set)));
+    let room = wanted.saturating_add(surge(deployment)).saturating_sub(total);
     now + room.clamp(0, wanted - now)
 }
 
 /// The old sets shrink as far as the pods that serve allow: first what does not serve, then the oldest.
 fn shrunk(deployment: &Deployment, sets: &Sets) -> Vec<(String, i32)> {
-    let total: i32 = sets.all().map(|set| size(set)).sum();
+    let total = sum(sets.all().map(|set| size(set)));
     let least = wanted(deployment) - unavailable(deployment);
     let new_missing = sets.new.as_ref().map_or(0, |set| size(set) - available(set));
-    let mut budget = total - least - new_missing;
+    let mut budget = total.saturating_sub(least).saturating_sub(new_missing);
     let mut sizes: Vec<(&Arc<ReplicaSet>, i32)> = sets.old.iter().map(|set| (set, size(set))).collect();
     if budget > 0 {
         for (set, size) in &mut sizes {
@@ -121,7 +113,7 @@ fn shrunk(deployment: &Deployment, sets: &Sets) -> Vec<(String, i32)> {
             *size -= sick;
             budget -= sick;
         }
-        let serving: i32 = sets.all().map(available).sum();
+        let serving = sum(sets.all().map(available));
         let mut spare = serving - least;
         for (_, size) in &mut sizes {
             let cut = (*size).min(spare.max(0));
@@ -177,8 +169,8 @@ fn scale(deployment: &Deployment, sets: &Sets) -> Plan {
 }
 
 fn share_out(deployment: &Deployment, sets: &Sets, mut running: Vec<&Arc<ReplicaSet>>) -> Plan {
-    let total: i32 = running.iter().map(|set| size(set)).sum();
-    let allowed = if wanted(deployment) > 0 { wanted(deployment) + surge(deployment) } else { 0 };
+    let total = sum(running.iter().map(|set| size(set)));
+    let allowed = if wanted(deployment) > 0 { wanted(deployment).saturating_add(surge(deployment)) } else { 0 };
     let mut left = allowed - total;
     // Largest first; of equals the newer grows first and the older shrinks first.
     running.sort_by_key(|set| set.creation_timestamp().map(|time| time.0));
@@ -190,14 +182,14 @@ fn share_out(deployment: &Deployment, sets: &Sets, mut running: Vec<&Arc<Replica
     for set in running {
         let before = note(set, MAX).unwrap_or(total).max(1);
         let exact = f64::from(size(set)) * f64::from(allowed) / f64::from(before);
-        let fraction = exact.round() as i32 - size(set);
+        let fraction = (exact.round() as i32).saturating_sub(size(set));
         let step = if left > 0 { fraction.clamp(0, left) } else { fraction.clamp(left, 0) };
         left -= step;
-        sizes.push((set, size(set) + step));
+        sizes.push((set, size(set).saturating_add(step)));
     }
     // What rounding left over goes to the largest.
     if let Some((_, first)) = sizes.first_mut() {
-        *first = (*first + left).max(0);
+        *first = first.saturating_add(left).max(0);
     }
     let mut plan = Plan::default();
     for (set, wanted) in sizes {

@@ -9,6 +9,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kedge_client::Next;
 use kube::ResourceExt;
 
+use crate::share;
+
 use super::{Sets, rollout, size, wanted};
 
 /// Sets whose last news is this long ago are given up (`progressDeadlineSeconds`), unless the deployment says else.
@@ -22,14 +24,14 @@ pub(super) fn status(
     now: Timestamp,
 ) -> (DeploymentStatus, Next) {
     let old = deployment.status.clone().unwrap_or_default();
-    let sum = |of: &dyn Fn(&ReplicaSet) -> Option<i32>| sets.all().filter_map(|set| of(set)).sum::<i32>();
+    let sum = |of: &dyn Fn(&ReplicaSet) -> Option<i32>| share::sum(sets.all().filter_map(|set| of(set)));
     let count = |of: fn(&k8s_openapi::api::apps::v1::ReplicaSetStatus) -> Option<i32>| {
         sum(&move |set: &ReplicaSet| set.status.as_ref().and_then(of))
     };
     let replicas = count(|status| Some(status.replicas));
     let available = count(|status| status.available_replicas);
     let updated = sets.new.as_ref().and_then(|set| set.status.as_ref()).map_or(0, |status| status.replicas);
-    let total: i32 = sets.all().map(|set| size(set)).sum();
+    let total = share::sum(sets.all().map(|set| size(set)));
     let some = |count: i32| (count != 0).then_some(count);
     let mut status = DeploymentStatus {
         replicas: some(replicas),

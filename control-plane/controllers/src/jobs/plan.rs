@@ -279,7 +279,7 @@ impl<'a> View<'a> {
     fn deadline(&self, status: &JobStatus) -> Option<SignedDuration> {
         let seconds = self.spec.active_deadline_seconds.filter(|_| self.spec.suspend != Some(true))?;
         let started = status.start_time.as_ref()?.0;
-        Some(SignedDuration::from_secs(seconds) - self.now.duration_since(started))
+        Some(SignedDuration::from_secs(seconds).saturating_sub(self.now.duration_since(started)))
     }
 
     fn failed_by_indexes(&self) -> Option<Verdict> {
@@ -301,7 +301,7 @@ impl<'a> View<'a> {
             return;
         }
         let wanted = match self.spec.completions {
-            Some(completions) => (completions - self.succeeded).clamp(0, parallelism),
+            Some(completions) => (completions - self.succeeded).clamp(0, parallelism.max(0)),
             // Once one has succeeded, the others may go on and no more are started.
             None if self.succeeded > 0 => active,
             None => parallelism,

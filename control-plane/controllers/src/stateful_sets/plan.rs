@@ -133,7 +133,7 @@ impl View<'_> {
         let mut there: BTreeMap<i32, Arc<Pod>> = BTreeMap::new();
         let named = pods.iter().filter_map(|pod| Some((ordinal(self.set, &pod.name_any())?, pod.clone())));
         there.extend(named);
-        let replicas: Vec<(i32, Slot)> = (start..start + count)
+        let replicas: Vec<(i32, Slot)> = (start..start.saturating_add(count))
             .map(|ordinal| match there.remove(&ordinal) {
                 Some(pod) => (ordinal, Slot::There(pod)),
                 None => (ordinal, Slot::New(Box::new(self.new_pod(revisions, ordinal, start, current)))),
@@ -268,8 +268,8 @@ impl View<'_> {
     fn new_pod(&self, [current, update]: &[Revision; 2], ordinal: i32, start: i32, current_replicas: i32) -> Pod {
         let kind = self.spec.update_strategy.as_ref().and_then(|strategy| strategy.type_.as_deref());
         let old = match self.partition() {
-            Some(partition) => ordinal < start + partition,
-            None => kind == Some("RollingUpdate") && ordinal < start + current_replicas,
+            Some(partition) => ordinal < start.saturating_add(partition),
+            None => kind == Some("RollingUpdate") && ordinal < start.saturating_add(current_replicas),
         };
         let from = if old { current } else { update };
         let mut pod = pods::from_template(self.set, &from.template);

@@ -3,6 +3,7 @@
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::Container;
 use kedge_runtimes::ObservedContainer;
+use kedge_world::later;
 
 use super::memory::{Hook, SetUp, Stopping};
 use super::{Action, Ending, GRACE_DEFAULT_SECONDS, Happening, Planner, is_running, is_sidecar};
@@ -16,7 +17,7 @@ impl Planner<'_, '_> {
     /// Moves a running container one stage on: hook, asked to end, killed.
     pub(super) fn stop(&mut self, container: &Container, run: &ObservedContainer, grace_seconds: i64, because: Ending) {
         let now = self.input.now;
-        let grace_end = now + SignedDuration::from_secs(grace_seconds);
+        let grace_end = later(now, SignedDuration::from_secs(grace_seconds));
         let has_hook = container.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.pre_stop.is_some());
         let memory = self.memory.of(&container.name);
         let stop_signal = memory.stop_signal.unwrap_or(SIGTERM);

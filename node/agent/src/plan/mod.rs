@@ -25,6 +25,7 @@ pub mod status;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus};
 use kedge_runtimes::{ContainerId, ContainerState, Exit, ObservedContainer};
+use kedge_world::later;
 
 use crate::events::{Ending, Happening, pod_words};
 
@@ -206,7 +207,7 @@ impl<'a> Planner<'a, '_> {
         if self.memory.failed.is_some() || is_over(self.input.pod.status.as_ref()) || self.finished() {
             return;
         }
-        let deadline = start + SignedDuration::from_secs(seconds);
+        let deadline = later(start, SignedDuration::from_secs(seconds));
         if self.input.now < deadline {
             return self.wake(deadline);
         }

@@ -10,6 +10,7 @@ use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret, Service, ServiceAccount};
 use kedge_runtimes::reference::Reference;
 use kedge_runtimes::{ContainerSpec, Image, ObservedContainer, PidMode, PodId, RuntimeError, SandboxSpec};
+use kedge_world::later;
 use kube::api::{Api, ListParams, PostParams};
 
 use super::config_problem;
@@ -155,7 +156,7 @@ async fn fetch_tokens(shared: &Shared, id: &PodId, pod: &Pod) -> BTreeMap<TokenS
             continue;
         }
         // Renewed after four fifths of its life, as the kubelet does (`pkg/kubelet/token`).
-        let renew_at = now + jiff::SignedDuration::from_secs(wanted.seconds * 4 / 5);
+        let renew_at = later(now, jiff::SignedDuration::from_secs(wanted.seconds / 5 * 4));
         let bound = k8s_openapi::api::authentication::v1::BoundObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Pod".to_owned()),
