@@ -20,7 +20,7 @@ mod trim;
 pub use informer::{Change, Informer, Informers, Watched};
 pub use placement::{HostPort, host_ports, term_matches, tolerates, untolerated, wants_node};
 pub use queue::{Backoff, Queue};
-pub use runner::{Context, Next, Reconcile, Trigger, run};
+pub use runner::{Context, Next, Panicked, Reconcile, Trigger, caught, run};
 pub use selector::selects;
 pub use trim::is_whole;
 

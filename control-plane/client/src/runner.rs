@@ -1,5 +1,6 @@
 //! The loop around a reconciler: watch, queue, work, back off. A controller owns none of these.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -107,6 +108,18 @@ pub trait Reconcile: Send + Sync + 'static {
     fn reconcile(&self, context: &Context, key: &Key) -> impl Future<Output = Result<Next, Self::Error>> + Send;
 }
 
+/// A future panicked; what it said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Panicked(pub String);
+
+/// Runs `work`; a panic in it is a value. What `work` shares with others must bear that it stopped half-way.
+pub async fn caught<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
+    AssertUnwindSafe(work).catch_unwind().await.map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        Panicked(text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned()))
+    })
+}
+
 /// Runs a reconciler until its task is dropped.
 pub async fn run<R: Reconcile>(reconciler: R, context: Context) {
     let reconciler = Arc::new(reconciler);
@@ -121,8 +134,8 @@ pub async fn run<R: Reconcile>(reconciler: R, context: Context) {
             let Some(key) = queue.take(now) else { break };
             let (reconciler, context) = (reconciler.clone(), context.clone());
             let work = tokio::spawn(async move {
-                let result = reconciler.reconcile(&context, &key).await.map_err(|error| error.to_string());
-                (key, result)
+                let result = caught(reconciler.reconcile(&context, &key)).await;
+                (key, result.map(|result| result.map_err(|error| error.to_string())))
             });
             working.push(work);
         }
@@ -143,12 +156,13 @@ pub async fn run<R: Reconcile>(reconciler: R, context: Context) {
             },
             Some(ended) = working.next() => {
                 let now = context.world.clock.monotonic();
-                match ended {
-                    Ok((key, Ok(next))) => queue.done(&key, match next {
+                let (key, result) = ended.expect("what a reconciliation does is caught, and nobody aborts it");
+                match result {
+                    Ok(Ok(next)) => queue.done(&key, match next {
                         Next::Change => None,
-                        Next::After(wait) => Some(now + wait),
+                        Next::After(wait) => Some(now.saturating_add(wait)),
                     }),
-                    Ok((key, Err(error))) => {
+                    Ok(Err(error)) => {
                         let failures = queue.failed(&key, now);
                         let name = reconciler.name();
                         if failures >= FAILURES_WORTH_TELLING {
@@ -157,10 +171,84 @@ pub async fn run<R: Reconcile>(reconciler: R, context: Context) {
                             tracing::debug!(controller = name, %key, failures, error, "a reconciliation failed");
                         }
                     }
-                    Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+                    // One object that nobody thought of must not end the work on all others.
+                    Err(Panicked(text)) => {
+                        let failures = queue.failed(&key, now);
+                        tracing::error!(controller = reconciler.name(), %key, failures, panic = text, "a reconciliation panicked");
+                    }
                 }
             }
             () = timer => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::convert::Infallible;
+
+    use parking_lot::Mutex;
+
+    use super::*;
+
+    /// Panics over one name, twice; notes what it was asked.
+    struct Fragile(Arc<Mutex<BTreeMap<String, u32>>>);
+
+    impl Reconcile for Fragile {
+        type Error = Infallible;
+
+        fn name(&self) -> &'static str {
+            "fragile"
+        }
+
+        fn watch(&self, _: &Context, trigger: &Trigger) {
+            let trigger = trigger.clone();
+            tokio::spawn(async move {
+                for name in ["bad", "good"] {
+                    trigger.wake(Key::new("", name));
+                }
+                std::future::pending::<()>().await;
+            });
+        }
+
+        async fn reconcile(&self, _: &Context, key: &Key) -> Result<Next, Infallible> {
+            let times = {
+                let mut asked = self.0.lock();
+                let times = asked.entry(key.name.clone()).or_default();
+                *times += 1;
+                *times
+            };
+            assert!(key.name != "bad" || times > 2, "{key} is not thought of");
+            Ok(Next::Change)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_a_failure_of_its_name_and_the_controller_goes_on() {
+        let client = kube::Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
+        let context = Context { informers: Informers::new(client), world: World::real() };
+        let asked = Arc::new(Mutex::new(BTreeMap::new()));
+        let running = tokio::spawn(run(Fragile(asked.clone()), context));
+        let expected = BTreeMap::from([("bad".to_owned(), 3), ("good".to_owned(), 1)]);
+        for _ in 0..500 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            if *asked.lock() == expected {
+                break;
+            }
+        }
+        assert_eq!(*asked.lock(), expected);
+        assert!(!running.is_finished());
+        running.abort();
+    }
+
+    #[tokio::test]
+    async fn the_text_of_a_panic_is_kept() {
+        let number = |n: u32| async move {
+            assert!(n < 5, "{n} is too much");
+            n
+        };
+        assert_eq!(caught(number(1)).await, Ok(1));
+        assert_eq!(caught(number(7)).await, Err(Panicked("7 is too much".to_owned())));
     }
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
+use kedge_client::{Panicked, caught};
 use kedge_runtimes::{ContainerId, ContainerState, ObservedContainer, PodId, PodUid, RuntimeError};
 use tokio::sync::{mpsc, watch};
 
@@ -31,6 +32,9 @@ const REFRESH: SignedDuration = SignedDuration::from_secs(60);
 /// A failed set-up, image or start is tried again after this long, and then by its back-off.
 const RETRY: SignedDuration = SignedDuration::from_secs(5);
 const OBSERVE_PAUSE: Duration = Duration::from_secs(1);
+/// After a panic; a pod whose own fields cause it does so every time.
+const PANIC_PAUSE_MIN: Duration = Duration::from_secs(1);
+const PANIC_PAUSE_MAX: Duration = Duration::from_secs(300);
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -54,7 +58,7 @@ enum Outcome {
     Probe(String, ProbeKind, jiff::Timestamp, Answer),
     Refreshed(Sources),
     TornDown(Result<(), String>),
-    Plain(String, Result<(), RuntimeError>),
+    Plain(String, Result<(), String>),
     Deleted,
 }
 
@@ -125,7 +129,7 @@ pub(crate) fn spawn(shared: Arc<Shared>, id: PodId, pod: Pod, known: Sources) ->
         outcome_sender,
         say,
     };
-    Handle { pod: handed, is_at_rest, commands, task: tokio::spawn(worker.run()) }
+    Handle { pod: handed, is_at_rest, commands, task: tokio::spawn(worker.run_for_good()) }
 }
 
 struct Worker {
@@ -150,7 +154,18 @@ struct Worker {
 }
 
 impl Worker {
-    async fn run(mut self) {
+    /// Runs until the pod is over. What nobody thought of ends neither the worker nor what it knows: it goes on from
+    /// what it sees, after a pause that grows.
+    async fn run_for_good(mut self) {
+        let mut pause = PANIC_PAUSE_MIN;
+        while let Err(Panicked(text)) = caught(self.run()).await {
+            tracing::error!(pod = %self.id.name, namespace = %self.id.namespace, panic = text, "the work on the pod panicked");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PANIC_PAUSE_MAX);
+        }
+    }
+
+    async fn run(&mut self) {
         loop {
             let (observed, sandbox) = match self.observe().await {
                 Ok(found) => found,
@@ -343,7 +358,7 @@ impl Worker {
             Outcome::Plain(step, result) => {
                 // What went well is not done twice; a signal takes its time to show.
                 if let Err(error) = result {
-                    tracing::warn!(pod = %self.id.name, step, %error, "a step failed; it is planned again");
+                    tracing::warn!(pod = %self.id.name, step, error, "a step failed; it is planned again");
                     self.busy.remove(&step);
                 }
             }

@@ -20,13 +20,14 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-/// Gives every pod an address, and remembers who has one.
+/// Gives every pod an address, and remembers who has one. Panics once over the pods named in the second part.
 #[derive(Default)]
-struct Wires(Mutex<BTreeMap<String, PodId>>);
+struct Wires(Mutex<BTreeMap<String, PodId>>, Mutex<BTreeMap<String, ()>>);
 
 #[async_trait]
 impl Network for Wires {
     async fn setup(&self, id: &PodId, _: &Pod) -> Result<PodNetwork, NetworkError> {
+        assert!(self.1.lock().remove(&id.name) != Some(()), "nobody thought of {}", id.name);
         let mut wires = self.0.lock();
         let known = wires.iter().find(|(_, other)| *other == id).map(|(ip, _)| ip.clone());
         let ip = known.unwrap_or_else(|| format!("10.42.0.{}", wires.len() + 2));
@@ -192,6 +193,35 @@ async fn a_node_with_another_address_says_so_for_itself_and_its_pods() {
         this.node_ip.send_replace(ip.parse().unwrap());
         this.until(ip, |this| shown(this) == expected(ip)).await;
     }
+}
+
+#[tokio::test]
+async fn a_step_that_panics_is_a_failed_step() {
+    let this = Box_::new();
+    this.wires.1.lock().insert("odd".to_owned(), ());
+    this.running("odd", json!(["x"]));
+    this.until_phase("odd", "Running").await;
+    assert!(this.wires.1.lock().is_empty());
+    let told = this.api.all("events");
+    let text = "internal error: nobody thought of odd";
+    assert!(told.iter().any(|event| event["message"].as_str().unwrap_or_default().contains(text)), "{told:?}");
+}
+
+#[tokio::test]
+async fn durations_that_no_clock_has_are_taken_as_for_ever() {
+    let this = Box_::new();
+    this.fake.behave("long", Behaviour::Run { ignores_term: false });
+    this.apply(
+        "long",
+        json!({
+            "terminationGracePeriodSeconds": 9_000_000_000_000_000_000_i64,
+            "activeDeadlineSeconds": 9_000_000_000_000_000_000_i64,
+            "containers": [{"name": "long", "image": "busybox"}],
+        }),
+    );
+    this.until_phase("long", "Running").await;
+    this.api.delete_gracefully("default/long", 9_000_000_000_000_000_000);
+    this.until("the pod is gone", |this| this.api.get("pods", "default/long").is_none()).await;
 }
 
 #[tokio::test]

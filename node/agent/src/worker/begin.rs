@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use kedge_client::{Panicked, caught};
 use kedge_runtimes::{ContainerId, ContainerState, ObservedContainer, RuntimeError};
 
 use super::{OBSERVE_PAUSE, Outcome, REFRESH, SetUpDone, Worker, steps};
 use crate::agent::Shared;
 use crate::events::{self, Happening};
-use crate::plan::{self, Action, SetUp};
+use crate::plan::{self, Action, Problem, SetUp};
+use crate::probe::Answer;
 
 impl Worker {
     pub(super) fn begin_probes(&mut self, observed: &[ObservedContainer]) {
@@ -26,7 +28,9 @@ impl Worker {
                 let Some(probe) = kind.of(&container).cloned() else { continue };
                 let (id, name, container) = (run.id.clone(), name.clone(), container.clone());
                 let ip = self.memory.pod_ips.first().cloned().unwrap_or_default();
-                self.step(async move |shared| {
+                let said = name.clone();
+                let panicked = move |text| Outcome::Probe(said, kind, started_at, Answer::Unknown(text));
+                self.step(panicked, async move |shared| {
                     let answer = shared.target(&id, &container, &ip).probe(&probe).await;
                     Outcome::Probe(name, kind, started_at, answer)
                 });
@@ -34,14 +38,24 @@ impl Worker {
         }
     }
 
-    /// Runs a step beside the loop.
-    fn step<F>(&self, work: impl FnOnce(Arc<Shared>) -> F)
+    /// Runs a step beside the loop. One that panics comes back as what `panicked` makes of its text: a step without an
+    /// outcome would count as under way for ever.
+    fn step<F>(&self, panicked: impl FnOnce(String) -> Outcome + Send + 'static, work: impl FnOnce(Arc<Shared>) -> F)
     where
         F: Future<Output = Outcome> + Send + 'static,
     {
         let (sender, work) = (self.outcome_sender.clone(), work(self.shared.clone()));
+        let pod = self.id.name.clone();
         tokio::spawn(async move {
-            let _ = sender.send(work.await); // A worker that has ended wants no news.
+            let outcome = match caught(work).await {
+                Ok(outcome) => outcome,
+                Err(Panicked(text)) => {
+                    tracing::error!(pod, panic = text, "a step of the pod panicked");
+                    tokio::time::sleep(OBSERVE_PAUSE).await;
+                    panicked(format!("internal error: {text}"))
+                }
+            };
+            let _ = sender.send(outcome); // A worker that has ended wants no news.
         });
     }
 
@@ -68,11 +82,14 @@ impl Worker {
                 let making = making || self.memory.containers.values().any(|own| own.busy);
                 if !making && self.busy.insert("tear-down".to_owned()) {
                     let (id, pod) = (self.id.clone(), self.pod.clone());
-                    self.step(async move |shared| {
-                        let result = steps::tear_down(&shared, &id, &pod).await;
-                        pause_if_failed(&result).await;
-                        Outcome::TornDown(result)
-                    });
+                    self.step(
+                        |text| Outcome::TornDown(Err(text)),
+                        async move |shared| {
+                            let result = steps::tear_down(&shared, &id, &pod).await;
+                            pause_if_failed(&result).await;
+                            Outcome::TornDown(result)
+                        },
+                    );
                 }
             }
             Action::Delete => self.say.send_modify(|said| said.1 = true),
@@ -85,10 +102,12 @@ impl Worker {
     {
         if self.busy.insert(name.clone()) {
             let work = work(self.shared.clone());
-            self.step(async move |_| {
+            let step = name.clone();
+            let panicked = move |text| Outcome::Plain(step, Err(text));
+            self.step(panicked, async move |_| {
                 let result = work.await;
                 pause_if_failed(&result).await;
-                Outcome::Plain(name, result)
+                Outcome::Plain(name, result.map_err(|error| error.to_string()))
             });
         }
     }
@@ -96,10 +115,13 @@ impl Worker {
     fn begin_set_up(&mut self) {
         if self.busy.insert("set-up".to_owned()) {
             let (id, pod, known) = (self.id.clone(), self.pod.clone(), self.sources.clone());
-            self.step(async move |shared| {
-                let done = steps::set_up(&shared, &id, &pod, known).await;
-                Outcome::SetUp(done.map(|(ips, volumes, sources)| SetUpDone { ips, volumes, sources }))
-            });
+            self.step(
+                |text| Outcome::SetUp(Err(panicked_problem(text))),
+                async move |shared| {
+                    let done = steps::set_up(&shared, &id, &pod, known).await;
+                    Outcome::SetUp(done.map(|(ips, volumes, sources)| SetUpDone { ips, volumes, sources }))
+                },
+            );
         }
     }
 
@@ -107,10 +129,14 @@ impl Worker {
         let Some(container) = self.container(&name) else { return };
         if !std::mem::replace(&mut self.memory.of(&name).busy, true) {
             let pod = self.pod.clone();
-            self.step(async move |shared| {
-                let result = steps::ensure_image(&shared, &pod, &container).await;
-                Outcome::Image(name, result)
-            });
+            let said = name.clone();
+            self.step(
+                |text| Outcome::Image(said, Err(panicked_problem(text))),
+                async move |shared| {
+                    let result = steps::ensure_image(&shared, &pod, &container).await;
+                    Outcome::Image(name, result)
+                },
+            );
         }
     }
 
@@ -122,11 +148,15 @@ impl Worker {
         }
         let (id, pod, volumes, known) = (self.id.clone(), self.pod.clone(), self.volumes.clone(), self.sources.clone());
         let (name, ips) = (name.to_owned(), self.memory.pod_ips.clone());
-        self.step(async move |shared| {
-            let start =
-                steps::Start { id: &id, pod: &pod, container: &container, attempt, volumes: &volumes, ips: &ips };
-            Outcome::Started(name, steps::start(&shared, &start, known, exists).await)
-        });
+        let said = name.clone();
+        self.step(
+            |text| Outcome::Started(said, Err(panicked_problem(text))),
+            async move |shared| {
+                let start =
+                    steps::Start { id: &id, pod: &pod, container: &container, attempt, volumes: &volumes, ips: &ips };
+                Outcome::Started(name, steps::start(&shared, &start, known, exists).await)
+            },
+        );
     }
 
     fn begin_hook(&mut self, name: String, id: ContainerId, post_start: bool) {
@@ -139,16 +169,23 @@ impl Worker {
             return;
         }
         let (ip, pod) = (self.memory.pod_ips.first().cloned().unwrap_or_default(), self.pod.clone());
-        self.step(async move |shared| {
-            let (result, fell_back) = shared.target(&id, &container, &ip).hook(&hook).await;
-            if fell_back {
-                shared.tell(&pod, Some(&name), &Happening::HookFellBack);
-            }
-            if let Err(error) = &result {
-                tracing::warn!(container = %name, hook = word, error, "hook failed");
-            }
+        let outcome = move |name, id, result| {
             if post_start { Outcome::PostStart(name, id, result) } else { Outcome::PreStop(name, id, result) }
-        });
+        };
+        let (said, said_id) = (name.clone(), id.clone());
+        self.step(
+            move |text| outcome(said, said_id, Err(text)),
+            async move |shared| {
+                let (result, fell_back) = shared.target(&id, &container, &ip).hook(&hook).await;
+                if fell_back {
+                    shared.tell(&pod, Some(&name), &Happening::HookFellBack);
+                }
+                if let Err(error) = &result {
+                    tracing::warn!(container = %name, hook = word, error, "hook failed");
+                }
+                outcome(name, id, result)
+            },
+        );
     }
 
     /// Brings volumes up to date with the objects they show.
@@ -164,15 +201,24 @@ impl Worker {
         }
         let (id, pod, known) = (self.id.clone(), self.pod.clone(), self.sources.clone());
         let ips = self.memory.pod_ips.clone();
-        self.step(async move |shared| match steps::refresh(&shared, &id, &pod, known.clone(), &ips).await {
-            Ok((_, sources)) => Outcome::Refreshed(sources),
-            Err(problem) => {
-                tracing::warn!(pod = %id.name, message = %problem.message, "volumes stay as they are");
-                shared.tell(&pod, None, &events::without_sandbox(&problem));
-                Outcome::Refreshed(known)
-            }
-        });
+        let before = self.sources.clone();
+        self.step(
+            |_| Outcome::Refreshed(before),
+            async move |shared| match steps::refresh(&shared, &id, &pod, known.clone(), &ips).await {
+                Ok((_, sources)) => Outcome::Refreshed(sources),
+                Err(problem) => {
+                    tracing::warn!(pod = %id.name, message = %problem.message, "volumes stay as they are");
+                    shared.tell(&pod, None, &events::without_sandbox(&problem));
+                    Outcome::Refreshed(known)
+                }
+            },
+        );
     }
+}
+
+/// A step that nobody thought of ended with a panic.
+fn panicked_problem(text: String) -> Problem {
+    Problem { reason: "InternalError".to_owned(), message: text }
 }
 
 /// What fails is planned again at once; this keeps it from being a loop.
