@@ -68,3 +68,44 @@ fn a_server_that_is_asked_to_end_ends_its_watches_and_itself() {
     watch.wait().unwrap();
     assert!(!server.log().contains("are broken off"), "{}", server.log());
 }
+
+#[test]
+fn a_definition_takes_its_objects_with_it() {
+    let server = Server::start(&["--disable-agent"]);
+    let version = json!({"name": "v1", "served": true, "storage": true,
+        "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}});
+    let definition = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "gadgets.example.test"},
+        "spec": {"group": "example.test", "scope": "Namespaced", "versions": [version],
+            "names": {"plural": "gadgets", "kind": "Gadget"}}});
+    let gadget = |name: &str, namespace: &str, finalizers: Value| {
+        json!({"apiVersion": "example.test/v1", "kind": "Gadget",
+            "metadata": {"name": name, "namespace": namespace, "finalizers": finalizers}})
+        .to_string()
+    };
+    let create = |object: &str| server.try_kubectl("create -f -", object);
+    assert!(create(&definition.to_string()).0);
+    for (name, namespace, finalizers) in [
+        ("a", "default", json!([])),
+        ("b", "kube-public", json!([])),
+        ("held", "default", json!(["example.test/held"])),
+    ] {
+        let (ok, text) = create(&gadget(name, namespace, finalizers));
+        assert!(ok, "{text}");
+    }
+    server.kubectl("delete crd gadgets.example.test --wait=false");
+    eventually("only what is held is left", || {
+        let left = server.kubectl("get gadgets -A -o name");
+        if left.trim() == "gadget.example.test/held" { Ok(()) } else { Err(left) }
+    });
+    let terminating =
+        "get crd gadgets.example.test -o jsonpath={.status.conditions[?(@.type==\"Terminating\")].reason}";
+    assert_eq!(server.kubectl(terminating), "InstanceDeletionInProgress");
+    let (ok, text) = create(&gadget("late", "default", json!([])));
+    assert!(!ok);
+    assert_has(&text, "create not allowed while custom resource definition is terminating");
+    server.kubectl("patch gadget held --type=merge -p {\"metadata\":{\"finalizers\":null}}");
+    server.kubectl("wait --for=delete crd/gadgets.example.test --timeout=60s");
+    assert!(create(&definition.to_string()).0);
+    assert_has(&server.kubectl("get gadgets -A"), "No resources found");
+}

@@ -26,7 +26,7 @@ pub(crate) fn with_custom_kinds(mut registry: Registry, store: &Store, definitio
         store.list(definitions, None, None, None, usize::MAX, |_| true).expect("the newest revision is never gone");
     for entry in &page.entries {
         let definition = object::decode(&entry.bytes);
-        if !is_established(&definition) {
+        if !has_condition(&definition, "Established") {
             continue;
         }
         for version in served(&definition) {
@@ -39,8 +39,8 @@ pub(crate) fn with_custom_kinds(mut registry: Registry, store: &Store, definitio
     registry
 }
 
-fn is_established(definition: &Value) -> bool {
-    object::items(&definition["status"], "conditions").any(|c| c["type"] == "Established" && c["status"] == "True")
+fn has_condition(definition: &Value, kind: &str) -> bool {
+    object::items(&definition["status"], "conditions").any(|c| c["type"] == kind && c["status"] == "True")
 }
 
 fn served(definition: &Value) -> impl Iterator<Item = &Value> {
@@ -107,6 +107,7 @@ fn kind(definition: &Value, version: &Value, revision: u64) -> Option<Kind> {
         custom: Some(Arc::new(CustomKind {
             revision,
             list_kind: names["listKind"].as_str()?.to_owned(),
+            terminating: has_condition(definition, "Terminating"),
             scale: scale_paths(scale),
         })),
     })

@@ -151,6 +151,8 @@ pub struct CustomKind {
     pub revision: u64,
     /// The kind of a list of them.
     pub list_kind: String,
+    /// The definition is being deleted: nothing new is taken in.
+    pub terminating: bool,
     /// Where `scale` finds replicas and the selector.
     pub scale: Option<ScalePaths>,
 }

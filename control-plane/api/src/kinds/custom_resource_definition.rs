@@ -16,6 +16,9 @@ use super::{Column, Rules};
 use crate::jsonpath;
 use crate::object;
 
+/// Holds a definition until no object of its kind is left.
+const CLEANUP_FINALIZER: &str = "customresourcecleanup.apiextensions.k8s.io";
+
 pub(super) struct Definition;
 
 impl Rules for Definition {
@@ -136,6 +139,28 @@ impl Rules for Definition {
 
     fn has_generation(&self) -> bool {
         true
+    }
+
+    /// The objects go before the kind does: a controller deletes them and takes the finalizer off.
+    /// (`pkg/registry/customresourcedefinition/etcd.go`, Delete.)
+    fn begin_delete(&self, definition: &mut Value) {
+        let began =
+            object::items(&definition["status"], "conditions").any(|condition| condition["type"] == "Terminating");
+        if began {
+            return;
+        }
+        let since = definition["metadata"]["deletionTimestamp"].clone();
+        let list = |map: &mut serde_json::Map<String, Value>, key: &str, item: Value| {
+            let list = map.entry(key).or_insert_with(|| json!([]));
+            if let Some(list) = list.as_array_mut().filter(|list| !list.contains(&item)) {
+                list.push(item);
+            }
+        };
+        list(object::metadata_mut(definition), "finalizers", CLEANUP_FINALIZER.into());
+        let condition = json!({ "type": "Terminating", "status": "True", "reason": "InstanceDeletionPending",
+            "message": "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon",
+            "lastTransitionTime": since });
+        list(object::child(definition, "status"), "conditions", condition);
     }
 
     fn columns(&self) -> Cow<'_, [Column]> {

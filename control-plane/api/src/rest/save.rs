@@ -75,6 +75,12 @@ impl From<ApiError> for Failure {
 /// Stores a new object. `new` is complete but for what the server adds.
 pub(crate) async fn create(call: &Call<'_>, mut new: Value, ownership: Ownership) -> Result<Saved, ApiError> {
     let rules = call.kind.rules.get();
+    if call.kind.custom.as_ref().is_some_and(|custom| custom.terminating) {
+        // (`apiextensions-apiserver/pkg/apiserver/customresource_handler.go`.)
+        let message = "create not allowed while custom resource definition is terminating".to_owned();
+        let error = ApiError::method_not_supported(&call.path.group, &call.path.resource, "create");
+        return Err(ApiError { message, ..error });
+    }
     begin_metadata(call, &mut new)?;
     rules.prepare_create(&mut new);
     if rules.has_generation() {
