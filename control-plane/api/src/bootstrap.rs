@@ -36,8 +36,10 @@ pub async fn bootstrap(api: &Api, definitions: Vec<Value>) -> Result<(), Bootstr
         NAMESPACES.iter().map(|name| json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } }));
     create_all(api, namespaces.collect()).await?;
     let mut objects = priority_classes().to_vec();
-    objects.push(own_service(api)?);
+    let service = own_service(api)?;
+    objects.push(service.clone());
     create_all(api, objects).await?;
+    correct_ports(api, &service).await?;
     join_all(bootstrap_objects().into_iter().map(|object| reconcile(api, object)))
         .await
         .into_iter()
@@ -100,6 +102,12 @@ fn own_service(api: &Api) -> Result<Value, BootstrapError> {
         what: "Service kubernetes".into(),
         message: format!("service CIDR {cidr:?} is no CIDR with room for services"),
     })?;
+    let address = &api.settings().external_address;
+    let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok()).filter(|port| *port != 0);
+    let port = port.ok_or_else(|| BootstrapError {
+        what: "Service kubernetes".into(),
+        message: format!("the address of this server, {address:?}, names no port"),
+    })?;
     Ok(json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": {
@@ -108,9 +116,22 @@ fn own_service(api: &Api) -> Result<Value, BootstrapError> {
         },
         "spec": {
             "clusterIP": range.first().to_string(), "type": "ClusterIP", "sessionAffinity": "None",
-            "ports": [{ "name": "https", "protocol": "TCP", "port": 443, "targetPort": 6443 }],
+            "ports": [{ "name": "https", "protocol": "TCP", "port": 443, "targetPort": port }],
         },
     }))
+}
+
+/// Sets the ports of a service that is there from a start with another port (`getMasterServiceUpdateIfNeeded`).
+async fn correct_ports(api: &Api, service: &Value) -> Result<(), BootstrapError> {
+    let entry = api.store().get(&ResourceId::new("", "services"), &crate::object::key(service));
+    let Some(mut stored) = entry.map(|entry| crate::object::decode(&entry.bytes)) else { return Ok(()) };
+    let told = |port: &Value| ["name", "protocol", "port", "targetPort"].map(|key| port[key].clone());
+    let ports = |service: &Value| crate::object::items(&service["spec"], "ports").map(told).collect::<Vec<_>>();
+    if ports(&stored) == ports(service) {
+        return Ok(());
+    }
+    stored["spec"]["ports"] = service["spec"]["ports"].clone();
+    put(api, stored).await
 }
 
 /// Says at which address and port this server can be reached: the endpoints of [`own_service`]. To be called when
@@ -221,6 +242,24 @@ async fn finish(object: &Value, response: http::Response<crate::body::Body>) -> 
 mod tests {
     use super::*;
     use crate::testing::{ask, open, patch};
+
+    #[tokio::test]
+    async fn the_service_of_the_api_follows_its_port() {
+        let api = open().await;
+        bootstrap(&api, Vec::new()).await.unwrap();
+        let target = async || {
+            let service = ask(&api, "GET /api/v1/namespaces/default/services/kubernetes", Value::Null).await.1;
+            (service["spec"]["clusterIP"].clone(), service["spec"]["ports"][0]["targetPort"].clone())
+        };
+        let first = json!("10.43.0.1");
+        assert_eq!(target().await, (first.clone(), json!(6443)), "the port of the settings");
+        let moved = json!({ "spec": { "ports": [{ "name": "https", "port": 443, "targetPort": 7443 }] } }).to_string();
+        let service = "/api/v1/namespaces/default/services/kubernetes";
+        assert_eq!(patch(&api, service, "merge-patch+json", &moved).await.0, 200);
+        assert_eq!(target().await.1, 7443);
+        bootstrap(&api, Vec::new()).await.unwrap();
+        assert_eq!(target().await, (first, json!(6443)));
+    }
 
     #[tokio::test]
     async fn a_start_gives_default_roles_what_they_lack_and_writes_nothing_else() {

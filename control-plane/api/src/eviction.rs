@@ -19,6 +19,9 @@ const DISRUPTED_PODS_MAX: usize = 2000;
 
 pub(crate) async fn evict(call: Call<'_>) -> Result<Response<Body>, ApiError> {
     let eviction = decode::object_of(&call, "policy", "v1", "Eviction")?;
+    if object::name(&eviction) != call.path.name {
+        return Err(ApiError::bad_request("name in URL does not match name in Eviction object"));
+    }
     // Said in the query or with the deletion (`propagateDryRun`), which is where `kubectl drain` says it.
     let dry_run = delete_dry_run(&eviction["deleteOptions"])? | call.dry_run()?;
     let pod = call.decode(&*call.stored()?);

@@ -149,7 +149,10 @@ impl Rbac {
     /// Whether everything a token is bound to is still there and still the same.
     fn still_bound(&self, api: &Api, bound: &Bound) -> Result<(), String> {
         let namespace = &*bound.namespace;
+        // A pod's token says which node it is on and lasts as long as the pod (`pkg/serviceaccount/claims.go`).
+        let node = bound.node.as_ref().filter(|_| bound.pod.is_none());
         let checks = [
+            ("nodes", "", node),
             ("serviceaccounts", namespace, Some(&bound.serviceaccount)),
             ("pods", namespace, bound.pod.as_ref()),
             ("secrets", namespace, bound.secret.as_ref()),
@@ -252,5 +255,59 @@ impl Guard for Rbac {
         metadata.insert("namespace".into(), object::namespace(account).into());
         metadata.insert("creationTimestamp".into(), timestamp(api.world().clock.wall()).into());
         Ok(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use kedge_access::{Authority, Names};
+    use kedge_world::sim::{SimDisk, SimRandom};
+    use kedge_world::{Disk, World};
+
+    use super::*;
+    use crate::testing::{ask, open};
+
+    #[tokio::test]
+    async fn a_token_ends_with_what_it_is_bound_to() {
+        let api = open().await;
+        let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(Arc::new(SimRandom::seeded(1))));
+        let world = World { disk, ..World::real() };
+        let authority = Authority::open(&world, std::path::Path::new("/tls"), &Names(Vec::new())).unwrap();
+        let guard = Rbac::new(authority.token_signer().unwrap(), "https://issuer.test");
+        let create = async |path: &str, object: Value| {
+            let answer = ask(&api, &format!("POST /api/v1/{path}"), object).await;
+            assert_eq!(answer.0, 201, "{}", answer.1);
+            answer.1
+        };
+        let named = |name: &str| json!({ "metadata": { "name": name } });
+        let account = create("namespaces/default/serviceaccounts", named("a")).await;
+        let pod = json!({ "metadata": { "name": "p" },
+            "spec": { "serviceAccountName": "a", "nodeName": "n", "containers": [{ "name": "c", "image": "i" }] } });
+        create("nodes", named("n")).await;
+        create("namespaces/default/secrets", named("s")).await;
+        create("namespaces/default/pods", pod).await;
+        let token = |kind: &str, name: &str| {
+            let spec = json!({ "boundObjectRef": { "kind": kind, "apiVersion": "v1", "name": name } });
+            let request = guard.issue(&api, &account, json!({ "spec": spec, "status": {} })).unwrap();
+            request["status"]["token"].as_str().unwrap().to_owned()
+        };
+        let tokens = [token("Node", "n"), token("Secret", "s"), token("Pod", "p"), token("", "")];
+        let good = || tokens.each_ref().map(|token| guard.authenticate(&api, token, &[]).is_ok());
+        let delete = async |path: &str| {
+            let answer = ask(&api, &format!("DELETE /api/v1/{path}?gracePeriodSeconds=0"), Value::Null).await;
+            assert_eq!(answer.0, 200, "{}", answer.1);
+        };
+        assert_eq!(good(), [true; 4]);
+        delete("nodes/n").await;
+        assert_eq!(good(), [false, true, true, true], "a pod's token lasts as long as the pod");
+        create("nodes", named("n")).await;
+        assert_eq!(good(), [false, true, true, true], "the node of that name is another one");
+        delete("namespaces/default/secrets/s").await;
+        delete("namespaces/default/pods/p").await;
+        assert_eq!(good(), [false, false, false, true]);
+        delete("namespaces/default/serviceaccounts/a").await;
+        assert_eq!(good(), [false; 4]);
     }
 }

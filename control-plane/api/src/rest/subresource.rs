@@ -83,6 +83,9 @@ pub(super) async fn bind_named(call: Call<'_>) -> Result<Response<Body>, ApiErro
 
 /// `pods/binding`: sets the node once, and says that the pod is scheduled (`pkg/registry/core/pod/storage`).
 async fn bind(call: Call<'_>, binding: Value) -> Result<Response<Body>, ApiError> {
+    if object::name(&binding) != call.path.name {
+        return Err(ApiError::bad_request("name in URL does not match name in Binding object"));
+    }
     let node = binding["target"]["name"].as_str().unwrap_or_default();
     if node.is_empty() || !matches!(binding["target"]["kind"].as_str(), None | Some("" | "Node")) {
         let path = kedge_schema::field::Path::new("target").child("name");
@@ -153,5 +156,42 @@ fn scheduled(pod: &mut Value, now: &str) {
     match list.iter_mut().find(|c| c["type"] == "PodScheduled") {
         Some(existing) => *existing = condition,
         None => list.push(condition),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{ask, open};
+
+    #[tokio::test]
+    async fn what_is_posted_names_the_pod_of_its_url() {
+        let api = open().await;
+        assert_eq!(
+            ask(&api, "POST /api/v1/namespaces/default/serviceaccounts", json!({ "metadata": { "name": "s" } }))
+                .await
+                .0,
+            201
+        );
+        let pods = "/api/v1/namespaces/default/pods";
+        for name in ["p", "q"] {
+            let pod = json!({ "metadata": { "name": name },
+                "spec": { "serviceAccountName": "s", "containers": [{ "name": "c", "image": "i" }] } });
+            assert_eq!(ask(&api, &format!("POST {pods}"), pod).await.0, 201);
+        }
+        let binding = |name: &str| json!({ "metadata": { "name": name }, "target": { "kind": "Node", "name": "n" } });
+        let cases = [
+            (format!("{pods}/p/binding"), binding("q"), 400),
+            (format!("{pods}/p/binding"), binding(""), 400),
+            (format!("{pods}/p/eviction"), json!({ "metadata": { "name": "q" } }), 400),
+            ("/api/v1/namespaces/default/bindings".to_owned(), binding(""), 400),
+            (format!("{pods}/p/binding"), binding("p"), 201),
+            ("/api/v1/namespaces/default/bindings".to_owned(), binding("q"), 201),
+            (format!("{pods}/p/eviction"), json!({ "metadata": { "name": "p" } }), 201),
+        ];
+        for (path, body, code) in cases {
+            let answer = ask(&api, &format!("POST {path}"), body.clone()).await;
+            assert_eq!(answer.0, code, "{path} {body}: {}", answer.1);
+        }
     }
 }
