@@ -125,6 +125,7 @@ async fn attempt(node: &Node) -> Result<()> {
         node.folders.pulls(),
         runtime.clone(),
     );
+    puller.clean(node.world.clock.wall())?;
     let puller: Arc<dyn Puller> = Arc::new(Registries(puller));
     let parts = Parts { client: node.client.clone(), runtime, network: connected, puller: Some(puller), world };
     let agent = Agent::new(parts, settings(node, &namespace)?)?;

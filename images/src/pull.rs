@@ -1,7 +1,8 @@
 //! Pulling images from registries. (OCI distribution spec, `pull`; docs.docker.com/registry/spec/auth/token.)
 //!
 //! A pull writes nothing into the runtime before every blob is here and has its digest. What a cut link leaves is kept
-//! in `<data-dir>/pulls` under its digest and gone on from, by whichever pull needs that blob next.
+//! in `<data-dir>/pulls` under its digest and gone on from, by whichever pull needs that blob next. Layers that the
+//! runtime has unpacked for another image are not fetched.
 //! Not here: pushing, mirrors, signatures.
 #![allow(clippy::disallowed_methods, reason = "a shell: blobs are large files that grow at their end")]
 
@@ -13,6 +14,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use kedge_content::Turns;
 use kedge_fetch::{Answer, FetchError, Fetcher, Get};
 use kedge_runtimes::Runtime;
@@ -29,6 +31,11 @@ pub use auth::Login;
 const JSON_BYTES_MAX: usize = 4 << 20;
 /// Times a blob is asked for again after the link broke, each time going on where it ended.
 const ATTEMPTS_MAX: u32 = 5;
+/// How long a blob that nobody came back for is kept.
+const UNFINISHED_MAX: jiff::SignedDuration = jiff::SignedDuration::from_hours(7 * 24);
+/// How often a layer lies on the disk until its image is installed: as it came, in the runtime's store, and unpacked,
+/// where it is no smaller.
+const LAYER_COPIES: u64 = 3;
 /// What a registry may answer for a name.
 const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
@@ -81,6 +88,18 @@ pub enum PullError {
         /// What happened.
         source: io::Error,
     },
+    /// The disk has no room for it.
+    #[error("{image} needs {needed} bytes on the file system of {}, where {free} are free", folder.display())]
+    Room {
+        /// The image.
+        image: String,
+        /// The least that it takes while it is installed.
+        needed: u64,
+        /// What may be used, less the part of the disk that is kept free.
+        free: u64,
+        /// Where it would go.
+        folder: PathBuf,
+    },
     /// The runtime did not take it.
     #[error("cannot install the image: {0}")]
     Install(RuntimeError),
@@ -99,6 +118,29 @@ impl Puller {
     /// One that keeps unfinished blobs in `folder`.
     pub fn new(fetcher: Fetcher, folder: PathBuf, runtime: Arc<dyn Runtime>) -> Self {
         Self { fetcher, folder, runtime, turns: Turns::default() }
+    }
+
+    /// Removes blobs that nobody came back for in a week.
+    pub fn clean(&self, now: Timestamp) -> Result<(), PullError> {
+        let disk = |path: &Path| {
+            let path = path.to_owned();
+            move |source| PullError::Disk { path, source }
+        };
+        let entries = match fs::read_dir(&self.folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other.map_err(disk(&self.folder))?,
+        };
+        for entry in entries {
+            let path = entry.map_err(disk(&self.folder))?.path();
+            let modified = fs::symlink_metadata(&path).and_then(|meta| meta.modified()).map_err(disk(&path))?;
+            // A time that no calendar has is as old as any.
+            let is_young = Timestamp::try_from(modified).is_ok_and(|at| now.duration_since(at) < UNFINISHED_MAX);
+            if !is_young {
+                tracing::info!(file = %path.display(), "removing a blob that nobody came back for");
+                fs::remove_file(&path).map_err(disk(&path))?;
+            }
+        }
+        Ok(())
     }
 
     /// Pulls `name` and installs it; `logins` are tried where the registry asks who is there.
@@ -127,7 +169,10 @@ impl Puller {
                 format!("{} layers, and {} in its config", manifest.layers.len(), config.rootfs.diff_ids.len());
             return Err(PullError::Invalid { what: "the manifest".into(), reason });
         }
-        for layer in &manifest.layers {
+        let here = self.runtime.unpacked_layers(&config.rootfs.diff_ids).await.map_err(PullError::Install)?;
+        let wanted = &manifest.layers[here.min(manifest.layers.len())..];
+        self.check_room(&reference, wanted)?;
+        for layer in wanted {
             self.blob(&mut session, layer, u64::MAX).await?;
         }
         let blobs: Vec<PathBuf> =
@@ -148,6 +193,19 @@ impl Puller {
             let _ = fs::remove_file(path);
         }
         Ok(image)
+    }
+
+    /// Refuses what does not fit, before a byte of it comes.
+    fn check_room(&self, reference: &Reference, layers: &[Descriptor]) -> Result<(), PullError> {
+        let here = |layer: &Descriptor| fs::metadata(self.place(&layer.digest)).map_or(0, |found| found.len());
+        let needs = |layer: &Descriptor| layer.size.saturating_mul(LAYER_COPIES).saturating_sub(here(layer));
+        let needed = layers.iter().map(needs).fold(0, u64::saturating_add);
+        let disk = |source| PullError::Disk { path: self.folder.clone(), source };
+        let free = kedge_content::free_bytes(&self.folder).map_err(disk)?;
+        if needed <= free {
+            return Ok(());
+        }
+        Err(PullError::Room { image: reference.full_name(), needed, free, folder: self.folder.clone() })
     }
 
     /// The image, when the runtime has exactly this one under this name.

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -35,6 +36,9 @@ fn image() -> Held {
     header.set_size(busybox.len() as u64);
     header.set_mode(0o755);
     layer.append_data(&mut header, "bin/busybox", busybox.as_slice()).unwrap();
+    // Something that the image of other tests, which is here, has not: its layer would not be asked for.
+    header.set_size(0);
+    layer.append_data(&mut header, "pulled", &[][..]).unwrap();
     let layer = layer.into_inner().unwrap();
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     gzip.write_all(&layer).unwrap();
@@ -97,7 +101,7 @@ fn image() -> Held {
 
 /// A registry that gives nothing without a token, and a token only to `user:secret`; the layer breaks off once.
 fn registry(held: Held) -> Web {
-    let broken = std::sync::atomic::AtomicBool::new(false);
+    let broken = AtomicBool::new(false);
     Web::serve(move |request| {
         if request.path.starts_with("/token?") {
             // user:secret
@@ -118,15 +122,21 @@ fn registry(held: Held) -> Web {
     })
 }
 
+/// How often the one registry of this process was asked for the layer.
+static LAYERS: AtomicUsize = AtomicUsize::new(0);
+
 /// Where the one registry of this process listens; its answers name it.
 static PORT: std::sync::OnceLock<u16> = std::sync::OnceLock::new();
 
-fn serve(held: &Held, request: &Request, broken: &std::sync::atomic::AtomicBool) -> Reply {
+fn serve(held: &Held, request: &Request, broken: &AtomicBool) -> Reply {
     let last = request.path.rsplit('/').next().unwrap_or_default();
+    if last == held.layer {
+        LAYERS.fetch_add(1, Ordering::SeqCst);
+    }
     let found =
         if request.path.starts_with("/v2/box/manifests/") { held.manifests.get(last) } else { held.blobs.get(last) };
     let Some(content) = found else { return Reply::status("404 Not Found", "") };
-    let cut = last == held.layer && !broken.swap(true, std::sync::atomic::Ordering::SeqCst);
+    let cut = last == held.layer && !broken.swap(true, Ordering::SeqCst);
     Reply { cut, ..Reply::content(request, content) }
 }
 
@@ -198,6 +208,7 @@ fn an_image_is_pulled_with_a_login_over_a_link_that_breaks() {
         until(&format!("{name}-again"), ".status.phase", "Running");
         assert_eq!(web.asked(), before, "{name}: what is here was asked for again");
     }
+    assert_eq!(LAYERS.load(Ordering::SeqCst), 2, "the layer came once, in two parts");
     // The tag beside a digest was not moved to it.
     create(&pod("twin-again", &format!("{host}/box:twin"), false));
     until("twin-again", ".status.phase", "Running");

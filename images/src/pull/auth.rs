@@ -34,23 +34,30 @@ impl std::fmt::Debug for Login {
 pub(super) struct Session<'a> {
     fetcher: &'a Fetcher,
     reference: &'a Reference,
-    login: Option<&'a Login>,
-    /// What is sent along, once the registry has said what it wants.
+    /// Who may be there, the one that was let in last first; nobody when no login is for this registry.
+    callers: Vec<Option<&'a Login>>,
+    /// What the registry wants, once it has said so.
+    challenge: Option<Challenge>,
+    /// What is sent along then.
     header: Option<HeaderValue>,
 }
 
 impl<'a> Session<'a> {
     pub(super) fn new(fetcher: &'a Fetcher, reference: &'a Reference, logins: &'a [Login]) -> Self {
         let host = host(reference);
-        let login = logins.iter().find(|login| login.registry == host);
-        Self { fetcher, reference, login, header: None }
+        let mut callers: Vec<_> = logins.iter().filter(|login| login.registry == host).map(Some).collect();
+        if callers.is_empty() {
+            callers.push(None);
+        }
+        Self { fetcher, reference, callers, challenge: None, header: None }
     }
 
     pub(super) fn reference(&self) -> &Reference {
         self.reference
     }
 
-    /// Asks for `path` of the repository; asked who is there, says so and asks again.
+    /// Asks for `path` of the repository; asked who is there, says so and asks again, as each of the callers until one
+    /// is let in. (pkg/kubelet/images/image_manager.go tries credentials in turn, too.)
     pub(super) async fn send(&mut self, path: &str, from: u64, accept: Option<&str>) -> Result<Answer, PullError> {
         let url = url(self.reference, path);
         let mut get = request(&url, from);
@@ -63,24 +70,54 @@ impl<'a> Session<'a> {
             get
         };
         let answer = self.fetcher.send(&with(&self.header)).await?;
-        if answer.status != StatusCode::UNAUTHORIZED {
+        // A token may be for one that is known but may not have this.
+        let denied = answer.status == StatusCode::FORBIDDEN && self.challenge.is_some();
+        if answer.status != StatusCode::UNAUTHORIZED && !denied {
             return Ok(answer);
         }
         let wants = answer.headers.get(WWW_AUTHENTICATE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        self.header = match Challenge::parse(wants) {
-            Some(Challenge::Basic) => self.login.map(basic),
-            Some(Challenge::Bearer { realm, service, scope }) => Some(self.token(&realm, &service, &scope).await?),
-            None => None,
-        };
-        if self.header.is_none() {
-            return Ok(answer);
+        self.challenge = Challenge::parse(wants).or(self.challenge.take());
+        let Some(challenge) = &self.challenge else { return Ok(answer) };
+        let mut last = Ok(answer);
+        for index in 0..self.callers.len() {
+            let header = match self.header(challenge, self.callers[index]).await {
+                Ok(Some(header)) => Some(header),
+                Ok(None) => continue,
+                Err(error @ PullError::Refused { .. }) => {
+                    last = Err(error);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let answer = self.fetcher.send(&with(&header)).await?;
+            // What somebody may not see is missing to them in some registries.
+            if !matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND) {
+                self.header = header;
+                self.callers.swap(0, index);
+                return Ok(answer);
+            }
+            last = Ok(answer);
         }
-        Ok(self.fetcher.send(&with(&self.header)).await?)
+        last
     }
 
-    async fn token(&self, realm: &str, service: &str, scope: &str) -> Result<HeaderValue, PullError> {
+    /// What is sent along when `login` is there; none when it takes a login and there is none.
+    async fn header(&self, challenge: &Challenge, login: Option<&Login>) -> Result<Option<HeaderValue>, PullError> {
+        match challenge {
+            Challenge::Basic => Ok(login.map(basic)),
+            Challenge::Bearer { realm, service, scope } => self.token(realm, service, scope, login).await.map(Some),
+        }
+    }
+
+    async fn token(
+        &self,
+        realm: &str,
+        service: &str,
+        scope: &str,
+        login: Option<&Login>,
+    ) -> Result<HeaderValue, PullError> {
         let mut get = request(&token_url(realm, service, scope), 0);
-        get.headers.extend(self.login.map(|login| (AUTHORIZATION, basic(login))));
+        get.headers.extend(login.map(|login| (AUTHORIZATION, basic(login))));
         let answer = self.fetcher.send(&get).await?;
         if let Some(error) = super::judge(&answer, self.reference) {
             return Err(error);

@@ -19,7 +19,7 @@ use tokio_stream::wrappers::BroadcastStream;
 
 use crate::archive::read::ArchiveFile;
 use crate::container::{ContainerSpec, ExecSpec, PidMode, SandboxSpec};
-use crate::image::{BlobSource, ConfigFile, Digest, Image, ImageConfig, ImagePlan, host_architecture};
+use crate::image::{BlobSource, ConfigFile, Digest, Image, ImageConfig, ImagePlan, chain_ids, host_architecture};
 use crate::reference::Reference;
 use crate::runtime::{
     ContainerId, ContainerState, ContainerStats, Events, ExecControl, ExecSession, Exit, Observed, ObservedContainer,
@@ -73,11 +73,19 @@ struct Inner {
 #[derive(Default)]
 struct State {
     images: BTreeMap<String, Image>,
+    /// Unpacked layers, by the image that has them.
+    layers: BTreeMap<String, Vec<Digest>>,
     sandboxes: BTreeMap<PodUid, ObservedSandbox>,
     containers: BTreeMap<ContainerId, Container>,
     behaviours: HashMap<String, Behaviour>,
     exec_answers: HashMap<String, ExecAnswer>,
     calls: Vec<String>,
+}
+
+impl State {
+    fn unpacked(&self, chain: &[Digest]) -> usize {
+        chain.iter().take_while(|layer| self.layers.values().any(|layers| layers.contains(layer))).count()
+    }
 }
 
 struct Container {
@@ -206,23 +214,29 @@ impl Runtime for Fake {
     }
 
     async fn remove_image(&self, id: &str) -> Result<(), RuntimeError> {
-        self.0.state.lock().images.remove(id);
+        let mut state = self.0.state.lock();
+        state.images.remove(id);
+        state.layers.remove(id);
         Ok(())
     }
 
-    async fn install_image(&self, plan: ImagePlan, _: Arc<dyn BlobSource>) -> Result<Image, RuntimeError> {
+    async fn unpacked_layers(&self, diff_ids: &[Digest]) -> Result<usize, RuntimeError> {
+        Ok(self.0.state.lock().unpacked(&chain_ids(diff_ids)))
+    }
+
+    async fn install_image(&self, plan: ImagePlan, blobs: Arc<dyn BlobSource>) -> Result<Image, RuntimeError> {
         let id = plan.manifest.config.digest.to_string();
         let file: ConfigFile = serde_json::from_slice(&plan.config_bytes)
             .map_err(|e| RuntimeError::Config(format!("config of image {id}: {e}")))?;
         let size_bytes = plan.manifest.layers.iter().map(|layer| layer.size).sum();
         let mut state = self.0.state.lock();
-        let image = state.images.entry(id.clone()).or_insert_with(|| Image {
-            id,
-            names: vec![],
-            digests: vec![],
-            size_bytes,
-            config: file.config,
-        });
+        let chain = chain_ids(&plan.diff_ids);
+        for layer in &plan.manifest.layers[state.unpacked(&chain)..] {
+            blobs.open(&layer.digest).map_err(|e| RuntimeError::host(format!("read blob {}", layer.digest), e))?;
+        }
+        state.layers.insert(id.clone(), chain);
+        let fresh = Image { id: id.clone(), names: vec![], digests: vec![], size_bytes, config: file.config };
+        let image = state.images.entry(id).or_insert(fresh);
         for name in &plan.names {
             image.add_name(&Reference::parse(name)?, plan.manifest_digest.as_str());
         }

@@ -19,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::container::{ContainerSpec, ExecSpec, SandboxSpec};
-use crate::image::{BlobSource, Image, ImagePlan};
+use crate::image::{BlobSource, Digest, Image, ImagePlan};
 
 /// Runs pods' containers on this machine.
 #[async_trait]
@@ -37,6 +37,9 @@ pub trait Runtime: Send + Sync + 'static {
     async fn remove_image(&self, id: &str) -> Result<(), RuntimeError>;
     /// Unpacks an image whose blobs `blobs` can open, and names it. All or nothing.
     async fn install_image(&self, plan: ImagePlan, blobs: Arc<dyn BlobSource>) -> Result<Image, RuntimeError>;
+    /// How many of an image's layers, from the lowest on, are unpacked here, whichever image brought them; installing
+    /// it needs the blobs of the others only.
+    async fn unpacked_layers(&self, diff_ids: &[Digest]) -> Result<usize, RuntimeError>;
     /// Installs every image of a docker or OCI archive. A broken archive installs none of them.
     async fn import_archive(&self, path: &Path) -> Result<Vec<Image>, RuntimeError>;
 

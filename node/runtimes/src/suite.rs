@@ -190,6 +190,11 @@ pub async fn run(fixture: &dyn Fixture) {
     let image = runtime.import_archive(&archive).await.expect("the archive is whole").remove(0);
     let image_id = image.id.as_str();
     names_lead_to_the_image(&*runtime, &image).await;
+    let layers = [crate::Digest::of(&busybox_layer(&busybox)), crate::Digest::of(b"another")];
+    for (count, here) in [(0, 0), (1, 1), (2, 1)] {
+        assert_eq!(runtime.unpacked_layers(&layers[..count]).await.expect("asking works"), here, "of {count}");
+    }
+    assert_eq!(runtime.unpacked_layers(&layers[1..]).await.expect("asking works"), 0, "its place is part of a layer");
     a_life_from_start_to_end(&*runtime, fixture, image_id).await;
     an_exit_code_is_reported(&*runtime, fixture, image_id).await;
     what_cannot_start_says_why(&*runtime, fixture, image_id).await;

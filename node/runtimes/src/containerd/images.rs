@@ -137,6 +137,17 @@ impl Inner {
         }
     }
 
+    pub(super) async fn unpacked_layers(&self, diff_ids: &[Digest]) -> Result<usize, RuntimeError> {
+        for (count, chain) in chain_ids(diff_ids).iter().enumerate() {
+            let stat = snap::StatSnapshotRequest { snapshotter: SNAPSHOTTER.into(), key: chain.to_string() };
+            let found = self.rpc.snapshots().stat(self.rpc.request(stat)).await;
+            if rpc::find("look for a layer", found)?.is_none() {
+                return Ok(count);
+            }
+        }
+        Ok(diff_ids.len())
+    }
+
     /// Unpacks all images and then names them; on any error none of them.
     pub(super) async fn install(&self, plans: &[ImagePlan], blobs: Arc<dyn BlobSource>) -> Result<(), RuntimeError> {
         let id = format!("kedge-import-{:016x}", self.world.random.number());

@@ -32,7 +32,7 @@ use tokio_stream::wrappers::BroadcastStream;
 use crate::archive::read::ArchiveFile;
 use crate::cgroup::{Cgroups, Version};
 use crate::container::{ContainerSpec, ExecSpec, PidMode, SandboxSpec};
-use crate::image::{BlobSource, Image, ImagePlan, host_architecture};
+use crate::image::{BlobSource, Digest, Image, ImagePlan, host_architecture};
 use crate::layout::Layout;
 use crate::runtime::{
     ContainerId, ContainerStats, Events, ExecSession, Observed, PodUid, Runtime, RuntimeError, RuntimeEvent,
@@ -172,6 +172,10 @@ impl Runtime for Containerd {
         let id = plan.manifest.config.digest.to_string();
         self.0.install(std::slice::from_ref(&plan), blobs).await?;
         self.0.image_by_id(&id).await?.ok_or(RuntimeError::ImageNotFound(id))
+    }
+
+    async fn unpacked_layers(&self, diff_ids: &[Digest]) -> Result<usize, RuntimeError> {
+        self.0.unpacked_layers(diff_ids).await
     }
 
     async fn import_archive(&self, path: &Path) -> Result<Vec<Image>, RuntimeError> {
