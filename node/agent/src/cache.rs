@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
 use kedge_runtimes::PodUid;
 use kedge_world::{Disk, DiskError};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 /// A pod and what it refers to.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -26,6 +27,54 @@ pub struct CachedPod {
     /// The Services of its namespace.
     #[serde(default)]
     pub services: Vec<Service>,
+}
+
+/// One pod's file, written in the order of what is noted, on a thread that may wait for the disk. Of several notes that
+/// the disk is too slow for, the last one counts.
+#[derive(Debug)]
+pub struct Notes(watch::Sender<Note>);
+
+#[derive(Clone, Debug)]
+enum Note {
+    Nothing,
+    Put(Arc<CachedPod>),
+    Remove,
+}
+
+impl Notes {
+    /// Notes about the pod `uid`; they are carried out to the last, also after this is dropped.
+    pub fn of(cache: Cache, uid: PodUid) -> Self {
+        let (sender, mut notes) = watch::channel(Note::Nothing);
+        tokio::spawn(async move {
+            while notes.changed().await.is_ok() {
+                let note = notes.borrow_and_update().clone();
+                let (cache, uid) = (cache.clone(), uid.clone());
+                let written = tokio::task::spawn_blocking(move || match note {
+                    Note::Nothing => Ok(()),
+                    Note::Put(pod) => cache.put(&uid, &pod),
+                    Note::Remove => cache.remove(&uid),
+                });
+                match written.await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => {
+                        tracing::warn!(%error, "what a start without the API needs of a pod is not as it should be")
+                    }
+                    Err(error) => tracing::error!(%error, "writing down a pod panicked"),
+                }
+            }
+        });
+        Self(sender)
+    }
+
+    /// The pod as it is to be found by a start without the API.
+    pub fn put(&self, pod: CachedPod) {
+        self.0.send_replace(Note::Put(Arc::new(pod)));
+    }
+
+    /// The pod is gone for good.
+    pub fn remove(&self) {
+        self.0.send_replace(Note::Remove);
+    }
 }
 
 /// The files.
@@ -81,6 +130,34 @@ impl Cache {
 mod tests {
     use super::*;
     use kedge_world::sim::{SimDisk, SimRandom};
+
+    #[tokio::test]
+    async fn notes_are_carried_out_to_the_last() {
+        let cache = Cache::below(Path::new("/data"), Arc::new(SimDisk::new(Arc::new(SimRandom::seeded(1))))).unwrap();
+        for (removed, expected) in [(false, vec!["p99"]), (true, vec![])] {
+            let notes = Notes::of(cache.clone(), PodUid::new("u1").unwrap());
+            for n in 0..100 {
+                let pod: Pod =
+                    serde_json::from_value(serde_json::json!({"metadata": {"name": format!("p{n}")}})).unwrap();
+                notes.put(CachedPod { pod, ..CachedPod::default() });
+                tokio::task::yield_now().await;
+            }
+            if removed {
+                notes.remove();
+            }
+            drop(notes);
+            let names = || -> Vec<String> {
+                cache.list().unwrap().into_iter().filter_map(|cached| cached.pod.metadata.name).collect()
+            };
+            for _ in 0..500 {
+                if names() == expected {
+                    break;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+            assert_eq!(names(), expected);
+        }
+    }
 
     #[test]
     fn pods_survive_a_power_cut() {

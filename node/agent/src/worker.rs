@@ -20,6 +20,7 @@ use kedge_client::{Panicked, caught};
 use kedge_runtimes::{ContainerId, ContainerState, ObservedContainer, PodId, PodUid, RuntimeError};
 use tokio::sync::{mpsc, watch};
 
+use crate::cache::{CachedPod, Notes};
 use crate::agent::Shared;
 use crate::container::VolumePlace;
 use crate::env::{ConfigError, Sources};
@@ -112,8 +113,10 @@ pub(crate) fn spawn(shared: Arc<Shared>, id: PodId, pod: Pod, known: Sources) ->
     tokio::spawn(tell::tell_api(shared.clone(), id.clone(), said, outcome_sender.clone()));
     let memory = Memory { start_time: Some(shared.world.clock.wall()), ..Memory::default() };
     let is_at_rest = Arc::new(AtomicBool::new(plan::is_over(pod.status.as_ref())));
+    let notes = Notes::of(shared.cache.clone(), id.uid.clone());
     let handed = Arc::new(pod.clone());
     let worker = Worker {
+        notes,
         shared,
         id,
         pod,
@@ -133,6 +136,8 @@ pub(crate) fn spawn(shared: Arc<Shared>, id: PodId, pod: Pod, known: Sources) ->
 }
 
 struct Worker {
+    /// What a start without the API needs.
+    notes: Notes,
     shared: Arc<Shared>,
     id: PodId,
     pod: Pod,
@@ -363,9 +368,7 @@ impl Worker {
                 }
             }
             Outcome::Deleted => {
-                if let Err(error) = self.shared.cache.remove(&self.id.uid) {
-                    tracing::warn!(%error, "a pod that is gone is still cached");
-                }
+                self.notes.remove();
                 return false;
             }
         }
@@ -400,9 +403,7 @@ impl Worker {
             secrets: self.sources.secrets.values().cloned().collect(),
             services: self.sources.services.clone(),
         };
-        if let Err(error) = self.shared.cache.put(&self.id.uid, &cached) {
-            tracing::warn!(pod = %self.id.name, %error, "the pod cannot be cached; a start without the API will miss it");
-        }
+        self.notes.put(cached);
     }
 
     fn read_termination_messages(&mut self, observed: &[ObservedContainer]) {

@@ -79,31 +79,50 @@ pub(super) async fn refresh(
 ) -> Result<(Places, Sources), Problem> {
     let sources = fetch(shared, id, pod, known, ips).await;
     let tokens = fetch_tokens(shared, id, pod).await;
-    let folder = shared.volumes_of(id);
+    let stamp = format!("{}", shared.world.clock.wall().as_nanosecond());
+    let (folder, pod) = (shared.volumes_of(id), pod.clone());
+    // Files of any size, on a disk that may be slow.
+    let made =
+        off_the_runtime(move || make_volumes(&pod, &folder, &sources, &tokens, &stamp).map(|places| (places, sources)));
+    made.await.unwrap_or_else(|text| Err(problem("InternalError", text)))
+}
+
+/// Makes the volumes of a pod below `folder`, or brings them up to date.
+fn make_volumes(
+    pod: &Pod,
+    folder: &Path,
+    sources: &Sources,
+    tokens: &BTreeMap<TokenSpec, String>,
+    stamp: &str,
+) -> Result<Places, Problem> {
     let group = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref()?.fs_group);
     let group = group.and_then(|gid| u32::try_from(gid).ok());
-    let stamp = format!("{}", shared.world.clock.wall().as_nanosecond());
     let mut places = Places::new();
     for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
         let fail = |e: &dyn std::fmt::Display| {
             problem("FailedMount", format!("MountVolume.SetUp failed for volume {:?} : {e}", volume.name))
         };
         let place = folder.join(&volume.name);
-        let plan = match volumes::plan(pod, volume, &sources, &tokens) {
+        let plan = match volumes::plan(pod, volume, sources, tokens) {
             Ok(plan) => plan,
             // While cut off a token cannot be renewed, and the files from before serve on.
             Err(error) if place.join("..data").exists() => {
-                tracing::warn!(pod = %id.name, volume = %volume.name, %error, "the volume keeps what it had");
+                tracing::warn!(pod = pod.metadata.name, volume = %volume.name, %error, "the volume keeps what it had");
                 places.insert(volume.name.clone(), VolumePlace { path: place, read_only: true });
                 continue;
             }
             Err(error) => return Err(fail(&error)),
         };
-        let path = writer::make(&plan, &place, group, &stamp).map_err(|e| fail(&e))?;
+        let path = writer::make(&plan, &place, group, stamp).map_err(|e| fail(&e))?;
         let read_only = matches!(plan, VolumePlan::Files(_));
         places.insert(volume.name.clone(), VolumePlace { path, read_only });
     }
-    Ok((places, sources))
+    Ok(places)
+}
+
+/// Runs what waits for the disk on a thread that may wait; what a panic in it said is the error.
+async fn off_the_runtime<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string())
 }
 
 /// Asks the API for what the pod names; what it does not answer for stays as it is known.
@@ -376,11 +395,11 @@ pub(super) async fn tear_down(shared: &Shared, id: &PodId, pod: &Pod) -> Result<
     if pod.spec.as_ref().and_then(|spec| spec.host_network) != Some(true) {
         shared.network.teardown(id).await.map_err(|e| e.to_string())?;
     }
-    for folder in [shared.volumes_of(id), shared.pod_folder(id)] {
-        writer::remove(&folder).map_err(|e| e.to_string())?;
-    }
     let logs = shared.settings.log_dir.join(format!("{}_{}_{}", id.namespace, id.name, id.uid));
-    writer::remove(&logs).map_err(|e| e.to_string())
+    let folders = [shared.volumes_of(id), shared.pod_folder(id), logs];
+    // An emptyDir may hold millions of files.
+    off_the_runtime(move || folders.iter().try_for_each(|folder| writer::remove(folder).map_err(|e| e.to_string())))
+        .await?
 }
 
 /// What a container left to say; with `from_log`, the end of its log when it said nothing.

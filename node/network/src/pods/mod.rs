@@ -17,7 +17,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kedge_world::Disk;
+use kedge_world::{Disk, DiskError};
 use parking_lot::Mutex;
 
 use crate::addresses::AddressPlan;
@@ -84,6 +84,8 @@ pub struct PodNetworks {
     mtu: u32,
     leases: Leases,
     state: Mutex<State>,
+    /// Held while leases change, which waits for the disk; `state` is never held that long.
+    changing: tokio::sync::Mutex<()>,
 }
 
 struct State {
@@ -111,7 +113,17 @@ impl PodNetworks {
         let (pod_cidr, cluster_cidr) = (settings.pod_cidr, settings.cluster_cidr);
         let table =
             TablePlan { table: key.pods_table(), pod_links: key.veth_prefix(), gateway, pod_cidr, cluster_cidr };
-        let networks = Self { settings, key, table, links, bridge, mtu, leases, state: Mutex::new(state) };
+        let networks = Self {
+            settings,
+            key,
+            table,
+            links,
+            bridge,
+            mtu,
+            leases,
+            state: Mutex::new(state),
+            changing: tokio::sync::Mutex::default(),
+        };
         let ports = networks.all_ports();
         nft::apply(&networks.settings.namespace, networks.table.whole(&ports)).await?;
         networks.sweep().await?;
@@ -120,7 +132,7 @@ impl PodNetworks {
 
     /// Gives a pod its network; one it has already is left as it is.
     pub async fn setup(&self, pod: &PodRef, host_ports: &[HostPort]) -> Result<PodNetwork, NetworkError> {
-        let address = self.lease(pod, host_ports)?;
+        let address = self.lease(pod, host_ports).await?;
         let network = self.network(&pod.uid, address);
         if !self.intact(&network, address).await? {
             self.clear(&network.namespace, address).await?;
@@ -148,8 +160,9 @@ impl PodNetworks {
             conntrack::forget(&self.settings.namespace, Doomed { backends, ..Doomed::default() }).await?;
         }
         self.clear(&self.network(uid, address).namespace, address).await?;
+        let _changing = self.changing.lock().await;
+        self.on_disk(move |leases| leases.remove(address)).await?;
         let mut state = self.state.lock();
-        self.leases.remove(address)?;
         state.addresses.release(uid);
         state.by_pod.remove(uid);
         Ok(())
@@ -204,8 +217,28 @@ impl PodNetworks {
     }
 
     /// Takes or makes a lease, and puts it on disk before anything uses it.
-    fn lease(&self, pod: &PodRef, host_ports: &[HostPort]) -> Result<Ipv4Addr, NetworkError> {
+    async fn lease(&self, pod: &PodRef, host_ports: &[HostPort]) -> Result<Ipv4Addr, NetworkError> {
         check_uid(&pod.uid)?;
+        let _changing = self.changing.lock().await;
+        let lease = Lease { pod: pod.clone(), host_ports: host_ports.to_vec() };
+        let (address, had) = match self.reserve(&lease)? {
+            (address, _, true) => return Ok(address),
+            (address, had, false) => (address, had),
+        };
+        let written = lease.clone();
+        if let Err(error) = self.on_disk(move |leases| leases.put(address, &written)).await {
+            if !had {
+                self.state.lock().addresses.release(&pod.uid);
+            }
+            return Err(error);
+        }
+        self.state.lock().by_pod.insert(pod.uid.clone(), lease);
+        Ok(address)
+    }
+
+    /// The address for a lease; whether the pod had it already, and whether the lease is on disk as it is.
+    fn reserve(&self, lease: &Lease) -> Result<(Ipv4Addr, bool, bool), NetworkError> {
+        let Lease { pod, host_ports } = lease;
         let mut state = self.state.lock();
         let others = state.by_pod.values().filter(|lease| lease.pod.uid != pod.uid);
         let taken: Vec<_> = others
@@ -215,19 +248,19 @@ impl PodNetworks {
             let (port, protocol, pod) = (port.host_port, port.protocol, taken[place].0.clone());
             return Err(NetworkError::HostPortTaken { port, protocol, pod });
         }
-        let lease = Lease { pod: pod.clone(), host_ports: host_ports.to_vec() };
-        let had = state.addresses.get(&pod.uid);
+        let had = state.addresses.get(&pod.uid).is_some();
         let address = state.addresses.allocate(&pod.uid)?;
-        if state.by_pod.get(&pod.uid) != Some(&lease) {
-            if let Err(error) = self.leases.put(address, &lease) {
-                if had.is_none() {
-                    state.addresses.release(&pod.uid);
-                }
-                return Err(error.into());
-            }
-            state.by_pod.insert(pod.uid.clone(), lease);
-        }
-        Ok(address)
+        Ok((address, had, state.by_pod.get(&pod.uid) == Some(lease)))
+    }
+
+    /// Changes leases on a thread that may wait for the disk.
+    async fn on_disk(
+        &self,
+        change: impl FnOnce(&Leases) -> Result<(), DiskError> + Send + 'static,
+    ) -> Result<(), NetworkError> {
+        let leases = self.leases.clone();
+        let changed = tokio::task::spawn_blocking(move || change(&leases)).await;
+        Ok(changed.map_err(|error| NetworkError::Invalid(format!("changing a lease: {error}")))??)
     }
 
     fn network(&self, uid: &str, address: Ipv4Addr) -> PodNetwork {
