@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -107,8 +108,9 @@ pub(crate) struct Shared {
     pub(crate) events: Recorder,
     /// The node's own object as the API has it; none before it was seen.
     pub(crate) node: watch::Sender<Option<Arc<Node>>>,
-    /// Tokens in use, by pod, with the time to fetch another.
-    pub(crate) tokens: Mutex<BTreeMap<(PodUid, TokenSpec), (String, Timestamp)>>,
+    /// Tokens in use, by pod, with the time for which each is used. By the wall clock, as their validity is: when that
+    /// jumps, either way, they are of no use any more.
+    pub(crate) tokens: Mutex<BTreeMap<(PodUid, TokenSpec), (String, Range<Timestamp>)>>,
 }
 
 impl Shared {

@@ -1,4 +1,5 @@
-//! When to probe a container, and what the answers add up to. No I/O, no clock: results and times come in.
+//! When to probe a container, and what the answers add up to. No I/O, no clock: results and times come in, those of the
+//! clock that never jumps.
 //!
 //! ```text
 //! startup ──succeeded (or there is none)──> liveness and readiness run
@@ -8,6 +9,7 @@
 //! Rules: `pkg/kubelet/prober/worker.go`, `results_manager.go`. Readiness begins false, liveness true.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, Probe};
@@ -79,7 +81,7 @@ pub struct Probes {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct State {
-    next_at: Timestamp,
+    next_at: Duration,
     running: bool,
     streak: (bool, i32),
     /// What the thresholds have let through.
@@ -87,12 +89,17 @@ struct State {
 }
 
 impl Probes {
-    /// For a container that runs since `started_at`.
-    pub fn new(container: &Container, started_at: Timestamp) -> Self {
+    /// For a container that runs since `started_at`, which at the moment `now` is so long ago.
+    pub fn new(container: &Container, started_at: Timestamp, ago: SignedDuration, now: Duration) -> Self {
+        // What a clock that jumped says of the past is worth no more than the delay.
+        let ago = Duration::try_from(ago).unwrap_or_default();
         let each = ProbeKind::ALL.iter().filter_map(|kind| {
             let probe = kind.of(container)?;
-            let delay = SignedDuration::from_secs(probe.initial_delay_seconds.unwrap_or(0).into());
-            Some((*kind, State { next_at: started_at + delay, running: false, streak: (true, 0), verdict: None }))
+            let delay = seconds(probe.initial_delay_seconds.unwrap_or(0)).saturating_sub(ago);
+            Some((
+                *kind,
+                State { next_at: now.saturating_add(delay), running: false, streak: (true, 0), verdict: None },
+            ))
         });
         Self { started_at, each: each.collect() }
     }
@@ -119,7 +126,7 @@ impl Probes {
     }
 
     /// The probes to run now; they count as running until [`Probes::answer`].
-    pub fn due(&mut self, now: Timestamp) -> Vec<ProbeKind> {
+    pub fn due(&mut self, now: Duration) -> Vec<ProbeKind> {
         let started = self.started();
         let due = self
             .each
@@ -133,18 +140,18 @@ impl Probes {
     }
 
     /// When the next probe is due.
-    pub fn wake_at(&self) -> Option<Timestamp> {
+    pub fn wake_at(&self) -> Option<Duration> {
         let started = self.started();
         let waiting = self.each.iter().filter(|(kind, state)| eligible(**kind, started, state) && !state.running);
         waiting.map(|(_, state)| state.next_at).min()
     }
 
     /// Takes an answer in. `probe` is the spec of the probe that answered.
-    pub fn answer(&mut self, kind: ProbeKind, probe: &Probe, answer: &Answer, now: Timestamp) {
+    pub fn answer(&mut self, kind: ProbeKind, probe: &Probe, answer: &Answer, now: Duration) {
         let Some(state) = self.each.get_mut(&kind) else { return };
         state.running = false;
         let period = probe.period_seconds.filter(|seconds| *seconds > 0).unwrap_or(10);
-        state.next_at = now + SignedDuration::from_secs(period.into());
+        state.next_at = now.saturating_add(seconds(period));
         let Some(succeeded) = answer.verdict() else { return };
         let count = if state.streak.0 == succeeded { state.streak.1 + 1 } else { 1 };
         state.streak = (succeeded, count);
@@ -154,6 +161,10 @@ impl Probes {
             state.verdict = Some(succeeded);
         }
     }
+}
+
+fn seconds(number: i32) -> Duration {
+    Duration::from_secs(u64::try_from(number).unwrap_or(0))
 }
 
 /// Startup runs until it succeeds, the others only after.
@@ -169,14 +180,18 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn at(seconds: i64) -> Timestamp {
-        Timestamp::from_second(seconds).unwrap()
+    fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn probes(container: &Container, ago: i64, now: u64) -> Probes {
+        Probes::new(container, Timestamp::UNIX_EPOCH, SignedDuration::from_secs(ago), at(now))
     }
 
     struct Run {
         container: Container,
         probes: Probes,
-        now: i64,
+        now: u64,
     }
 
     impl Run {
@@ -184,12 +199,12 @@ mod tests {
             let mut container = json!({"name": "c"});
             container.as_object_mut().unwrap().extend(probes.as_object().unwrap().clone());
             let container: Container = serde_json::from_value(container).unwrap();
-            Self { probes: Probes::new(&container, at(0)), container, now: 0 }
+            Self { probes: self::probes(&container, 0, 0), container, now: 0 }
         }
 
         /// Moves to the next probe that is due, and answers it; gives kind and time.
-        fn next(&mut self, succeeded: bool) -> (ProbeKind, i64) {
-            self.now = self.now.max(self.probes.wake_at().unwrap().as_second());
+        fn next(&mut self, succeeded: bool) -> (ProbeKind, u64) {
+            self.now = self.now.max(self.probes.wake_at().unwrap().as_secs());
             let kind = self.probes.due(at(self.now)).remove(0);
             let answer = if succeeded { Answer::Success } else { Answer::Failure(String::new()) };
             self.probes.answer(kind, kind.of(&self.container).unwrap(), &answer, at(self.now));
@@ -260,6 +275,15 @@ mod tests {
         assert_eq!(run.probes.condemned_by(), None);
         assert_eq!(run.next(false).1, 10);
         assert_eq!(run.probes.condemned_by(), Some(ProbeKind::Startup));
+    }
+
+    #[test]
+    fn the_first_probe_counts_from_the_start_as_far_as_that_can_be_told() {
+        let probe = json!({"name": "c", "livenessProbe": {"initialDelaySeconds": 30}});
+        let container: Container = serde_json::from_value(probe).unwrap();
+        for (ago, expected) in [(0, 130), (10, 120), (30, 100), (1_800_000_000, 100), (-1_800_000_000, 130)] {
+            assert_eq!(probes(&container, ago, 100).wake_at(), Some(at(expected)), "{ago} s ago");
+        }
     }
 
     #[test]

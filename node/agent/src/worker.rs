@@ -14,14 +14,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
 use kedge_client::{Panicked, caught};
 use kedge_runtimes::{ContainerId, ContainerState, ObservedContainer, PodId, PodUid, RuntimeError};
 use tokio::sync::{mpsc, watch};
 
-use crate::cache::{CachedPod, Notes};
 use crate::agent::Shared;
+use crate::cache::{CachedPod, Notes};
 use crate::container::VolumePlace;
 use crate::env::{ConfigError, Sources};
 use crate::events::{self, Happening};
@@ -29,9 +28,9 @@ use crate::plan::{self, Hook, ImageState, Input, Memory, Problem, SetUp};
 use crate::probe::{Answer, ProbeKind};
 
 /// How old what volumes show of objects and tokens may get (`syncFrequency`).
-const REFRESH: SignedDuration = SignedDuration::from_secs(60);
+const REFRESH: Duration = Duration::from_secs(60);
 /// A failed set-up, image or start is tried again after this long, and then by its back-off.
-const RETRY: SignedDuration = SignedDuration::from_secs(5);
+const RETRY: Duration = Duration::from_secs(5);
 const OBSERVE_PAUSE: Duration = Duration::from_secs(1);
 /// After a panic; a pod whose own fields cause it does so every time.
 const PANIC_PAUSE_MIN: Duration = Duration::from_secs(1);
@@ -113,11 +112,11 @@ pub(crate) fn spawn(shared: Arc<Shared>, id: PodId, pod: Pod, known: Sources) ->
     tokio::spawn(tell::tell_api(shared.clone(), id.clone(), said, outcome_sender.clone()));
     let memory = Memory { start_time: Some(shared.world.clock.wall()), ..Memory::default() };
     let is_at_rest = Arc::new(AtomicBool::new(plan::is_over(pod.status.as_ref())));
-    let notes = Notes::of(shared.cache.clone(), id.uid.clone());
     let handed = Arc::new(pod.clone());
+    let notes = Notes::of(shared.cache.clone(), id.uid.clone());
     let worker = Worker {
-        notes,
         shared,
+        notes,
         id,
         pod,
         is_at_rest: is_at_rest.clone(),
@@ -136,9 +135,9 @@ pub(crate) fn spawn(shared: Arc<Shared>, id: PodId, pod: Pod, known: Sources) ->
 }
 
 struct Worker {
+    shared: Arc<Shared>,
     /// What a start without the API needs.
     notes: Notes,
-    shared: Arc<Shared>,
     id: PodId,
     pod: Pod,
     is_at_rest: Arc<AtomicBool>,
@@ -146,7 +145,7 @@ struct Worker {
     sources: Sources,
     volumes: BTreeMap<String, VolumePlace>,
     /// When volumes are brought up to date next; none while the pod has none of our making.
-    refresh_at: Option<jiff::Timestamp>,
+    refresh_at: Option<Duration>,
     /// Something changed while they were brought up to date: once more after that.
     refresh_again: bool,
     /// Steps under way; the plan asks for them again, and they are not begun twice.
@@ -181,8 +180,8 @@ impl Worker {
                 }
             };
             self.read_termination_messages(&observed);
-            let now = self.shared.world.clock.wall();
-            let input = Input { pod: &self.pod, observed: &observed, sandbox, now, node: &self.shared.facts() };
+            let (wall, now) = (self.shared.world.clock.wall(), self.shared.world.clock.monotonic());
+            let input = Input { pod: &self.pod, observed: &observed, sandbox, wall, now, node: &self.shared.facts() };
             let plan = plan::plan(&input, &mut self.memory);
             self.pod.status = Some(plan.status.clone());
             let runs = observed.iter().any(|run| matches!(run.state, ContainerState::Running { .. }));
@@ -202,7 +201,7 @@ impl Worker {
             if self.refresh_at.is_some_and(|at| at <= now) {
                 self.refresh();
             }
-            let wake = plan.wake_at.into_iter().chain(self.refresh_at).min().map(|at| at.duration_since(now));
+            let wake = plan.wake_at.into_iter().chain(self.refresh_at).min().map(|at| at.saturating_sub(now));
             if !self.wait(wake).await {
                 return;
             }
@@ -216,10 +215,9 @@ impl Worker {
     }
 
     /// Waits for anything to happen, and takes all of it in; false when the pod is over.
-    async fn wait(&mut self, wake: Option<SignedDuration>) -> bool {
-        let time = wake.map(|wake| Duration::try_from(wake).unwrap_or_default());
+    async fn wait(&mut self, wake: Option<Duration>) -> bool {
         let timer = async {
-            match time {
+            match wake {
                 Some(time) => tokio::time::sleep(time).await,
                 None => std::future::pending().await,
             }
@@ -274,7 +272,7 @@ impl Worker {
 
     /// False when the pod is over.
     fn take_in(&mut self, outcome: Outcome) -> bool {
-        let now = self.shared.world.clock.wall();
+        let now = self.shared.world.clock.monotonic();
         match outcome {
             Outcome::SetUp(result) => {
                 self.busy.remove("set-up");
@@ -380,7 +378,7 @@ impl Worker {
             tracing::info!(pod = %self.id.name, container = name, probe = kind.as_str(), ?answer, "a probe is not well");
             self.shared.tell(&self.pod, Some(name), &happening);
         }
-        let now = self.shared.world.clock.wall();
+        let now = self.shared.world.clock.monotonic();
         let Some(container) = self.container(name) else { return };
         let Some(probe) = kind.of(&container) else { return };
         let probes = self.memory.of(name).probes.as_mut();
@@ -397,7 +395,7 @@ impl Worker {
 
     /// Writes down what a start without the API needs.
     fn remember(&self) {
-        let cached = crate::cache::CachedPod {
+        let cached = CachedPod {
             pod: self.pod.clone(),
             config_maps: self.sources.config_maps.values().cloned().collect(),
             secrets: self.sources.secrets.values().cloned().collect(),

@@ -1,9 +1,9 @@
 //! How containers end: the hook, the signal, the kill; apps first, then sidecars last to first.
 
-use jiff::SignedDuration;
+use std::time::Duration;
+
 use k8s_openapi::api::core::v1::Container;
 use kedge_runtimes::ObservedContainer;
-use kedge_world::later;
 
 use super::memory::{Hook, SetUp, Stopping};
 use super::{Action, Ending, GRACE_DEFAULT_SECONDS, Happening, Planner, is_running, is_sidecar};
@@ -11,13 +11,13 @@ use super::{Action, Ending, GRACE_DEFAULT_SECONDS, Happening, Planner, is_runnin
 const SIGTERM: i32 = 15;
 const SIGKILL: i32 = 9;
 /// What a container gets after its preStop hook, however long that took (`minimumGracePeriodInSeconds`).
-const GRACE_AFTER_HOOK: SignedDuration = SignedDuration::from_secs(2);
+const GRACE_AFTER_HOOK: Duration = Duration::from_secs(2);
 
 impl Planner<'_, '_> {
     /// Moves a running container one stage on: hook, asked to end, killed.
     pub(super) fn stop(&mut self, container: &Container, run: &ObservedContainer, grace_seconds: i64, because: Ending) {
         let now = self.input.now;
-        let grace_end = later(now, SignedDuration::from_secs(grace_seconds));
+        let grace_end = now.saturating_add(Duration::from_secs(u64::try_from(grace_seconds).unwrap_or(0)));
         let has_hook = container.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.pre_stop.is_some());
         let memory = self.memory.of(&container.name);
         let stop_signal = memory.stop_signal.unwrap_or(SIGTERM);

@@ -1,6 +1,8 @@
-//! What a worker remembers of its pod that neither the API nor the runtime holds.
+//! What a worker remembers of its pod that neither the API nor the runtime holds. Times to wait for are those of the clock
+//! that never jumps; wall time is only shown.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use kedge_runtimes::ContainerId;
@@ -20,8 +22,10 @@ pub struct Memory {
     pub pod_ips: Vec<String>,
     /// Why the pod failed as a whole, for good.
     pub failed: Option<Problem>,
-    /// When the agent first saw the pod.
+    /// When the agent first saw the pod, as it is shown.
     pub start_time: Option<Timestamp>,
+    /// When this process first saw that the pod had started, and for how long it had run by then.
+    pub active: Option<(Duration, Duration)>,
 }
 
 impl Memory {
@@ -37,7 +41,9 @@ pub struct ContainerMemory {
     /// How long it must wait before it runs again.
     pub backoff: Backoff,
     /// The end of a wait that was planned.
-    pub waiting_until: Option<Timestamp>,
+    pub waiting_until: Option<Duration>,
+    /// The newest run that was seen ended, and when it was first seen so.
+    pub end_seen: Option<(u32, Duration)>,
     /// The run that the back-off was last counted for.
     pub counted_attempt: Option<u32>,
     /// Whether its image is there.
@@ -45,7 +51,7 @@ pub struct ContainerMemory {
     /// How long a missing image must be waited for.
     pub image_backoff: Backoff,
     /// Why it could not be made or started, and when to try again.
-    pub start_problem: Option<(Problem, Timestamp)>,
+    pub start_problem: Option<(Problem, Duration)>,
     /// Whether the worker is getting its image or starting it right now.
     pub busy: bool,
     /// Its postStart hook.
@@ -86,7 +92,7 @@ pub enum SetUp {
         /// Why.
         problem: Problem,
         /// When.
-        retry_at: Timestamp,
+        retry_at: Duration,
     },
 }
 
@@ -115,7 +121,7 @@ pub enum ImageState {
         /// `ErrImagePull`, `ErrImageNeverPull`, `InvalidImageName`.
         problem: Problem,
         /// When to try again.
-        retry_at: Timestamp,
+        retry_at: Duration,
     },
 }
 
@@ -145,7 +151,7 @@ pub struct Stopping {
     /// Whether it was asked to end.
     pub asked: bool,
     /// When it is killed.
-    pub kill_at: Timestamp,
+    pub kill_at: Duration,
     /// The patience that this was reckoned with.
     pub grace_seconds: i64,
 }

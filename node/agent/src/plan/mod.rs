@@ -22,10 +22,11 @@ mod ending;
 pub mod memory;
 pub mod status;
 
-use jiff::{SignedDuration, Timestamp};
+use std::time::Duration;
+
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus};
 use kedge_runtimes::{ContainerId, ContainerState, Exit, ObservedContainer};
-use kedge_world::later;
 
 use crate::events::{Ending, Happening, pod_words};
 
@@ -94,7 +95,7 @@ pub struct Plan {
     /// What is worth an event, each with the container it is about; told once.
     pub happenings: Vec<(Option<String>, Happening)>,
     /// Look again then, if nothing happens before.
-    pub wake_at: Option<Timestamp>,
+    pub wake_at: Option<Duration>,
 }
 
 /// What the plan is made from.
@@ -106,8 +107,10 @@ pub struct Input<'a> {
     pub observed: &'a [ObservedContainer],
     /// Whether the runtime has the pod's sandbox.
     pub sandbox: bool,
-    /// Now.
-    pub now: Timestamp,
+    /// What the wall clock says, to be shown; it may jump.
+    pub wall: Timestamp,
+    /// Now, by the clock that never jumps: everything that is waited for.
+    pub now: Duration,
     /// What status texts need of the node.
     pub node: &'a status::NodeFacts,
 }
@@ -138,7 +141,7 @@ struct Planner<'a, 'm> {
     memory: &'m mut Memory,
     actions: Vec<Action>,
     happenings: Vec<(Option<String>, Happening)>,
-    wake_at: Option<Timestamp>,
+    wake_at: Option<Duration>,
 }
 
 /// Whether a pod has ended for good.
@@ -196,7 +199,7 @@ impl<'a> Planner<'a, '_> {
         latest(self.input.observed, name)
     }
 
-    fn wake(&mut self, at: Timestamp) {
+    fn wake(&mut self, at: Duration) {
         self.wake_at = Some(self.wake_at.map_or(at, |other| other.min(at)));
     }
 
@@ -207,8 +210,14 @@ impl<'a> Planner<'a, '_> {
         if self.memory.failed.is_some() || is_over(self.input.pod.status.as_ref()) || self.finished() {
             return;
         }
-        let deadline = later(start, SignedDuration::from_secs(seconds));
-        if self.input.now < deadline {
+        // Once its start is known, only time that really passed counts. What had passed before this process saw it is
+        // known by the wall clock alone, and is nothing when that says that the start is yet to come.
+        let now = self.input.now;
+        let first = || (now, Duration::try_from(self.input.wall.duration_since(start)).unwrap_or_default());
+        let (seen, before) = *self.memory.active.get_or_insert_with(first);
+        let left = Duration::from_secs(u64::try_from(seconds).unwrap_or(0)).saturating_sub(before);
+        let deadline = seen.saturating_add(left);
+        if now < deadline {
             return self.wake(deadline);
         }
         let message = "Pod was active on the node longer than the specified deadline".to_owned();
@@ -298,7 +307,7 @@ impl<'a> Planner<'a, '_> {
                 // Created and never started: a server that died in between, or a start that is still going on.
                 None => self.start(container, run.attempt),
                 Some(exit) if restarts(self.spec, container, is_init, exit.code) => {
-                    self.restart(container, run.attempt + 1, exit.finished_at);
+                    self.restart(container, run.attempt + 1);
                 }
                 Some(_) => {}
             },
@@ -306,13 +315,14 @@ impl<'a> Planner<'a, '_> {
     }
 
     fn tend(&mut self, container: &'a Container, run: &'a ObservedContainer) {
-        let now = self.input.now;
+        let (now, wall) = (self.input.now, self.input.wall);
         let ContainerState::Running { started_at, .. } = run.state else { return };
         let has_post_start = container.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.post_start.is_some());
         let memory = self.memory.of(&container.name);
         if memory.probes.as_ref().is_none_or(|probes| probes.started_at() != started_at) {
             // After a restart of the agent everything is probed anew; a hook that ran before is not run again.
-            memory.probes = Some(crate::probe::Probes::new(container, started_at));
+            let ago = wall.duration_since(started_at);
+            memory.probes = Some(crate::probe::Probes::new(container, started_at, ago, now));
         }
         let post_start = memory.post_start.clone();
         let hash = run.annotations.get(crate::container::SPEC_HASH);
@@ -364,12 +374,16 @@ impl<'a> Planner<'a, '_> {
         }
     }
 
-    fn restart(&mut self, container: &Container, attempt: u32, failed_at: Timestamp) {
+    fn restart(&mut self, container: &Container, attempt: u32) {
         let now = self.input.now;
         let memory = self.memory.of(&container.name);
         if memory.busy {
             return;
         }
+        let failed_at = match memory.end_seen {
+            Some((of, at)) if of == attempt => at,
+            _ => memory.end_seen.insert((attempt, now)).1,
+        };
         // Counted once for each run that ended, however often its start is planned again.
         if memory.counted_attempt != Some(attempt) {
             if let Some(until) = memory.backoff.until(failed_at, now) {

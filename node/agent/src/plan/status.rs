@@ -248,7 +248,7 @@ fn crash_loop(input: &Input<'_>, own: &ContainerMemory, container: &Container) -
 }
 
 /// As Go prints durations of whole seconds: 10s, 1m20s, 5m0s.
-fn go_duration(duration: jiff::SignedDuration) -> String {
+fn go_duration(duration: std::time::Duration) -> String {
     let seconds = duration.as_secs();
     if seconds < 60 { format!("{seconds}s") } else { format!("{}m{}s", seconds / 60, seconds % 60) }
 }
@@ -352,7 +352,7 @@ fn conditions(
             last_probe_time: None,
             last_transition_time: unchanged
                 .and_then(|before| before.last_transition_time.clone())
-                .or(Some(Time(input.now))),
+                .or(Some(Time(input.wall))),
             observed_generation: input.pod.metadata.generation,
         });
     }

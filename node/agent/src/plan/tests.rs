@@ -4,6 +4,7 @@ mod told;
 
 use std::collections::BTreeMap;
 
+use jiff::SignedDuration;
 use kedge_runtimes::{PodId, PodUid};
 use serde_json::{Value, json};
 
@@ -16,7 +17,9 @@ struct Sim {
     memory: Memory,
     observed: Vec<ObservedContainer>,
     sandbox: bool,
-    now: Timestamp,
+    /// By the wall, and by the clock that never jumps.
+    wall: Timestamp,
+    now: Duration,
     log: Vec<String>,
     images_missing: bool,
     plan: Option<Plan>,
@@ -32,7 +35,8 @@ impl Sim {
             memory: Memory::default(),
             observed: Vec::new(),
             sandbox: false,
-            now: Timestamp::from_second(1_000_000).unwrap(),
+            wall: Timestamp::from_second(1_000_000).unwrap(),
+            now: Duration::from_secs(500),
             log: Vec::new(),
             images_missing: false,
             plan: None,
@@ -44,8 +48,14 @@ impl Sim {
     fn settle(&mut self) -> Vec<String> {
         for _ in 0..50 {
             let node = status::NodeFacts { runtime_name: "fake".into(), host_ips: vec!["192.0.2.1".into()] };
-            let input =
-                Input { pod: &self.pod, observed: &self.observed, sandbox: self.sandbox, now: self.now, node: &node };
+            let input = Input {
+                pod: &self.pod,
+                observed: &self.observed,
+                sandbox: self.sandbox,
+                wall: self.wall,
+                now: self.now,
+                node: &node,
+            };
             let plan = plan(&input, &mut self.memory);
             self.pod.status = Some(plan.status.clone());
             let actions = plan.actions.clone();
@@ -91,7 +101,7 @@ impl Sim {
             Action::EnsureImage { container } => {
                 self.memory.of(&container).image = if self.images_missing {
                     let problem = Problem { reason: "ErrImagePull".into(), message: "not there".into() };
-                    ImageState::Missing { problem, retry_at: self.now + SignedDuration::from_secs(10) }
+                    ImageState::Missing { problem, retry_at: self.now + Duration::from_secs(10) }
                 } else {
                     ImageState::Present { id: "sha256:1".into() }
                 };
@@ -99,7 +109,7 @@ impl Sim {
             Action::Start { container, attempt } => self.started(&container, attempt),
             Action::Signal { id, signal: 9 } => {
                 let run = self.observed.iter_mut().find(|run| run.id == id).unwrap();
-                run.state = ContainerState::Exited(exit(self.now, 137));
+                run.state = ContainerState::Exited(exit(self.wall, 137));
             }
             Action::Forget { id } => self.observed.retain(|run| run.id != id),
             Action::TearDown => {
@@ -125,28 +135,34 @@ impl Sim {
             image_id: "sha256:1".into(),
             annotations: BTreeMap::new(),
             log_path: "/log".into(),
-            created_at: self.now,
-            state: ContainerState::Running { started_at: self.now, pid: 1 },
+            created_at: self.wall,
+            state: ContainerState::Running { started_at: self.wall, pid: 1 },
         });
     }
 
     fn end(&mut self, name: &str, code: i32) {
-        let now = self.now;
+        let now = self.wall;
         let run = self.observed.iter_mut().filter(|run| run.name == name).max_by_key(|run| run.attempt).unwrap();
         run.state = ContainerState::Exited(exit(now, code));
     }
 
-    fn wait(&mut self, seconds: i64) {
-        self.now += SignedDuration::from_secs(seconds);
+    fn wait(&mut self, seconds: u64) {
+        self.wall += SignedDuration::from_secs(seconds.try_into().unwrap());
+        self.now += Duration::from_secs(seconds);
+    }
+
+    /// Puts the wall clock right, or wrong.
+    fn jump(&mut self, seconds: i64) {
+        self.wall += SignedDuration::from_secs(seconds);
     }
 
     /// Seconds until the plan wants to be made again.
-    fn wake_in(&self) -> Option<i64> {
-        Some(self.plan.as_ref()?.wake_at?.duration_since(self.now).as_secs())
+    fn wake_in(&self) -> Option<u64> {
+        Some(self.plan.as_ref()?.wake_at?.saturating_sub(self.now).as_secs())
     }
 
     fn delete(&mut self, grace: i64) {
-        self.pod.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(self.now));
+        self.pod.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(self.wall));
         self.pod.metadata.deletion_grace_period_seconds = Some(grace);
     }
 
@@ -202,7 +218,7 @@ fn before_it_is_set_up_it_says_what_it_waits_for() {
     let mut sim = Sim::new(json!({"containers": apps(&["a"]), "initContainers": apps(&["i"])}));
     sim.memory.set_up = SetUp::Failed {
         problem: Problem { reason: "x".into(), message: "y".into() },
-        retry_at: sim.now + SignedDuration::from_secs(3),
+        retry_at: sim.now + Duration::from_secs(3),
     };
     assert_eq!(sim.settle(), [] as [&str; 0]);
     assert_eq!((sim.phase().as_str(), sim.wake_in()), ("Pending", Some(3)));
@@ -418,7 +434,7 @@ fn a_post_start_hook_runs_once_and_its_failure_restarts() {
 fn a_deadline_fails_the_pod() {
     let mut sim =
         Sim::new(json!({"containers": apps(&["a"]), "activeDeadlineSeconds": 60, "terminationGracePeriodSeconds": 1}));
-    sim.memory.start_time = Some(sim.now);
+    sim.memory.start_time = Some(sim.wall);
     sim.settle();
     sim.settle();
     assert_eq!(sim.wake_in(), Some(60));
@@ -427,6 +443,64 @@ fn a_deadline_fails_the_pod() {
     sim.wait(1);
     assert_eq!(sim.settle(), ["signal a 9"]);
     assert_eq!((sim.phase().as_str(), sim.status()["reason"].as_str()), ("Failed", Some("DeadlineExceeded")));
+}
+
+/// Half a century, as when a box without a battery hears of the time; and back, as when it was told wrong.
+const JUMPS: [i64; 2] = [1_600_000_000, -900_000];
+
+#[test]
+fn a_wall_clock_that_jumps_neither_kills_nor_waits_for_ever() {
+    for jump in JUMPS {
+        // Its grace is its grace.
+        let mut sim = Sim::new(json!({"containers": apps(&["a"])}));
+        sim.settle();
+        sim.delete(30);
+        assert_eq!(sim.settle(), ["signal a 15"]);
+        sim.wait(5);
+        sim.jump(jump);
+        assert_eq!(sim.settle(), [] as [&str; 0], "{jump}");
+        assert_eq!(sim.wake_in(), Some(25), "{jump}");
+        sim.wait(25);
+        assert_eq!(sim.settle(), ["signal a 9", "tear-down", "delete"], "{jump}");
+
+        // Its deadline counts from when it was seen to start.
+        let mut sim = Sim::new(json!({"containers": apps(&["a"]), "activeDeadlineSeconds": 60}));
+        sim.memory.start_time = Some(sim.wall);
+        sim.settle();
+        sim.settle();
+        sim.wait(20);
+        sim.jump(jump);
+        assert_eq!(sim.settle(), [] as [&str; 0], "{jump}");
+        assert_eq!((sim.phase().as_str(), sim.wake_in()), ("Running", Some(40)), "{jump}");
+        // A restart of the agent has the wall clock alone for what was before, and waits at most the whole time.
+        let started = sim.pod.status.as_ref().unwrap().start_time.clone().unwrap().0;
+        let before = sim.wall.duration_since(started).as_secs();
+        sim.memory = Memory { set_up: SetUp::Done, start_time: Some(sim.wall), ..Memory::default() };
+        sim.settle();
+        let left = 60 - before.clamp(0, 60);
+        let expected = if left == 0 { "DeadlineExceeded".to_owned() } else { format!("{left} s left") };
+        let found = sim.status()["reason"].as_str().map_or(format!("{} s left", sim.wake_in().unwrap()), str::to_owned);
+        assert_eq!(found, expected, "{jump}");
+
+        // Probes go on, and so does what waits for a restart.
+        let probe = json!({"name": "a", "image": "x", "livenessProbe": {"periodSeconds": 10}});
+        let mut sim = Sim::new(json!({"containers": [probe]}));
+        sim.settle();
+        answer(&mut sim, "a", ProbeKind::Liveness, true);
+        sim.jump(jump);
+        sim.settle();
+        assert_eq!(sim.wake_in(), Some(10), "{jump}");
+        sim.end("a", 1);
+        assert_eq!(sim.settle(), ["start a#1"], "{jump}");
+        sim.end("a", 1);
+        sim.settle();
+        assert_eq!(sim.wake_in(), Some(10), "{jump}");
+        sim.jump(-jump);
+        sim.settle();
+        assert_eq!((sim.wake_in(), sim.state("containerStatuses", 0).as_str()), (Some(10), "waiting CrashLoopBackOff"));
+        sim.wait(10);
+        assert_eq!(sim.settle(), ["start a#2", "forget"], "{jump}");
+    }
 }
 
 #[test]
@@ -439,7 +513,7 @@ fn ends_are_told_in_the_kubelets_words() {
     ] {
         let mut sim = Sim::new(json!({"containers": apps(&["a"]), "restartPolicy": "Never"}));
         sim.settle();
-        let mut end = exit(sim.now, 137);
+        let mut end = exit(sim.wall, 137);
         change(&mut end);
         sim.observed[0].state = ContainerState::Exited(end);
         sim.settle();
@@ -452,7 +526,7 @@ fn ends_are_told_in_the_kubelets_words() {
 fn after_a_power_cut_what_was_lost_runs_again() {
     let mut sim = Sim::new(json!({"containers": apps(&["a"])}));
     sim.settle();
-    let started_at = Some(sim.now);
+    let started_at = Some(sim.wall);
     sim.observed[0].state = ContainerState::Lost { started_at };
     (sim.sandbox, sim.memory) = (false, Memory::default());
     sim.wait(3600);

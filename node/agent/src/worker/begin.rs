@@ -13,7 +13,7 @@ use crate::probe::Answer;
 
 impl Worker {
     pub(super) fn begin_probes(&mut self, observed: &[ObservedContainer]) {
-        let now = self.shared.world.clock.wall();
+        let now = self.shared.world.clock.monotonic();
         let names: Vec<String> = self.memory.containers.keys().cloned().collect();
         for name in names {
             let (Some(run), Some(container)) = (plan::latest(observed, &name), self.container(&name)) else { continue };
@@ -190,7 +190,7 @@ impl Worker {
 
     /// Brings volumes up to date with the objects they show.
     pub(super) fn refresh(&mut self) {
-        self.refresh_at = self.refresh_at.map(|_| self.shared.world.clock.wall() + REFRESH);
+        self.refresh_at = self.refresh_at.map(|_| self.shared.world.clock.monotonic() + REFRESH);
         let leaving = self.pod.metadata.deletion_timestamp.is_some() || self.busy.contains("tear-down");
         if leaving || self.memory.set_up != SetUp::Done {
             return;

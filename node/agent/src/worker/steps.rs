@@ -169,7 +169,7 @@ async fn fetch_tokens(shared: &Shared, id: &PodId, pod: &Pod) -> BTreeMap<TokenS
     let now = shared.world.clock.wall();
     for wanted in tokens_needed(pod) {
         let key = (id.uid.clone(), wanted.clone());
-        let held = shared.tokens.lock().get(&key).filter(|(_, renew_at)| now < *renew_at).cloned();
+        let held = shared.tokens.lock().get(&key).filter(|(_, used)| used.contains(&now)).cloned();
         if let Some((token, _)) = held {
             tokens.insert(wanted, token);
             continue;
@@ -192,7 +192,7 @@ async fn fetch_tokens(shared: &Shared, id: &PodId, pod: &Pod) -> BTreeMap<TokenS
             Ok(answer) => {
                 let token = answer.status.and_then(|status| status.token);
                 if let Some(token) = token {
-                    shared.tokens.lock().insert(key, (token.clone(), renew_at));
+                    shared.tokens.lock().insert(key, (token.clone(), now..renew_at));
                     tokens.insert(wanted, token);
                 }
             }
