@@ -1,9 +1,13 @@
-//! A container's log as clients ask for it. [`Options`] and [`Reader`] are pure; [`stream`] reads the files.
+//! A container's log as clients ask for it. [`Options`], [`Reader`] and `tail` are pure; [`stream`] reads
+//! the files, a block at a time.
 //!
 //! Files hold lines in the CRI's form, `<time> <stream> <F|P> <text>`; a long line comes in parts, of which the last is
 //! `F`. Rotated files are `NAME.1` (newest) upwards. (`pkg/kubelet/kuberuntime/logs/logs.go`.)
 
 #![allow(clippy::disallowed_methods, reason = "a shell at its end: log files are read as they lie")]
+
+mod files;
+mod tail;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -17,9 +21,12 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
 use crate::NodeRequest;
+use files::Files;
 
-/// Rotated files that are looked for; the logger keeps fewer.
-const FILES_MAX: u32 = 20;
+/// How much of a file is read at a time.
+const BLOCK_BYTES: usize = 64 << 10;
+/// The logger's pieces are shorter by far; what is longer is no line of a log, and is left out.
+const LINE_BYTES_MAX: usize = 256 << 10;
 
 /// What of a log is wanted (`PodLogOptions`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -98,6 +105,8 @@ pub struct Reader {
     options: Options,
     /// The rest of a line whose end has not been read.
     rest: Vec<u8>,
+    /// That line is too long, and goes with its end.
+    skipping: bool,
     /// The last piece was a part: what follows belongs to the same line.
     inside: bool,
     sent: u64,
@@ -106,7 +115,7 @@ pub struct Reader {
 impl Reader {
     /// A reader for these options.
     pub fn new(options: Options) -> Self {
-        Self { options, rest: Vec::new(), inside: false, sent: 0 }
+        Self { options, rest: Vec::new(), skipping: false, inside: false, sent: 0 }
     }
 
     /// Takes in bytes of the file, gives what the client gets for them.
@@ -115,8 +124,14 @@ impl Reader {
         self.rest.extend_from_slice(bytes);
         let whole = self.rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let lines: Vec<u8> = self.rest.drain(..whole).collect();
-        for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-            self.line(line, &mut out);
+        for line in lines.split_inclusive(|byte| *byte == b'\n') {
+            if !std::mem::take(&mut self.skipping) {
+                self.line(&line[..line.len() - 1], &mut out);
+            }
+        }
+        if self.rest.len() > LINE_BYTES_MAX {
+            self.rest.clear();
+            self.skipping = true;
         }
         if let Some(limit) = self.options.limit_bytes {
             out.truncate(usize::try_from(limit - self.sent).unwrap_or(usize::MAX).min(out.len()));
@@ -148,84 +163,24 @@ impl Reader {
     }
 }
 
-/// Where the last `count` lines of `bytes` begin; and how many of them there are.
-fn tail(bytes: &[u8], count: u64) -> (usize, u64) {
-    let (mut start, mut found) = (bytes.len(), 0);
-    // A line ends with an F piece; the ones before it belong to it.
-    let mut end = bytes.len();
-    while end > 0 {
-        let begin = bytes[..end - 1].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        let line = bytes[begin..end].strip_suffix(b"\n").unwrap_or(&bytes[begin..end]);
-        if parse(line).is_some_and(|piece| !piece.partial) {
-            if found == count {
-                break;
-            }
-            found += 1;
-        }
-        start = begin;
-        end = begin;
-    }
-    (start, found)
-}
-
 /// The log at `path` as a stream of chunks. With `follow` it goes on until `ended` turns true and everything is read.
 pub async fn stream(
     path: PathBuf,
     options: Options,
     ended: watch::Receiver<bool>,
 ) -> io::Result<impl Stream<Item = Bytes> + Send> {
-    let mut state =
-        State { reader: Reader::new(options.clone()), path, position: 0, backlog: Vec::new(), ended, follow: None };
-    if options.follow {
-        state.follow = Some(Follow::start(&state.path)?);
-    }
-    state.backlog = backlog(&state.path, options.tail)?;
-    state.position = state.backlog.iter().rev().take(1).map(|part| part.1).sum();
-    state.backlog.reverse();
+    // Before the files are looked at, so that no change is missed.
+    let follow = if options.follow { Some(Follow::start(&path)?) } else { None };
+    let tail = options.tail;
+    let files = away(move || Files::open(path, tail)).await?;
+    let state = State { reader: Reader::new(options), files: Some(files), ended, follow };
     Ok(streams::unfold(state, |mut state| async { state.next().await.map(|chunk| (chunk, state)) }))
-}
-
-/// What is in the files already, oldest first: the bytes wanted, and the length of the file they are from.
-fn backlog(path: &Path, count: Option<u64>) -> io::Result<Vec<(Vec<u8>, u64)>> {
-    let mut parts = Vec::new();
-    let mut wanted = count;
-    let rotated = (1..FILES_MAX).map(|number| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(format!(".{number}"));
-        PathBuf::from(name)
-    });
-    for (index, file) in std::iter::once(path.to_owned()).chain(rotated).enumerate() {
-        let bytes = match std::fs::read(&file) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound && index > 0 => break,
-            // A container that has said nothing yet has no file.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(error),
-        };
-        let length = bytes.len() as u64;
-        match &mut wanted {
-            None => parts.push((bytes, length)),
-            Some(left) => {
-                let (start, found) = tail(&bytes, *left);
-                parts.push((bytes[start..].to_vec(), length));
-                *left -= found;
-                if *left == 0 {
-                    break;
-                }
-            }
-        }
-    }
-    parts.reverse();
-    Ok(parts)
 }
 
 struct State {
     reader: Reader,
-    path: PathBuf,
-    /// How much of the newest file has been read.
-    position: u64,
-    /// What was there at the start, newest first.
-    backlog: Vec<(Vec<u8>, u64)>,
+    /// None only while a thread that may wait for the disk has them, or after that failed.
+    files: Option<Files>,
     ended: watch::Receiver<bool>,
     follow: Option<Follow>,
 }
@@ -236,7 +191,10 @@ impl State {
             if self.reader.is_full() {
                 return None;
             }
-            if let Some((bytes, _)) = self.backlog.pop() {
+            // Looked at before the files, so that what was written before the end is read after it.
+            let over = *self.ended.borrow();
+            let bytes = self.with(Files::read).await?;
+            if !bytes.is_empty() {
                 let out = self.reader.feed(&bytes);
                 if !out.is_empty() {
                     return Some(out);
@@ -244,14 +202,7 @@ impl State {
                 continue;
             }
             self.follow.as_ref()?;
-            // Looked at before the file, so that what was written before the end is read after it.
-            let over = *self.ended.borrow();
-            let fresh = self.fresh().ok()?;
-            if !fresh.is_empty() {
-                let out = self.reader.feed(&fresh);
-                if !out.is_empty() {
-                    return Some(out);
-                }
+            if self.with(Files::advance).await? {
                 continue;
             }
             if over {
@@ -265,27 +216,31 @@ impl State {
         }
     }
 
-    /// What the file holds beyond what was read; of a rotated file the rest first.
-    fn fresh(&mut self) -> io::Result<Vec<u8>> {
-        use std::io::{Read, Seek, SeekFrom};
-        let mut file = match std::fs::File::open(&self.path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error),
-        };
-        let mut out = Vec::new();
-        if file.metadata()?.len() < self.position {
-            let mut name = self.path.as_os_str().to_owned();
-            name.push(".1");
-            let mut before = std::fs::File::open(&name)?;
-            before.seek(SeekFrom::Start(self.position))?;
-            before.read_to_end(&mut out)?;
-            self.position = 0;
+    async fn with<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Files) -> io::Result<T> + Send + 'static,
+    ) -> Option<T> {
+        let mut files = self.files.take()?;
+        let done = away(move || {
+            let result = work(&mut files)?;
+            Ok((files, result))
+        });
+        match done.await {
+            Ok((files, result)) => {
+                self.files = Some(files);
+                Some(result)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a log cannot be read any further");
+                None
+            }
         }
-        file.seek(SeekFrom::Start(self.position))?;
-        self.position += file.read_to_end(&mut out)? as u64;
-        Ok(out)
     }
+}
+
+/// Does `work` on a thread that may wait for the disk.
+async fn away<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| io::Error::other("the process is ending"))?
 }
 
 /// Wakes when the log's folder changes.
@@ -332,6 +287,9 @@ mod tests {
         assert_eq!(read(Options { since, ..Options::default() }, LOG), "two\nthree\n");
         assert_eq!(read(Options { limit_bytes: Some(5), ..Options::default() }, LOG), "one\nt");
         assert_eq!(read(Options::default(), b"garbage\n\n2026 x F\n"), "");
+        let mut reader = Reader::new(Options::default());
+        let endless = [&LOG[..40], &vec![b'x'; LINE_BYTES_MAX]].concat();
+        assert_eq!([reader.feed(&endless), reader.feed(b"\n"), reader.feed(&LOG[..44])].concat(), b"one\n");
     }
 
     #[test]
@@ -343,13 +301,74 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_tail_counts_whole_lines() {
-        for (count, expected) in [(0, ""), (1, "three\n"), (2, "two\nthree\n"), (9, "one\ntwo\nthree\n")] {
-            let (start, found) = tail(LOG, count);
-            assert_eq!(read(Options::default(), &LOG[start..]), expected);
-            assert_eq!(found, count.min(3));
+    /// A line of the file that says `text`.
+    fn said(text: &str) -> String {
+        format!("2026-01-01T00:00:04.000000000Z stdout F {text}\n")
+    }
+
+    async fn all(path: &Path, options: Options) -> String {
+        let chunks: Vec<_> = stream(path.to_owned(), options, watch::channel(true).1).await.unwrap().collect().await;
+        assert!(chunks.iter().all(|chunk| chunk.len() <= BLOCK_BYTES), "a chunk is as large as a file");
+        String::from_utf8(chunks.concat()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn large_logs_come_in_small_pieces_however_much_is_wanted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("0.log");
+        assert_eq!(all(&path, Options::default()).await, "", "it has said nothing yet");
+        let lines =
+            |from: u32| (from..from + 5000).map(|number| said(&format!("line {number:>50}"))).collect::<String>();
+        for (name, from) in [("0.log", 10_000), ("0.log.1", 5000), ("0.log.2", 0)] {
+            std::fs::write(folder.path().join(name), lines(from)).unwrap();
         }
+        let whole = all(&path, Options::default()).await;
+        assert_eq!(whole.lines().count(), 15_000);
+        assert!(whole.starts_with(&format!("line {:>50}\n", 0)) && whole.ends_with(&format!("line {:>50}\n", 14_999)));
+        for count in [0, 1, 700, 4999, 5000, 5001, 14_999, 15_000, 20_000] {
+            let tail = all(&path, Options { tail: Some(count), ..Options::default() }).await;
+            assert_eq!(tail.lines().count(), usize::try_from(count).unwrap().min(15_000), "tail of {count}");
+            assert!(whole.ends_with(&tail), "tail of {count}");
+        }
+        let limited = all(&path, Options { limit_bytes: Some(100_000), ..Options::default() }).await;
+        assert_eq!(limited, whole[..100_000]);
+        let both = all(&path, Options { tail: Some(6000), limit_bytes: Some(60), ..Options::default() }).await;
+        assert!(whole.contains(&both) && both.len() == 60 && both.contains(" 9000\n"), "{both}");
+    }
+
+    #[tokio::test]
+    async fn who_follows_slowly_loses_nothing_to_rotations() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("0.log");
+        let rotate = || {
+            for number in (0..4).rev() {
+                let name =
+                    |number| folder.path().join(if number == 0 { "0.log".into() } else { format!("0.log.{number}") });
+                let _ = std::fs::rename(name(number), name(number + 1)); // Some are not there yet.
+            }
+        };
+        let write = |text: &str| {
+            let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&path).unwrap();
+            std::io::Write::write_all(&mut file, said(text).as_bytes()).unwrap();
+        };
+        write("1");
+        let (end, ended) = watch::channel(false);
+        let mut stream =
+            Box::pin(stream(path.clone(), Options { follow: true, ..Options::default() }, ended).await.unwrap());
+        assert_eq!(stream.next().await.unwrap(), "1\n");
+        // Each file is longer than what was read of the one before, and the first grew before it was rotated.
+        write("2");
+        rotate();
+        write("3, longer than all before");
+        rotate();
+        write("4, which is longer still than that");
+        rotate();
+        write("5, and this is the longest of them all, by far");
+        end.send(true).unwrap();
+        let rest: Vec<_> = stream.collect().await;
+        let rest = String::from_utf8(rest.concat()).unwrap();
+        let starts: Vec<_> = rest.lines().map(|line| &line[..1]).collect();
+        assert_eq!(starts, ["2", "3", "4", "5"], "{rest}");
     }
 
     #[tokio::test]
