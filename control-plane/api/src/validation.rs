@@ -41,7 +41,9 @@ pub(crate) fn metadata(object: &Value, kind: &Kind) -> Vec<FieldError> {
     if annotation_bytes > ANNOTATION_BYTES_MAX {
         errors.push(FieldError::too_long(&path.child("annotations"), ANNOTATION_BYTES_MAX));
     }
-    errors.extend(finalizers(metadata, &path));
+    // What lies outside `pkg/apis` is validated without the names that are standard there.
+    let custom = kind.custom.is_some() || &*kind.resource.group == "apiextensions.k8s.io";
+    errors.extend(finalizers(metadata, custom, &path));
     errors.extend(owners(metadata, &path));
     errors
 }
@@ -159,7 +161,7 @@ fn pairs(map: &Value) -> impl Iterator<Item = (&str, &str)> {
     map.as_object().into_iter().flatten().map(|(key, value)| (key.as_str(), value.as_str().unwrap_or_default()))
 }
 
-fn finalizers(metadata: &Value, path: &Path) -> Vec<FieldError> {
+fn finalizers(metadata: &Value, custom: bool, path: &Path) -> Vec<FieldError> {
     let path = path.child("finalizers");
     let mut errors = Vec::new();
     for (index, finalizer) in object::items(metadata, "finalizers").enumerate() {
@@ -168,7 +170,7 @@ fn finalizers(metadata: &Value, path: &Path) -> Vec<FieldError> {
             errors.push(FieldError::invalid(&path, finalizer.clone(), problem));
         }
         let known = ["orphan", "foregroundDeletion", "kubernetes"].contains(&text);
-        if !known && !text.contains('/') {
+        if !custom && !known && !text.contains('/') {
             let detail = "name is neither a standard finalizer name nor is it fully qualified";
             errors.push(FieldError::invalid(&path.index(index), finalizer.clone(), detail));
         }
@@ -210,4 +212,26 @@ fn owners(metadata: &Value, path: &Path) -> Vec<FieldError> {
         errors.push(FieldError::invalid(&path, metadata["ownerReferences"].clone(), detail));
     }
     errors
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn finalizers_without_a_domain_are_for_kinds_without_a_list_of_them() {
+        let check = |finalizer: &str, custom: bool, expected: usize| {
+            let metadata = json!({ "finalizers": [finalizer] });
+            assert_eq!(finalizers(&metadata, custom, &Path::new("metadata")).len(), expected, "{finalizer}");
+        };
+        let cleanup = "customresourcecleanup.apiextensions.k8s.io";
+        for (finalizer, built_in, custom) in
+            [("orphan", 0, 0), ("example.test/a", 0, 0), (cleanup, 1, 0), ("bare", 1, 0), ("a b", 2, 1)]
+        {
+            check(finalizer, false, built_in);
+            check(finalizer, true, custom);
+        }
+    }
 }
