@@ -109,3 +109,23 @@ fn a_definition_takes_its_objects_with_it() {
     assert!(create(&definition.to_string()).0);
     assert_has(&server.kubectl("get gadgets -A"), "No resources found");
 }
+
+#[test]
+fn what_is_stored_and_not_enforced_is_told() {
+    let server = Server::start(&["--disable-agent"]);
+    let policy = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "deny"},
+        "spec": {"podSelector": {}}});
+    let told = "Warning: spec: NetworkPolicy is stored but not enforced by this version of Kedge";
+    for verb in ["create -f -", "replace -f -", "apply --server-side --force-conflicts -f -", "apply -f -"] {
+        let (ok, text) = server.try_kubectl(verb, &policy.to_string());
+        assert!(ok, "{text}");
+        assert_has(&text, told);
+    }
+    assert_has(
+        &server.kubectl("patch networkpolicy deny --type=merge -p {\"metadata\":{\"labels\":{\"a\":\"b\"}}}"),
+        told,
+    );
+    let text = server.kubectl("label namespace default pod-security.kubernetes.io/enforce=restricted");
+    assert_has(&text, "metadata.labels[pod-security.kubernetes.io/enforce]: Pod Security levels are stored but not");
+    assert!(!server.kubectl("label namespace kube-public a=b").contains("Warning"));
+}

@@ -11,6 +11,7 @@ use kedge_schema::field::FieldError;
 use serde_json::Value;
 
 use crate::object;
+use crate::registry::Kind;
 
 mod access;
 mod check;
@@ -42,6 +43,7 @@ mod storage;
 #[cfg(test)]
 mod tests;
 pub(crate) mod types;
+mod unenforced;
 mod workload;
 
 pub(crate) use generic::{Custom, Generic};
@@ -257,6 +259,15 @@ const TABLE: &[(&str, &str, &dyn Rules)] = &[
     ("storage.k8s.io", "VolumeAttachment", &storage::ATTACHMENT),
     ("apiextensions.k8s.io", "CustomResourceDefinition", &custom_resource_definition::Definition),
 ];
+
+/// Sentences for the client about an object of `kind`: what is unwise, and what does nothing.
+pub(crate) fn warnings(kind: &Kind, object: &Value) -> Vec<String> {
+    let mut out = kind.rules.get().warnings(object);
+    if kind.custom.is_none() {
+        out.extend(unenforced::warnings(&kind.resource, object));
+    }
+    out
+}
 
 /// The rules of a built-in kind, if it has its own.
 pub(crate) fn rules(group: &str, kind: &str) -> Option<&'static dyn Rules> {

@@ -6,6 +6,7 @@ use super::save::{self, Ownership, Saved};
 use super::{Call, decode};
 use crate::body::Body;
 use crate::error::ApiError;
+use crate::kinds;
 use crate::object;
 
 pub(super) async fn create(call: Call<'_>) -> Result<Response<Body>, ApiError> {
@@ -23,7 +24,7 @@ pub(super) async fn create(call: Call<'_>) -> Result<Response<Body>, ApiError> {
         return Err(ApiError::invalid(&call.path.group, &call.kind.resource.kind, "", &[error]));
     }
     let mut warnings = decoded.warnings;
-    warnings.extend(call.kind.rules.get().warnings(&new));
+    warnings.extend(kinds::warnings(call.kind, &new));
     let saved = save::create(&call, new, Ownership::Updated).await?;
     decode::with_warnings(render(&call, 201, &saved)?, &warnings)
 }

@@ -13,6 +13,7 @@ use super::update::{ATTEMPTS_MAX, STALE, asked_revision, check_identity};
 use super::{Call, create, decode, operations};
 use crate::body::Body;
 use crate::error::ApiError;
+use crate::kinds;
 use crate::negotiate;
 use crate::object;
 
@@ -38,7 +39,10 @@ pub(super) async fn patch(call: Call<'_>, part: Part) -> Result<Response<Body>, 
             return apply_to_nothing(&call, part, patch).await;
         };
         let old = call.decode(&entry);
-        let (new, warnings) = changed(&call, &patch, &old, part)?;
+        let (new, mut warnings) = changed(&call, &patch, &old, part)?;
+        if part == Part::Main {
+            warnings.extend(kinds::warnings(call.kind, &new));
+        }
         if object::name(&new) != call.path.name {
             let error = ApiError::bad_request(format!(
                 "the name of the object ({}) does not match the name on the URL ({})",
@@ -127,7 +131,8 @@ async fn apply_to_nothing(call: &Call<'_>, part: Part, patch: Patch) -> Result<R
     if part != Part::Main {
         return Err(call.not_found());
     }
-    let (new, warnings) = applied_to(call, None, &applied, &problems, part)?;
+    let (new, mut warnings) = applied_to(call, None, &applied, &problems, part)?;
+    warnings.extend(kinds::warnings(call.kind, &new));
     if asked_revision(&new).is_some() {
         return Err(call.conflict(STALE));
     }

@@ -7,6 +7,7 @@ use super::save::{self, Failure, Ownership, Part};
 use super::{Call, create, decode};
 use crate::body::Body;
 use crate::error::ApiError;
+use crate::kinds;
 use crate::object;
 
 /// How often a change without a revision of its own is tried again when somebody else was faster.
@@ -27,7 +28,9 @@ pub(super) async fn update(call: Call<'_>, part: Part) -> Result<Response<Body>,
         )));
     }
     let mut warnings = decoded.warnings;
-    warnings.extend(call.kind.rules.get().warnings(&new));
+    if part == Part::Main {
+        warnings.extend(kinds::warnings(call.kind, &new));
+    }
     for _ in 0..ATTEMPTS_MAX {
         let Some(entry) = call.api.store().get(&call.kind.collection, &call.key()) else {
             if call.kind.rules.get().creates_on_update() && part == Part::Main && asked_revision(&new).is_none() {
