@@ -233,3 +233,76 @@ where
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use kedge_access::{Authority, Names};
+    use kedge_world::World;
+    use kedge_world::sim::{SimDisk, SimRandom};
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, ServerName};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tokio::time::Instant;
+    use tokio_rustls::TlsConnector;
+    use tokio_rustls::client::TlsStream;
+
+    use super::*;
+
+    /// A client's end of a connection to `api`, after the handshake; the other end runs in a task.
+    async fn connect(api: &Api) -> TlsStream<DuplexStream> {
+        let world = World { disk: Arc::new(SimDisk::new(Arc::new(SimRandom::seeded(1)))), ..World::real() };
+        let authority = Authority::open(&world, Path::new("/tls"), &Names(Vec::new())).unwrap();
+        let acceptor = TlsAcceptor::from(authority.server_config(Arc::default()).unwrap());
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(authority.server_ca_pem().as_bytes()).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let tls = tls.with_root_certificates(roots).with_no_client_auth();
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let api = api.clone();
+        tokio::spawn(async move { connection(&api, acceptor, Box::new(far)).await.map_err(|error| error.to_string()) });
+        TlsConnector::from(Arc::new(tls)).connect(ServerName::try_from("localhost").unwrap(), near).await.unwrap()
+    }
+
+    /// How long it takes until the server ends the connection, in seconds.
+    async fn until_end(stream: &mut TlsStream<DuplexStream>) -> u64 {
+        let begin = Instant::now();
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest).await;
+        begin.elapsed().as_secs()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_says_nothing_is_cut_off() {
+        let api = crate::testing::open().await;
+        assert_eq!(until_end(&mut connect(&api).await).await, 32, "after the handshake");
+        let mut stream = connect(&api).await;
+        stream.write_all(b"GET /livez HTTP/1.1\r\nHost: a\r\nX: ").await.unwrap();
+        assert_eq!(until_end(&mut stream).await, 32, "within its headers");
+        let mut stream = connect(&api).await;
+        let post = b"POST /api/v1/namespaces HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{";
+        stream.write_all(post).await.unwrap();
+        assert_eq!(until_end(&mut stream).await, 60, "within a body");
+        let mut stream = connect(&api).await;
+        stream.write_all(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        assert_eq!(until_end(&mut stream).await, 90, "between requests");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_ends_ends_watches_and_idle_connections() {
+        let api = crate::testing::open().await;
+        let mut idle = connect(&api).await;
+        let mut watch = connect(&api).await;
+        watch.write_all(b"GET /api/v1/namespaces?watch=true HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        let mut first = [0; 12];
+        watch.read_exact(&mut first).await.unwrap();
+        assert_eq!(&first, b"HTTP/1.1 200");
+        assert!(timeout(Duration::from_secs(600), until_end(&mut watch)).await.is_err(), "a watch goes on");
+        api.gate().close();
+        assert!(until_end(&mut watch).await <= 5);
+        assert!(until_end(&mut idle).await == 0);
+        api.gate().empty().await;
+    }
+}
