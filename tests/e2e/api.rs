@@ -93,9 +93,13 @@ fn a_definition_takes_its_objects_with_it() {
         let (ok, text) = create(&gadget(name, namespace, finalizers));
         assert!(ok, "{text}");
     }
+    // Not served any more, and yet there.
+    let hide = r#"patch crd gadgets.example.test --type=json -p [{"op":"replace","path":"/spec/versions/0/served","value":false}]"#;
+    server.kubectl(hide);
+    assert!(!server.try_kubectl("get gadgets -A", "").0);
     server.kubectl("delete crd gadgets.example.test --wait=false");
     eventually("only what is held is left", || {
-        let left = server.kubectl("get gadgets -A -o name");
+        let (_, left) = server.try_kubectl("get gadgets -A -o name", "");
         if left.trim() == "gadget.example.test/held" { Ok(()) } else { Err(left) }
     });
     let terminating =

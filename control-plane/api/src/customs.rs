@@ -43,8 +43,11 @@ fn has_condition(definition: &Value, kind: &str) -> bool {
     object::items(&definition["status"], "conditions").any(|c| c["type"] == kind && c["status"] == "True")
 }
 
+/// While a definition is being deleted the stored version is served in any case: what is there has to go through it.
 fn served(definition: &Value) -> impl Iterator<Item = &Value> {
-    object::items(&definition["spec"], "versions").filter(|version| version["served"] == true)
+    let terminating = has_condition(definition, "Terminating");
+    object::items(&definition["spec"], "versions")
+        .filter(move |version| version["served"] == true || terminating && version["storage"] == true)
 }
 
 fn texts(list: &Value) -> Vec<Box<str>> {

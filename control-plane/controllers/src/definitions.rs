@@ -43,7 +43,7 @@ impl Reconcile for Controller {
             return Ok(Next::Change);
         };
         let found = match kind(&definition) {
-            Kind::Served(resource) if is_ending(&definition) => list(context, &resource).await?,
+            Some(resource) if is_ending(&definition) => list(context, &resource).await?,
             _ => Vec::new(),
         };
         match plan(&definition, &found) {
@@ -59,7 +59,7 @@ impl Reconcile for Controller {
             }
             Plan::Delete(namespaces, told) => {
                 tell(context, (*definition).clone(), told).await?;
-                let Kind::Served(resource) = kind(&definition) else { return Ok(Next::Change) };
+                let Some(resource) = kind(&definition) else { return Ok(Next::Change) };
                 for namespace in namespaces {
                     let api = objects::<DynamicObject>(context, &resource, namespace.as_deref());
                     match api.delete_collection(&DeleteParams::default(), &ListParams::default()).await {
@@ -89,30 +89,24 @@ enum Plan {
     Finish(Told),
 }
 
-/// How objects of a definition's kind can be reached.
-enum Kind {
-    Served(ApiResource),
-    /// There are none, and never were.
-    Never,
-    /// No version is served: nobody can see what there is.
-    Hidden,
-}
-
 fn is_ending(definition: &CustomResourceDefinition) -> bool {
     definition.metadata.deletion_timestamp.is_some() && definition.finalizers().iter().any(|f| f == FINALIZER)
 }
 
-fn kind(definition: &CustomResourceDefinition) -> Kind {
+/// The kind as it can be reached: by a version that is served, or by the stored one, which is served until the end; none
+/// if it was never established.
+fn kind(definition: &CustomResourceDefinition) -> Option<ApiResource> {
     let conditions = definition.status.as_ref().and_then(|status| status.conditions.as_ref());
     if !conditions.into_iter().flatten().any(|c| c.type_ == "Established" && c.status == "True") {
-        return Kind::Never;
+        return None;
     }
     let spec = &definition.spec;
-    let Some(version) = spec.versions.iter().find(|version| version.served) else { return Kind::Hidden };
+    let versions = || spec.versions.iter();
+    let version = versions().find(|version| version.served).or_else(|| versions().find(|version| version.storage))?;
     let api_version = format!("{}/{}", spec.group, version.name);
     let (group, version) = (spec.group.clone(), version.name.clone());
     let (kind, plural) = (spec.names.kind.clone(), spec.names.plural.clone());
-    Kind::Served(ApiResource { group, version, api_version, kind, plural })
+    Some(ApiResource { group, version, api_version, kind, plural })
 }
 
 /// `found` are the first objects of the kind.
@@ -120,13 +114,8 @@ fn plan(definition: &CustomResourceDefinition, found: &[PartialObjectMeta<Dynami
     if !is_ending(definition) {
         return Plan::Nothing;
     }
-    match kind(definition) {
-        Kind::Never => return Plan::Finish(("False", "NeverEstablished", "resource was never established")),
-        Kind::Hidden => {
-            let why = "could not list instances: no version is served; serve one to let them be deleted";
-            return Plan::Wait(("True", "InstanceDeletionFailed", why));
-        }
-        Kind::Served(_) => {}
+    if kind(definition).is_none() {
+        return Plan::Finish(("False", "NeverEstablished", "resource was never established"));
     }
     if found.is_empty() {
         return Plan::Finish(("False", "InstanceDeletionCompleted", "removed all instances"));
@@ -232,7 +221,9 @@ mod tests {
         check(&ending, &[("a", true)], "wait InstanceDeletionInProgress");
         check(&ending, &[], "finish InstanceDeletionCompleted");
         check(&definition(true, "False", true), &[], "finish NeverEstablished");
-        check(&definition(true, "True", false), &[], "wait InstanceDeletionFailed");
+        let hidden = definition(true, "True", false);
+        check(&hidden, &[("a", true)], "wait InstanceDeletionInProgress");
+        assert_eq!(kind(&hidden).unwrap().version, "v1");
     }
 
     #[test]
