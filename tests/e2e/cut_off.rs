@@ -7,7 +7,8 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::harness::{Server, assert_has, eventually};
-use crate::pods::{IMAGE, missing, write_image};
+use crate::needs::{Need, lacks};
+use crate::pods::{IMAGE, write_image};
 
 /// The pods' gateway: what the node is called while there is no network.
 const CUT_OFF_IP: &str = "10.42.0.1";
@@ -112,8 +113,7 @@ fn run(command: &mut Command) {
 
 #[test]
 fn a_reboot_while_cut_off_brings_the_pods_back_and_an_address_that_appears_is_reported() {
-    if let Some(missing) = missing() {
-        println!("skipped: {missing} is missing");
+    if lacks(&[Need::Pods]) {
         return;
     }
     let namespace = format!("kedge-e2e-cut-{}", std::process::id());

@@ -1,7 +1,8 @@
 //! End to end: the real binary, real kubectl, real processes. Everything listens on loopback, in folders that each
 //! test makes and removes.
 //!
-//! `cargo xtask test` installs what is needed. A test that lacks something says so and which package has it.
+//! `cargo xtask test` installs what is needed and demands it. Otherwise a test that lacks something says so and which
+//! package has it (`needs.rs`).
 
 #![allow(
     clippy::unwrap_used,
@@ -15,6 +16,7 @@ mod cut_off;
 mod harness;
 mod kubectl;
 mod models;
+mod needs;
 mod nodes;
 mod pods;
 mod pulls;

@@ -2,13 +2,14 @@
 //!
 //! Serving needs what pods need, and the model all-MiniLM-L6-v2 in the folder that `KEDGE_MINILM` names.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::harness::{Server, eventually};
-use crate::pods::{Cluster, missing};
+use crate::needs::{Need, lacks, model as minilm};
+use crate::pods::Cluster;
 use crate::web::{Reply, Web};
 
 fn apply(server: &Server, object: &Value) {
@@ -179,15 +180,10 @@ fn hex(bytes: &[u8]) -> String {
 
 #[test]
 fn a_model_is_served_from_pods_and_leaves_nothing_behind() {
-    let Some(source) = std::env::var_os("KEDGE_MINILM").map(PathBuf::from) else {
-        println!("skipped: no model (KEDGE_MINILM is not set)");
-        return;
-    };
-    if let Some(what) = missing() {
-        assert!(std::env::var_os("KEDGE_TEST_REQUIRE_CONTAINERD").is_none(), "{what}");
-        println!("skipped: this machine has no {what}");
+    if lacks(&[Need::Model, Need::Pods]) {
         return;
     }
+    let source = minilm().expect("it is not lacking");
     let cluster = Cluster::start("models");
     let server = &cluster.server;
     let target = server.folder.path().join("data/models");

@@ -1,10 +1,10 @@
 //! Real pods: real containers, in a network namespace that the test makes and removes.
 //!
-//! Needs root, containerd, runc, nft and a static busybox; without one of them it says so and passes.
+//! Needs root, containerd, runc, nft and a static busybox.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::Duration;
 
@@ -12,22 +12,9 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::harness::{Server, assert_has, eventually, exists};
+use crate::needs::{Need, lacks};
 
 pub(crate) const IMAGE: &str = "example.test/busybox:1";
-
-/// What is missing to run real pods here.
-pub(crate) fn missing() -> Option<&'static str> {
-    let root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0");
-    let there = |names: &[&str]| names.iter().any(|name| exists(Path::new(name)));
-    let checks = [
-        (root, "root"),
-        (there(&["/usr/bin/containerd"]), "containerd (Debian: containerd)"),
-        (there(&["/usr/sbin/runc", "/usr/bin/runc"]), "runc (Debian: runc)"),
-        (there(&["/usr/sbin/nft"]), "nft (Debian: nftables)"),
-        (there(&["/bin/busybox"]), "busybox (Debian: busybox-static)"),
-    ];
-    checks.into_iter().find(|(ok, _)| !ok).map(|(_, what)| what)
-}
 
 /// A cluster whose pods live in a namespace of their own; everything it started ends with the value.
 pub(crate) struct Cluster {
@@ -186,8 +173,7 @@ fn append<W: std::io::Write>(archive: &mut tar::Builder<W>, name: &str, content:
 
 #[test]
 fn pods_run_serve_each_other_and_outlive_the_server() {
-    if let Some(missing) = missing() {
-        println!("skipped: {missing} is missing");
+    if lacks(&[Need::Pods]) {
         return;
     }
     let mut cluster = Cluster::start("pods");
@@ -229,20 +215,21 @@ fn pods_run_serve_each_other_and_outlive_the_server() {
 
 #[test]
 fn a_pod_that_ends_says_how() {
-    if let Some(missing) = missing() {
-        println!("skipped: {missing} is missing");
+    if lacks(&[Need::Pods]) {
         return;
     }
     let cluster = Cluster::start("ends");
     let pod = |name: &str, script: &str| {
         json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name },
-            "spec": { "restartPolicy": "Never", "containers": [
-                { "name": "main", "image": IMAGE, "command": ["/bin/busybox", "sh", "-c", script] },
+            "spec": { "restartPolicy": "Never", "terminationGracePeriodSeconds": 1, "containers": [
+                { "name": "main", "image": IMAGE, "command": ["/bin/busybox", "sh", "-c", script],
+                  "ports": [{ "containerPort": 80, "hostPort": 8089 }] },
             ]},
         })
         .to_string()
     };
+    // Each has the port of the host that the one before, which is still there, gave back when it ended.
     for (name, script, phase, reason) in
         [("well", "exit 0", "Succeeded", "Completed"), ("ill", "exit 7", "Failed", "Error")]
     {
@@ -256,8 +243,7 @@ fn a_pod_that_ends_says_how() {
 
 #[test]
 fn what_happens_to_a_pod_is_told_and_one_that_does_not_fit_is_refused() {
-    if let Some(missing) = missing() {
-        println!("skipped: {missing} is missing");
+    if lacks(&[Need::Pods]) {
         return;
     }
     let cluster = Cluster::start("events");
@@ -332,8 +318,7 @@ fn told_of_node(cluster: &Cluster) {
 
 #[test]
 fn clients_forward_ports_and_attach() {
-    if let Some(missing) = missing() {
-        println!("skipped: {missing} is missing");
+    if lacks(&[Need::Pods]) {
         return;
     }
     let mut cluster = Cluster::start("streams");

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::harness::eventually;
-use crate::pods::{Cluster, missing};
+use crate::needs::{Need, lacks};
+use crate::pods::Cluster;
 use crate::web::{Reply, Request, Web};
 
 fn digest(bytes: &[u8]) -> String {
@@ -152,9 +153,7 @@ fn pod(name: &str, image: &str, secret: bool) -> Value {
 
 #[test]
 fn an_image_is_pulled_with_a_login_over_a_link_that_breaks() {
-    if let Some(what) = missing() {
-        assert!(std::env::var_os("KEDGE_TEST_REQUIRE_CONTAINERD").is_none(), "{what}");
-        println!("skipped: this machine has no {what}");
+    if lacks(&[Need::Pods]) {
         return;
     }
     let held = image();

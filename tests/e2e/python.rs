@@ -4,14 +4,12 @@
 use std::process::Command;
 
 use crate::harness::Server;
-use crate::pods::{Cluster, IMAGE, missing};
+use crate::needs::{Need, lacks, python_packages};
+use crate::pods::{Cluster, IMAGE};
 
 /// Runs the script against a server; what it says must be that all is well.
 fn everyday(server: &Server, image: Option<&str>) {
-    let Some(packages) = std::env::var_os("KEDGE_PYTHON_PACKAGES") else {
-        println!("skipped: no Python client (KEDGE_PYTHON_PACKAGES is not set)");
-        return;
-    };
+    let packages = python_packages().expect("it is not lacking");
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/python/everyday.py");
     let mut command = Command::new("python3");
     command.arg(script).arg(server.kubeconfig()).args(image).env("PYTHONPATH", packages);
@@ -24,14 +22,15 @@ fn everyday(server: &Server, image: Option<&str>) {
 
 #[test]
 fn everyday_things_without_a_node() {
+    if lacks(&[Need::PythonClient]) {
+        return;
+    }
     everyday(&Server::start(&["--disable-agent"]), None);
 }
 
 #[test]
 fn everyday_things_with_pods() {
-    if let Some(what) = missing() {
-        assert!(std::env::var_os("KEDGE_TEST_REQUIRE_CONTAINERD").is_none(), "{what}");
-        println!("skipped: this machine has no {what}");
+    if lacks(&[Need::PythonClient, Need::Pods]) {
         return;
     }
     everyday(&Cluster::start("python").server, Some(IMAGE));

@@ -1,9 +1,9 @@
 //! A hub and a site: two clusters in network namespaces of their own, joined by a cable that the test makes, slows
 //! down and cuts.
 //!
-//! Needs root, `ip` and `tc`; without one of them it says so and passes. Nothing leaves the two namespaces.
+//! Needs root, `ip` and `tc`. Nothing leaves the two namespaces.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,31 +12,13 @@ use kedge_access::{Identity, Purpose};
 use serde_json::{Value, json};
 
 use crate::harness::{Server, assert_has, eventually, exists};
+use crate::needs::{Need, lacks, model as minilm};
 
 /// Addresses of the two ends of the cable. They exist in the two namespaces only.
 const HUB_IP: &str = "10.99.0.1";
 const HUB_URL: &str = "https://10.99.0.1:6445";
 /// A piece of a model, which is what a cut costs at most for each one on its way.
 const PIECE_BYTES: u64 = 1 << 20;
-
-/// Whether something that these tests need is not here; where everything must be, that is a failure.
-fn is_left_out() -> bool {
-    let Some(missing) = missing() else { return false };
-    assert!(std::env::var_os("KEDGE_TEST_REQUIRE_NETWORK").is_none(), "{missing} is missing");
-    println!("skipped: {missing} is missing");
-    true
-}
-
-fn missing() -> Option<&'static str> {
-    let root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0");
-    let there = |names: &[&str]| names.iter().any(|name| exists(Path::new(name)));
-    let checks = [
-        (root, "root"),
-        (there(&["/usr/sbin/ip", "/sbin/ip", "/usr/bin/ip"]), "ip (Debian: iproute2)"),
-        (there(&["/usr/sbin/tc", "/sbin/tc"]), "tc (Debian: iproute2)"),
-    ];
-    checks.into_iter().find(|(ok, _)| !ok).map(|(_, what)| what)
-}
 
 fn ip(arguments: &str) {
     let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
@@ -307,7 +289,7 @@ fn is_ready(model: &Value) -> bool {
 
 #[test]
 fn a_join_token_is_worth_one_site_and_says_what_is_wrong() {
-    if is_left_out() {
+    if lacks(&[Need::Network]) {
         return;
     }
     let mut fleet = Fleet::start("join");
@@ -404,7 +386,7 @@ fn expire(fleet: &Fleet) {
 
 #[test]
 fn a_model_comes_down_through_cuts_and_kills_and_no_byte_comes_twice() {
-    if is_left_out() {
+    if lacks(&[Need::Network]) {
         return;
     }
     let mut fleet = Fleet::start("pull");
@@ -482,7 +464,7 @@ fn a_model_comes_down_through_cuts_and_kills_and_no_byte_comes_twice() {
 
 #[test]
 fn what_is_not_what_the_hub_signed_is_named_and_never_active() {
-    if is_left_out() {
+    if lacks(&[Need::Network]) {
         return;
     }
     let fleet = Fleet::start("wrong");
@@ -556,18 +538,10 @@ impl Drop for SiteNode {
 
 #[test]
 fn a_site_serves_what_its_hub_assigned_and_goes_on_without_the_hub() {
-    let Some(source) = std::env::var_os("KEDGE_MINILM").map(PathBuf::from) else {
-        println!("skipped: no model (KEDGE_MINILM is not set)");
-        return;
-    };
-    if let Some(what) = crate::pods::missing() {
-        assert!(std::env::var_os("KEDGE_TEST_REQUIRE_CONTAINERD").is_none(), "{what}");
-        println!("skipped: this machine has no {what}");
+    if lacks(&[Need::Model, Need::Pods, Need::Network]) {
         return;
     }
-    if is_left_out() {
-        return;
-    }
+    let source = minilm().expect("it is not lacking");
     let pods = format!("kedge-serve-p-{}", std::process::id());
     let fleet = Fleet::start_with("serve", &["--network-namespace", &pods, "--node-name", "n1"]);
     let mut node = SiteNode { fleet, pods };
@@ -612,7 +586,7 @@ fn a_site_serves_what_its_hub_assigned_and_goes_on_without_the_hub() {
 
 #[test]
 fn a_hub_from_an_older_backup_takes_nothing_away() {
-    if is_left_out() {
+    if lacks(&[Need::Network]) {
         return;
     }
     let mut fleet = Fleet::start("backup");

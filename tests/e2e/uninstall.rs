@@ -7,13 +7,12 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::harness::{Server, assert_has, exists};
-use crate::pods::{Cluster, IMAGE, missing};
+use crate::needs::{Need, lacks};
+use crate::pods::{Cluster, IMAGE};
 
 #[test]
 fn uninstalling_removes_the_node_and_no_file_of_the_host() {
-    if let Some(what) = missing() {
-        assert!(std::env::var_os("KEDGE_TEST_REQUIRE_CONTAINERD").is_none(), "{what}");
-        println!("skipped: this machine has no {what}");
+    if lacks(&[Need::Pods]) {
         return;
     }
     let cluster = Cluster::start("uninstall");
@@ -61,9 +60,7 @@ fn refused(arguments: &[&str]) -> String {
 
 #[test]
 fn killall_ends_the_server_too_and_nothing_comes_back() {
-    if let Some(what) = missing() {
-        assert!(std::env::var_os("KEDGE_TEST_REQUIRE_CONTAINERD").is_none(), "{what}");
-        println!("skipped: this machine has no {what}");
+    if lacks(&[Need::Pods]) {
         return;
     }
     let mut cluster = Cluster::start("killall");

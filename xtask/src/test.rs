@@ -58,13 +58,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 fn tests() -> Result<Command> {
     let mut tests = Command::new("cargo");
     tests.args(["test", "--workspace", "--no-fail-fast"]);
-    let model = std::path::absolute(MODEL_FOLDER).context("cannot tell where the model is")?;
-    if model.exists() {
-        tests.env("KEDGE_MINILM", model);
-    }
-    let packages = std::path::absolute(CLIENT_FOLDER).context("cannot tell where the Python client is")?;
-    if packages.exists() {
-        tests.env("KEDGE_PYTHON_PACKAGES", packages);
+    for (folder, names, demands) in [
+        (MODEL_FOLDER, "KEDGE_MINILM", "KEDGE_TEST_REQUIRE_MODEL"),
+        (CLIENT_FOLDER, "KEDGE_PYTHON_PACKAGES", "KEDGE_TEST_REQUIRE_PYTHON"),
+    ] {
+        let folder = std::path::absolute(folder).with_context(|| format!("cannot tell where {folder} is"))?;
+        if folder.exists() {
+            tests.env(names, folder);
+        }
+        tests.env(demands, "1");
     }
     if is_root() {
         tests.env("KEDGE_TEST_REQUIRE_CONTAINERD", "1").env("KEDGE_TEST_REQUIRE_NETWORK", "1");

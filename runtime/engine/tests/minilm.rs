@@ -40,6 +40,7 @@ impl Expected {
 fn model() -> Option<PathBuf> {
     let directory = std::env::var_os("KEDGE_MINILM").map(PathBuf::from);
     if directory.is_none() {
+        assert!(std::env::var_os("KEDGE_TEST_REQUIRE_MODEL").is_none(), "KEDGE_MINILM names no model");
         println!("skipped: no model (KEDGE_MINILM is not set)");
     }
     directory
