@@ -59,7 +59,7 @@ pub enum PrivateError {
     },
     /// The program is not installed.
     #[error(
-        "containerd is not installed ({program:?} was not found on the PATH); install it, or name a running one with --runtime containerd=SOCKET"
+        "containerd is not installed ({program:?} was not found on the PATH); install it (Debian: containerd), or run no node here with --disable-agent"
     )]
     NotInstalled {
         /// What was looked for.
