@@ -57,6 +57,7 @@ enum Outcome {
     PreStop(String, ContainerId, Result<(), String>),
     Probe(String, ProbeKind, jiff::Timestamp, Answer),
     Refreshed(Sources),
+    NetworkReleased(Result<(), String>),
     TornDown(Result<(), String>),
     Plain(String, Result<(), String>),
     Deleted,
@@ -346,6 +347,15 @@ impl Worker {
                 self.remember();
                 if std::mem::take(&mut self.refresh_again) {
                     self.refresh();
+                }
+            }
+            Outcome::NetworkReleased(result) => {
+                self.busy.remove("release-network");
+                match result {
+                    Ok(()) => self.memory.network_released = true,
+                    Err(error) => {
+                        tracing::warn!(pod = %self.id.name, error, "the network of a pod that ended is not given back yet")
+                    }
                 }
             }
             Outcome::TornDown(result) => {

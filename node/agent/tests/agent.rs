@@ -196,6 +196,24 @@ async fn a_node_with_another_address_says_so_for_itself_and_its_pods() {
 }
 
 #[tokio::test]
+async fn a_pod_that_ended_gives_its_network_back_and_keeps_the_rest() {
+    let this = Box_::new();
+    for (name, policy) in [("well", "Never"), ("ill", "Never")] {
+        let code = if name == "well" { 0 } else { 1 };
+        this.fake.behave(name, Behaviour::ExitAfter { time: Duration::ZERO, code, oom: false });
+        this.apply(name, json!({"restartPolicy": policy, "containers": [{"name": name, "image": "busybox"}]}));
+    }
+    this.until_phase("well", "Succeeded").await;
+    this.until_phase("ill", "Failed").await;
+    this.until("their networks are given back", |this| this.wires.0.lock().is_empty()).await;
+    let left = this.fake.observe().await.unwrap();
+    assert_eq!((left.sandboxes.len(), left.containers.len()), (2, 2), "their records and logs can still be read");
+    assert!(this.status("well")["podIP"].is_string(), "its address is still told");
+    this.api.delete_gracefully("default/well", 0);
+    this.until("the pod is gone", |this| this.api.get("pods", "default/well").is_none()).await;
+}
+
+#[tokio::test]
 async fn a_step_that_panics_is_a_failed_step() {
     let this = Box_::new();
     this.wires.1.lock().insert("odd".to_owned(), ());

@@ -20,6 +20,8 @@ pub struct Memory {
     pub set_up: SetUp,
     /// The pod's addresses.
     pub pod_ips: Vec<String>,
+    /// Whether its network was given back because it has ended.
+    pub network_released: bool,
     /// Why the pod failed as a whole, for good.
     pub failed: Option<Problem>,
     /// When the agent first saw the pod, as it is shown.

@@ -79,6 +79,8 @@ pub enum Action {
         /// Which.
         id: ContainerId,
     },
+    /// Give back the network of a pod that has ended; what it left stays until it is deleted.
+    ReleaseNetwork,
     /// Remove sandbox, network and volumes.
     TearDown,
     /// Tell the API that the pod is gone.
@@ -131,8 +133,14 @@ pub fn plan(input: &Input<'_>, memory: &mut Memory) -> Plan {
         planner.go_on();
     }
     planner.forget_old_runs();
-    let (actions, happenings, wake_at) = (planner.actions, planner.happenings, planner.wake_at);
-    Plan { actions, status: status::pod_status(input, memory), happenings, wake_at }
+    let (mut actions, happenings, wake_at) = (planner.actions, planner.happenings, planner.wake_at);
+    let status = status::pod_status(input, memory);
+    // Others may have its address and its ports of the host from now on (`SyncTerminatingPod` stops the sandbox).
+    let has_network = spec.host_network != Some(true) && !memory.network_released;
+    if has_network && !deleted && is_over(Some(&status)) && !input.observed.iter().any(is_running) {
+        actions.push(Action::ReleaseNetwork);
+    }
+    Plan { actions, status, happenings, wake_at }
 }
 
 struct Planner<'a, 'm> {

@@ -87,6 +87,7 @@ impl Sim {
             Action::PreStop { container, .. } => format!("pre-stop {container}"),
             Action::Signal { id, signal } => format!("signal {} {signal}", name_of(id, &self.observed).unwrap()),
             Action::Forget { .. } => "forget".to_owned(),
+            Action::ReleaseNetwork => "release-network".to_owned(),
             Action::TearDown => "tear-down".to_owned(),
             Action::Delete => "delete".to_owned(),
         };
@@ -112,6 +113,7 @@ impl Sim {
                 run.state = ContainerState::Exited(exit(self.wall, 137));
             }
             Action::Forget { id } => self.observed.retain(|run| run.id != id),
+            Action::ReleaseNetwork => self.memory.network_released = true,
             Action::TearDown => {
                 self.sandbox = false;
                 self.observed.clear();
@@ -273,7 +275,8 @@ fn restart_policies_decide_how_a_pod_ends() {
         let mut sim = Sim::new(json!({"containers": apps(&["a"]), "restartPolicy": policy}));
         sim.settle();
         sim.end("a", code);
-        assert_eq!(!sim.settle().is_empty(), restarts, "{policy} {code}");
+        let next = if restarts { "start a#1" } else { "release-network" };
+        assert_eq!(sim.settle(), [next], "{policy} {code}");
         assert_eq!((sim.phase().as_str(), sim.condition("Ready").1.as_str()), (phase, ready), "{policy} {code}");
     }
 }
@@ -304,7 +307,7 @@ fn an_init_container_that_may_not_fail_ends_the_pod() {
         Sim::new(json!({"containers": apps(&["a"]), "initContainers": apps(&["i"]), "restartPolicy": "Never"}));
     sim.settle();
     sim.end("i", 2);
-    assert_eq!(sim.settle(), [] as [&str; 0]);
+    assert_eq!(sim.settle(), ["release-network"]);
     assert_eq!((sim.phase().as_str(), sim.condition("Ready").1.as_str()), ("Failed", "PodFailed"));
 }
 
@@ -322,7 +325,7 @@ fn sidecars_start_first_and_stop_last() {
     sim.end("t", 0);
     assert_eq!(sim.settle(), ["signal s 15"]);
     sim.end("s", 0);
-    assert_eq!(sim.settle(), [] as [&str; 0]);
+    assert_eq!(sim.settle(), ["release-network"]);
     assert_eq!(sim.phase(), "Succeeded");
 }
 
@@ -441,7 +444,7 @@ fn a_deadline_fails_the_pod() {
     sim.wait(60);
     assert_eq!(sim.settle(), ["signal a 15"]);
     sim.wait(1);
-    assert_eq!(sim.settle(), ["signal a 9"]);
+    assert_eq!(sim.settle(), ["signal a 9", "release-network"]);
     assert_eq!((sim.phase().as_str(), sim.status()["reason"].as_str()), ("Failed", Some("DeadlineExceeded")));
 }
 
@@ -542,7 +545,7 @@ fn what_ended_stays_ended_when_its_records_are_lost() {
         let ended =
             json!({"phase": phase, "reason": "r", "startTime": "1970-01-01T00:00:00Z", "containerStatuses": []});
         sim.pod.status = serde_json::from_value(ended.clone()).unwrap();
-        assert_eq!(sim.settle(), [] as [&str; 0]);
+        assert_eq!(sim.settle(), ["release-network"]);
         let mut expected = ended;
         expected["observedGeneration"] = json!(1);
         assert_eq!(sim.status(), expected);

@@ -8,7 +8,7 @@ use kedge_runtimes::{ContainerId, ContainerState, ObservedContainer, RuntimeErro
 use super::{OBSERVE_PAUSE, Outcome, REFRESH, SetUpDone, Worker, steps};
 use crate::agent::Shared;
 use crate::events::{self, Happening};
-use crate::plan::{self, Action, Problem, SetUp};
+use crate::plan::{self, Action, ImageState, Problem, SetUp};
 use crate::probe::Answer;
 
 impl Worker {
@@ -76,11 +76,21 @@ impl Worker {
                     shared.runtime.remove_container(&id).await
                 });
             }
+            Action::ReleaseNetwork => {
+                if !self.is_making() && self.busy.insert("release-network".to_owned()) {
+                    let id = self.id.clone();
+                    self.step(
+                        |text| Outcome::NetworkReleased(Err(text)),
+                        async move |shared| {
+                            let result = shared.network.teardown(&id).await.map_err(|error| error.to_string());
+                            pause_if_failed(&result).await;
+                            Outcome::NetworkReleased(result)
+                        },
+                    );
+                }
+            }
             Action::TearDown => {
-                // What is still being made would be made again behind the back of this; its end wakes the loop.
-                let making = self.busy.contains("set-up") || self.busy.contains("refresh");
-                let making = making || self.memory.containers.values().any(|own| own.busy);
-                if !making && self.busy.insert("tear-down".to_owned()) {
+                if !self.is_making() && self.busy.insert("tear-down".to_owned()) {
                     let (id, pod) = (self.id.clone(), self.pod.clone());
                     self.step(
                         |text| Outcome::TornDown(Err(text)),
@@ -94,6 +104,13 @@ impl Worker {
             }
             Action::Delete => self.say.send_modify(|said| said.1 = true),
         }
+    }
+
+    /// Whether something of the pod is still being made: it would be made again behind the back of who takes it away.
+    /// Its end wakes the loop.
+    fn is_making(&self) -> bool {
+        let busy = self.busy.contains("set-up") || self.busy.contains("refresh");
+        busy || self.memory.containers.values().any(|own| own.busy)
     }
 
     fn begin_plain<F>(&mut self, name: String, work: impl FnOnce(Arc<Shared>) -> F + Send + 'static)
@@ -143,6 +160,10 @@ impl Worker {
     fn begin_start(&mut self, name: &str, attempt: u32, observed: &[ObservedContainer]) {
         let Some(container) = self.container(name) else { return };
         let exists = observed.iter().any(|run| run.name == name && run.attempt == attempt);
+        let image = match &self.memory.of(name).image {
+            ImageState::Present { id } => id.clone(),
+            ImageState::Unknown | ImageState::Missing { .. } => return, // The plan looks for it first.
+        };
         if std::mem::replace(&mut self.memory.of(name).busy, true) {
             return;
         }
@@ -152,8 +173,9 @@ impl Worker {
         self.step(
             |text| Outcome::Started(said, Err(panicked_problem(text))),
             async move |shared| {
+                let (volumes, ips) = (&volumes, &ips);
                 let start =
-                    steps::Start { id: &id, pod: &pod, container: &container, attempt, volumes: &volumes, ips: &ips };
+                    steps::Start { id: &id, pod: &pod, container: &container, image: &image, attempt, volumes, ips };
                 Outcome::Started(name, steps::start(&shared, &start, known, exists).await)
             },
         );
