@@ -292,6 +292,8 @@ pub(super) struct Start<'a> {
     pub(super) id: &'a PodId,
     pub(super) pod: &'a Pod,
     pub(super) container: &'a Container,
+    /// The id of its image, as [`ensure_image`] gave it: a name may lead elsewhere by now.
+    pub(super) image: &'a str,
     pub(super) attempt: u32,
     pub(super) volumes: &'a Places,
     pub(super) ips: &'a [String],
@@ -323,7 +325,7 @@ pub(super) async fn start(shared: &Shared, what: &Start<'_>, known: Sources, exi
 
 async fn create(shared: &Shared, what: &Start<'_>, sources: &Sources) -> Result<(), Problem> {
     let name = what.container.image.as_deref().unwrap_or_default();
-    let image = shared.runtime.resolve_image(name).await.map_err(|e| problem("CreateContainerError", e))?;
+    let image = shared.runtime.resolve_image(what.image).await.map_err(|e| problem("CreateContainerError", e))?;
     let image = image.ok_or_else(|| problem("CreateContainerError", RuntimeError::ImageNotFound(name.to_owned())))?;
     let spec = build_spec(shared, what, sources, &image)?;
     shared.runtime.create_container(&spec).await.map_err(|e| match e {
