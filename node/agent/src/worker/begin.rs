@@ -76,11 +76,21 @@ impl Worker {
                     shared.runtime.remove_container(&id).await
                 });
             }
+            Action::ReleaseNetwork => {
+                if !self.is_making() && self.busy.insert("release-network".to_owned()) {
+                    let id = self.id.clone();
+                    self.step(
+                        |text| Outcome::NetworkReleased(Err(text)),
+                        async move |shared| {
+                            let result = shared.network.teardown(&id).await.map_err(|error| error.to_string());
+                            pause_if_failed(&result).await;
+                            Outcome::NetworkReleased(result)
+                        },
+                    );
+                }
+            }
             Action::TearDown => {
-                // What is still being made would be made again behind the back of this; its end wakes the loop.
-                let making = self.busy.contains("set-up") || self.busy.contains("refresh");
-                let making = making || self.memory.containers.values().any(|own| own.busy);
-                if !making && self.busy.insert("tear-down".to_owned()) {
+                if !self.is_making() && self.busy.insert("tear-down".to_owned()) {
                     let (id, pod) = (self.id.clone(), self.pod.clone());
                     self.step(
                         |text| Outcome::TornDown(Err(text)),
@@ -94,6 +104,13 @@ impl Worker {
             }
             Action::Delete => self.say.send_modify(|said| said.1 = true),
         }
+    }
+
+    /// Whether something of the pod is still being made: it would be made again behind the back of who takes it away.
+    /// Its end wakes the loop.
+    fn is_making(&self) -> bool {
+        let busy = self.busy.contains("set-up") || self.busy.contains("refresh");
+        busy || self.memory.containers.values().any(|own| own.busy)
     }
 
     fn begin_plain<F>(&mut self, name: String, work: impl FnOnce(Arc<Shared>) -> F + Send + 'static)
