@@ -23,6 +23,7 @@ mod pulls;
 mod python;
 mod refusals;
 mod served;
+mod services;
 mod site;
 mod uninstall;
 mod web;

@@ -16,6 +16,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kedge_client::{Context, Key, Next, Reconcile, Trigger};
 use kube::ResourceExt;
 
+use crate::endpoint_mirror::LEADER;
 use crate::{pods, write};
 
 /// Endpoints in one slice (`--max-endpoints-per-slice`).
@@ -25,6 +26,8 @@ const ENDPOINTS_MAX: usize = 1000;
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
+const ENDPOINTS_MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
+const ENDPOINTS_MANAGER: &str = "endpoint-controller";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
 
@@ -52,6 +55,10 @@ impl Reconcile for Controller {
         });
         context.watch::<Endpoints>(trigger, |change| match (&change.old, &change.new) {
             (Some(old), None) => vec![Key::of(&**old)],
+            // Our own of a Service that went while nobody looked. (`checkLeftoverEndpoints`.)
+            (None, Some(new)) if new.labels().get(ENDPOINTS_MANAGED_BY).is_some_and(|by| by == ENDPOINTS_MANAGER) => {
+                vec![Key::of(&**new)]
+            }
             _ => Vec::new(),
         });
         let services = context.informers.of::<Service>();
@@ -72,15 +79,19 @@ impl Reconcile for Controller {
         let service = context.informers.of::<Service>().get(key);
         let slices = context.informers.of::<EndpointSlice>().list_in(&key.namespace);
         let ours = slices.into_iter().filter(|slice| is_of(slice, &key.name)).collect::<Vec<_>>();
-        let live = service.filter(|service| service.metadata.deletion_timestamp.is_none() && has_selector(service));
+        let live =
+            service.as_ref().filter(|service| service.metadata.deletion_timestamp.is_none() && has_selector(service));
         let Some(service) = live else {
             // Owner references take the slices of a deleted service; a service without a selector is its owner's affair.
+            if service.is_none() {
+                forget_endpoints(&self.endpoints, key).await?;
+            }
             return Ok(Next::Change);
         };
         let all = context.informers.of::<Pod>().list_in(&key.namespace);
-        let behind: Vec<Arc<Pod>> = all.into_iter().filter(|pod| selects(&service, pod)).collect();
-        write_slices(context, &service, &behind, &ours).await?;
-        write_endpoints(&self.endpoints, &service, &behind).await?;
+        let behind: Vec<Arc<Pod>> = all.into_iter().filter(|pod| selects(service, pod)).collect();
+        write_slices(context, service, &behind, &ours).await?;
+        write_endpoints(&self.endpoints, service, &behind).await?;
         Ok(Next::Change)
     }
 }
@@ -328,12 +339,24 @@ fn subsets(service: &Service, behind: &[Arc<Pod>]) -> (Vec<EndpointSubset>, bool
     (subsets, over)
 }
 
+/// Endpoints have no owner: those of a Service that is gone are deleted, whoever made them, or a later Service of its name
+/// would send its clients there. (`pkg/controller/endpoint/endpoints_controller.go`, `syncService`.)
+async fn forget_endpoints(context: &Context, key: &Key) -> kube::Result<()> {
+    let Some(left) = context.informers.of::<Endpoints>().get(key) else { return Ok(()) };
+    // The lock of an old client's leader election holds no addresses.
+    if left.annotations().contains_key(LEADER) {
+        return Ok(());
+    }
+    tracing::debug!(service = %key, "deleting the Endpoints of a Service that is gone");
+    write::delete(context, &*left).await
+}
+
 async fn write_endpoints(context: &Context, service: &Service, behind: &[Arc<Pod>]) -> kube::Result<()> {
     let (subsets, over) = subsets(service, behind);
     let namespace = service.namespace().unwrap_or_default();
     let found = context.informers.of::<Endpoints>().get(&Key::new(&namespace, &service.name_any()));
     let mut labels = service.labels().clone();
-    labels.insert("endpoints.kubernetes.io/managed-by".into(), "endpoint-controller".into());
+    labels.insert(ENDPOINTS_MANAGED_BY.into(), ENDPOINTS_MANAGER.into());
     if is_headless(service) {
         labels.insert(HEADLESS.into(), String::new());
     }
