@@ -206,7 +206,7 @@ mod tests {
         // Remembered, as by a server without a node, but never used.
         remember(&world, &others).unwrap();
         assert!(start(&others).is_err() && check_ours(&world, &others).is_err());
-        std::fs::write(others.run_dir.join("containerd/ensure.lock"), "").unwrap();
+        world.disk.replace(&others.run_dir.join("containerd/ensure.lock"), b"").unwrap();
         start(&others).unwrap();
         check_ours(&world, &others).unwrap();
     }
