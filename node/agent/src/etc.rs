@@ -35,8 +35,24 @@ pub fn hostname(pod: &Pod, domain: &str) -> (String, Option<String>) {
     (short, full)
 }
 
-/// The text of /etc/hosts.
-pub fn hosts(pod: &Pod, ips: &[String], domain: &str) -> String {
+/// The text of /etc/hosts (`pkg/kubelet/kubelet_pods.go`); `host_file` is the node's own, for a pod on its network.
+pub fn hosts(pod: &Pod, ips: &[String], domain: &str, host_file: Option<&str>) -> String {
+    let mut text = match host_file {
+        Some(host_file) => format!("# Kubernetes-managed hosts file (host network).\n{host_file}"),
+        None => own_hosts(pod, ips, domain),
+    };
+    let aliases = pod.spec.iter().flat_map(|spec| spec.host_aliases.iter().flatten());
+    let mut first = true;
+    for alias in aliases {
+        if std::mem::take(&mut first) {
+            text.push_str("\n# Entries added by HostAliases.\n");
+        }
+        text.push_str(&format!("{}\t{}\n", alias.ip, alias.hostnames.clone().unwrap_or_default().join("\t")));
+    }
+    text
+}
+
+fn own_hosts(pod: &Pod, ips: &[String], domain: &str) -> String {
     let (short, full) = hostname(pod, domain);
     let mut text =
         "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
@@ -45,14 +61,6 @@ pub fn hosts(pod: &Pod, ips: &[String], domain: &str) -> String {
     for ip in ips {
         let names = full.as_ref().map_or_else(|| short.clone(), |full| format!("{full}\t{short}"));
         text.push_str(&format!("{ip}\t{names}\n"));
-    }
-    let aliases = pod.spec.iter().flat_map(|spec| spec.host_aliases.iter().flatten());
-    let mut first = true;
-    for alias in aliases {
-        if std::mem::take(&mut first) {
-            text.push_str("\n# Entries added by HostAliases.\n");
-        }
-        text.push_str(&format!("{}\t{}\n", alias.ip, alias.hostnames.clone().unwrap_or_default().join("\t")));
     }
     text
 }
@@ -121,10 +129,15 @@ mod tests {
             json!({"containers": [], "subdomain": "web", "hostAliases": [{"ip": "192.0.2.9", "hostnames": ["a", "b"]}]}),
         );
         assert_eq!(hostname(&with, "c.l"), ("web-0".into(), Some("web-0.web.ns.svc.c.l".into())));
-        let text = hosts(&with, &["10.42.0.2".into()], "c.l");
+        let text = hosts(&with, &["10.42.0.2".into()], "c.l", None);
         assert!(
             text.contains("10.42.0.2\tweb-0.web.ns.svc.c.l\tweb-0\n") && text.contains("192.0.2.9\ta\tb\n"),
             "{text}"
+        );
+        let text = hosts(&with, &["192.0.2.1".into()], "c.l", Some("127.0.0.1 box\n"));
+        assert_eq!(
+            text,
+            "# Kubernetes-managed hosts file (host network).\n127.0.0.1 box\n\n# Entries added by HostAliases.\n192.0.2.9\ta\tb\n"
         );
         let mut long = pod(json!({"containers": []}));
         long.metadata.name = Some(format!("{}-x", "a".repeat(62)));

@@ -217,9 +217,12 @@ fn write_etc(shared: &Shared, id: &PodId, pod: &Pod, ips: &[String]) -> Result<(
     let dns = &shared.settings.dns;
     let (hostname, _) = etc::hostname(pod, &dns.domain);
     let resolv = etc::resolv_conf(pod, dns, &host_resolv_conf(dns)).map_err(|e| e.0)?;
-    for (name, text) in
-        [("hosts", etc::hosts(pod, ips, &dns.domain)), ("resolv.conf", resolv), ("hostname", hostname + "\n")]
-    {
+    let on_host = pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true);
+    // A machine without names of its own is one with an empty file.
+    let host_file = on_host.then(|| fs::read_to_string("/etc/hosts").unwrap_or_default());
+    let hosts = etc::hosts(pod, ips, &dns.domain, host_file.as_deref());
+    let hostname = if on_host { shared.settings.node_name.clone() } else { hostname };
+    for (name, text) in [("hosts", hosts), ("resolv.conf", resolv), ("hostname", hostname + "\n")] {
         // In place: the file is bound into running containers, and another one would not be seen there.
         fs::write(folder.join(name), text).map_err(|e| format!("write {name} of the pod: {e}"))?;
     }
@@ -428,9 +431,16 @@ fn log_end(path: &Path) -> std::io::Result<String> {
 
 /// The texts of the last lines of a log, as much as a message may have: whole lines, or the end of the only one.
 fn texts_at_end(log: &str) -> String {
-    let texts: Vec<&str> = log.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
+    let texts: Vec<(&str, &str)> = log
+        .lines()
+        .filter_map(|line| {
+            let mut parts = line.splitn(4, ' ').skip(2);
+            Some((parts.next()?, parts.next()?))
+        })
+        .collect();
     let last = &texts[texts.len().saturating_sub(LOG_MESSAGE_LINES_MAX)..];
-    let text: String = last.iter().map(|line| format!("{line}\n")).collect();
+    // A part of a line has no end of its own.
+    let text: String = last.iter().flat_map(|(tag, text)| [*text, if *tag == "P" { "" } else { "\n" }]).collect();
     let mut start = text.len().saturating_sub(LOG_MESSAGE_BYTES_MAX);
     while !text.is_char_boundary(start) {
         start += 1;
@@ -448,6 +458,7 @@ mod tests {
     #[test]
     fn the_end_of_a_log_is_a_message() {
         assert_eq!(texts_at_end("2026 stdout F one two\n2026 stderr F three\n"), "one two\nthree\n");
+        assert_eq!(texts_at_end("2026 stdout F one\n2026 stdout P tw\n2026 stdout P o\n"), "one\ntwo");
         let long: String = (0..500).map(|n| format!("t stdout F line {n}\n")).collect();
         let end = texts_at_end(&long);
         assert!(end.ends_with("line 499\n") && end.lines().count() == 80, "{end}");

@@ -237,12 +237,12 @@ impl Splitter {
         out
     }
 
-    /// What is left without a newline is still a line.
+    /// What is left without a newline is a part of a line that never ends, as containerd's CRI writes it.
     fn finish(&mut self, now: jiff::Timestamp) -> Vec<u8> {
         let mut out = Vec::new();
         let rest = std::mem::take(&mut self.rest);
         if !rest.is_empty() {
-            self.line(&mut out, 'F', &rest, now);
+            self.line(&mut out, 'P', &rest, now);
         }
         out
     }
@@ -357,7 +357,7 @@ mod tests {
     fn streams_become_lines() {
         check(&[b"one\ntwo\n"], &[('F', 3), ('F', 3)]);
         check(&[b"on", b"e\n", b"\n"], &[('F', 3), ('F', 0)]);
-        check(&[b"no newline"], &[('F', 10)]);
+        check(&[b"no newline"], &[('P', 10)]);
         check(&[], &[]);
         let long = vec![b'x'; LINE_BYTES_MAX + 5];
         check(&[&long, b"\n"], &[('P', LINE_BYTES_MAX), ('F', 5)]);
@@ -410,7 +410,7 @@ mod tests {
         let mut sources = [Source::new(wire::STDOUT, out_read.into()), Source::new(wire::STDERR, err_read.into())];
         copy(&mut sources, &mut log, None).unwrap();
         let text = std::fs::read_to_string(path).unwrap();
-        assert!(text.contains(" stdout F hello\n") && text.contains(" stderr F oops\n"), "{text}");
+        assert!(text.contains(" stdout F hello\n") && text.contains(" stderr P oops\n"), "{text}");
     }
 
     /// A logger on a thread: its container's ends, its folder, and the log.
