@@ -10,12 +10,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use kedge_runtimes::{RuntimeError, mounts};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat, renameat};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, fchmod, mkdirat};
 use nix::unistd::{Gid, UnlinkatFlags, fchown, symlinkat, unlinkat};
 
@@ -124,17 +125,28 @@ pub fn write_files(
 ) -> Result<bool, VolumeError> {
     let attempt = |what: &str| format!("{what} in volume {}", place.display());
     let root = File::open(place).map_err(disk(attempt("open the folder")))?;
-    let current = readlinkat(&root, DATA).ok().map(PathBuf::from);
+    // A link of ours names a version beside it; another one is replaced, and what it leads to is not ours.
+    let is_version = |path: &PathBuf| matches!(path.components().collect::<Vec<_>>()[..], [Component::Normal(_)]);
+    let current = readlinkat(&root, DATA).ok().map(PathBuf::from).filter(is_version);
     if current.as_ref().is_some_and(|version| holds(&place.join(version), files)) {
         return Ok(false);
     }
+    forget_versions(place, current.as_deref()).map_err(disk(attempt("remove what an earlier attempt left")))?;
     let version = format!("..{stamp}");
     mkdirat(&root, version.as_str(), Mode::from_bits_truncate(0o755)).map_err(kernel(attempt("make a version")))?;
     let folder = open_below(&root, Path::new(&version), OFlag::O_DIRECTORY, Mode::empty())
         .map_err(kernel(attempt("open a version")))?;
     own(&folder, fs_group).map_err(kernel(attempt("own a version")))?;
-    for (path, content) in files {
-        write_one(&folder, path, content, fs_group).map_err(disk(attempt(&format!("write {}", path.display()))))?;
+    let mut files_of_it = files.iter();
+    let written = files_of_it.try_for_each(|(path, content)| {
+        write_one(&folder, path, content, fs_group).map_err(disk(attempt(&format!("write {}", path.display()))))
+    });
+    if let Err(error) = written {
+        // A disk that is full gets no fuller with every attempt; why it failed is what counts.
+        if let Err(error) = fs::remove_dir_all(place.join(&version)) {
+            tracing::warn!(volume = %place.display(), %error, "what was written stays behind");
+        }
+        return Err(error);
     }
     match unlinkat(&root, DATA_NEW, UnlinkatFlags::NoRemoveDir) {
         Ok(()) | Err(Errno::ENOENT) => {}
@@ -147,6 +159,18 @@ pub fn write_files(
         fs::remove_dir_all(place.join(old)).map_err(disk(attempt("remove the old version")))?;
     }
     Ok(true)
+}
+
+/// Removes versions that are not shown: a process that ended while it wrote one left it.
+fn forget_versions(place: &Path, current: Option<&Path>) -> io::Result<()> {
+    for entry in fs::read_dir(place)? {
+        let name = entry?.file_name();
+        let is_version = name.to_string_lossy().starts_with("..") && name != DATA && name != DATA_NEW;
+        if is_version && current != Some(Path::new(&name)) {
+            fs::remove_dir_all(place.join(&name))?;
+        }
+    }
+    Ok(())
 }
 
 fn own(what: impl AsFd, fs_group: Option<u32>) -> Result<(), Errno> {
@@ -210,14 +234,12 @@ fn show(root: &File, place: &Path, files: &BTreeMap<PathBuf, FileContent>) -> io
 }
 
 /// Binds what lies at `path` inside `volume` to `target`, links resolved inside the volume, so that swapping one later
-/// changes nothing. A folder is made when nothing is there.
+/// changes nothing. A folder is made when nothing is there. What an earlier start bound is replaced when another thing is
+/// at `path` by now, as a ConfigMap's file is after each change. (`pkg/volume/util/subpath/subpath_linux.go`.)
 pub fn bind_sub_path(volume: &Path, path: &str, target: &Path) -> Result<(), VolumeError> {
     let attempt = || format!("find subPath {path:?} in {}", volume.display());
-    if is_mount(target) {
-        return Ok(());
-    }
     let root = File::open(volume).map_err(disk(attempt()))?;
-    let mode = std::os::unix::fs::MetadataExt::mode(&root.metadata().map_err(disk(attempt()))?);
+    let mode = root.metadata().map_err(disk(attempt()))?.mode();
     let mode = Mode::from_bits_truncate(mode & 0o7777);
     let inside = |path: &Path| {
         let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
@@ -246,7 +268,21 @@ pub fn bind_sub_path(volume: &Path, path: &str, target: &Path) -> Result<(), Vol
     };
     let found = found.map_err(kernel(attempt()))?;
     let source = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
-    if fs::metadata(&source).map_err(disk(attempt()))?.is_dir() {
+    let meta = fs::metadata(&source).map_err(disk(attempt()))?;
+    if is_mount(target) {
+        let bound = fs::metadata(target).map_err(disk(attempt()))?;
+        if (bound.dev(), bound.ino()) == (meta.dev(), meta.ino()) {
+            return Ok(());
+        }
+        while is_mount(target) {
+            umount2(target, MntFlags::MNT_DETACH).map_err(kernel(attempt()))?;
+        }
+        match bound.is_dir() {
+            true => fs::remove_dir(target).map_err(disk(attempt()))?,
+            false => fs::remove_file(target).map_err(disk(attempt()))?,
+        }
+    }
+    if meta.is_dir() {
         fs::create_dir_all(target).map_err(disk(attempt()))?;
     } else {
         fs::create_dir_all(target.parent().unwrap_or(Path::new("/"))).map_err(disk(attempt()))?;
@@ -296,14 +332,42 @@ mod tests {
     }
 
     #[test]
+    fn a_version_that_cannot_be_written_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path();
+        let names = || {
+            let entries = fs::read_dir(place).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+            entries.collect::<BTreeSet<_>>()
+        };
+        let shown = ["..data", "..v1", "a"].map(str::to_owned).into();
+        assert!(write_files(place, &files(&[("a", "1", 0o644)]), None, "v1").unwrap());
+        for version in ["v2", "v3"] {
+            // A file cannot be a folder, too.
+            write_files(place, &files(&[("b", "1", 0o644), ("b/c", "2", 0o644)]), None, version).unwrap_err();
+            assert_eq!(names(), shown, "{version}");
+        }
+        // What a process that was killed left goes with the next version.
+        fs::create_dir_all(place.join("..v4/d")).unwrap();
+        assert!(write_files(place, &files(&[("a", "2", 0o644)]), None, "v5").unwrap());
+        assert_eq!(names(), ["..data", "..v5", "a"].map(str::to_owned).into());
+    }
+
+    #[test]
     fn a_link_in_the_volume_leads_nowhere() {
         let folder = tempfile::tempdir().unwrap();
         let (place, outside) = (folder.path().join("v"), folder.path().join("outside"));
         fs::create_dir(&place).unwrap();
         fs::create_dir(&outside).unwrap();
         std::os::unix::fs::symlink(&outside, place.join("..v1")).unwrap();
-        assert!(write_files(&place, &files(&[("a", "1", 0o644)]), None, "v1").is_err());
-        assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+        fs::write(outside.join("kept"), "x").unwrap();
+        write_files(&place, &files(&[("a", "1", 0o644)]), None, "v1").unwrap();
+        assert!(!fs::symlink_metadata(place.join("..v1")).unwrap().is_symlink(), "the link went, not what it led to");
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
+        // Nor is what the other link leads to taken for an old version.
+        fs::remove_file(place.join("..data")).unwrap();
+        std::os::unix::fs::symlink(&outside, place.join("..data")).unwrap();
+        write_files(&place, &files(&[("b", "1", 0o644)]), None, "v2").unwrap();
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
     }
 
     #[test]
@@ -339,6 +403,32 @@ mod tests {
         assert!(place.join("kept").exists());
         remove(&place).unwrap();
         assert!(!place.exists());
+    }
+
+    #[test]
+    fn a_sub_path_is_bound_again_when_another_file_is_there() {
+        if !nix::unistd::Uid::effective().is_root() {
+            return; // Mounting needs root.
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (volume, target) = (folder.path().join("v"), folder.path().join("t/0"));
+        fs::create_dir(&volume).unwrap();
+        let points = || {
+            let text = fs::read_to_string("/proc/self/mountinfo").unwrap();
+            text.lines().filter(|line| line.contains(target.to_str().unwrap())).count()
+        };
+        for (version, text) in [("v1", "old"), ("v2", "new"), ("v3", "new")] {
+            write_files(&volume, &files(&[("a", text, 0o644)]), None, version).unwrap();
+            for _start in 0..2 {
+                bind_sub_path(&volume, "a", &target).unwrap();
+                assert_eq!((fs::read_to_string(&target).unwrap().as_str(), points()), (text, 1), "{version}");
+            }
+        }
+        // And a folder in the place of the file.
+        write_files(&volume, &files(&[("a/b", "deep", 0o644)]), None, "v4").unwrap();
+        bind_sub_path(&volume, "a", &target).unwrap();
+        assert_eq!(fs::read_to_string(target.join("b")).unwrap(), "deep");
+        remove(&folder.path().join("t")).unwrap();
     }
 
     #[test]
