@@ -76,7 +76,8 @@ async fn tell_once(
     let patch = json!({"metadata": {"uid": id.uid.as_str()}, "status": value});
     match pods.patch_status(&id.name, &PatchParams::default(), &Patch::Merge(patch)).await {
         Ok(_) => *told = Some(full),
-        Err(error) if is_gone(&error) => {}
+        // There is nobody to tell. A conflict may also be about anything else, and then the status is still to be told.
+        Err(error) if is(&error, 404) || is(&error, 409) && is_another(pods, id).await? => {}
         Err(error) => return Err(error),
     }
     Ok(())
@@ -85,12 +86,18 @@ async fn tell_once(
 async fn delete_pod(pods: &Api<Pod>, id: &PodId) -> Result<(), kube::Error> {
     let uid = Preconditions { uid: Some(id.uid.to_string()), resource_version: None };
     match pods.delete(&id.name, &DeleteParams::default().grace_period(0).preconditions(uid)).await {
-        Err(error) if !is_gone(&error) => Err(error),
-        _ => Ok(()),
+        Ok(_) => Ok(()),
+        Err(error) if is(&error, 404) || is(&error, 409) && is_another(pods, id).await? => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
-/// Not there, or another pod of the same name is.
-fn is_gone(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == 404 || status.code == 409)
+fn is(error: &kube::Error, code: u16) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == code)
+}
+
+/// Whether no pod or another one has its name by now.
+async fn is_another(pods: &Api<Pod>, id: &PodId) -> Result<bool, kube::Error> {
+    let found = pods.get_opt(&id.name).await?;
+    Ok(found.is_none_or(|found| found.metadata.uid.as_deref() != Some(id.uid.as_str())))
 }
