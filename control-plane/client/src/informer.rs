@@ -4,7 +4,7 @@ use std::any::{Any, TypeId};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -14,6 +14,7 @@ use kube::{Api, Client};
 use parking_lot::{Mutex, RwLock};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
 
 use crate::Key;
 use crate::trim::trim;
@@ -50,7 +51,8 @@ impl<K> Change<K> {
     }
 }
 
-/// The informers of a process; one a kind, started when first asked for.
+/// The informers of a process; one a kind, started when first asked for. A copy is fed for as long as this, or somebody who
+/// was given it, is there.
 #[derive(Clone)]
 pub struct Informers {
     /// Asked by those who hold this.
@@ -107,6 +109,16 @@ struct Shared<K> {
     listeners: Mutex<Vec<mpsc::UnboundedSender<Change<K>>>>,
     /// The newest revision seen; none before the first list is complete.
     seen: watch::Sender<Option<u64>>,
+    /// What keeps the copy up to date; it ends when nobody holds the copy any more.
+    feed: OnceLock<AbortHandle>,
+}
+
+impl<K> Drop for Shared<K> {
+    fn drop(&mut self) {
+        if let Some(feed) = self.feed.get() {
+            feed.abort();
+        }
+    }
 }
 
 /// A shared copy of one kind.
@@ -124,9 +136,11 @@ impl<K: Watched> Informer<K> {
             objects: RwLock::default(),
             listeners: Mutex::default(),
             seen: watch::Sender::new(None),
+            feed: OnceLock::new(),
         });
-        let feeding = shared.clone();
-        tokio::spawn(async move { feed(Api::all(client), feeding).await });
+        let feeding = Arc::downgrade(&shared);
+        let task = tokio::spawn(async move { feed(Api::all(client), feeding).await });
+        let _ = shared.feed.set(task.abort_handle()); // Set once, here.
         Self(shared)
     }
 
@@ -174,11 +188,12 @@ impl<K: Watched> Informer<K> {
     }
 }
 
-/// Keeps the copy up to date for ever; the watcher lists again after whatever went wrong.
-async fn feed<K: Watched>(api: Api<K>, shared: Arc<Shared<K>>) {
+/// Keeps the copy up to date for as long as somebody holds it; the watcher lists again after whatever went wrong.
+async fn feed<K: Watched>(api: Api<K>, shared: Weak<Shared<K>>) {
     let mut events = pin!(watcher(api, watcher::Config::default()).default_backoff());
     let mut listing: Option<BTreeMap<Key, Arc<K>>> = None;
     while let Some(event) = events.next().await {
+        let Some(shared) = shared.upgrade() else { return };
         match event {
             Ok(watcher::Event::Init) => listing = Some(BTreeMap::new()),
             Ok(watcher::Event::InitApply(mut object)) => {
@@ -240,4 +255,28 @@ fn replace<K: Watched>(shared: &Shared<K>, listed: BTreeMap<Key, Arc<K>>) {
 
 fn tell<K>(shared: &Shared<K>, change: Change<K>) {
     shared.listeners.lock().retain(|listener| listener.send(change.clone()).is_ok());
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_copy_that_nobody_holds_is_fed_no_more() {
+        let client = Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
+        let informers = Informers::new(client);
+        let pods = informers.of::<Pod>();
+        let feed = pods.0.feed.get().unwrap().clone();
+        let mut changes = pods.subscribe();
+        drop(pods);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(!feed.is_finished(), "others may ask for it");
+        drop(informers);
+        assert!(changes.recv().await.is_none(), "who listens hears that it is over");
+        while !feed.is_finished() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
 }
