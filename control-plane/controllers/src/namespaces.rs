@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kedge_client::{Context, Key, Next, Reconcile, Trigger};
@@ -13,9 +13,9 @@ use kube::{Api, ResourceExt};
 
 use crate::write::is;
 
-/// What still holds things up (finalizers, pods that take their time) is looked at again after this long; pods that
-/// end wake the controller sooner.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// What still holds things up (finalizers, pods that take their time) is looked at again after this long at the earliest
+/// and at the latest; pods that end wake the controller sooner. (Upstream's limits are 5 ms and 60 s.)
+const LOOK_AGAIN: [SignedDuration; 2] = [SignedDuration::from_secs(1), SignedDuration::from_secs(60)];
 const FINALIZER: &str = "kubernetes";
 
 pub(crate) struct Controller;
@@ -43,16 +43,22 @@ impl Reconcile for Controller {
 
     async fn reconcile(&self, context: &Context, key: &Key) -> kube::Result<Next> {
         let Some(namespace) = context.informers.of::<Namespace>().get(key) else { return Ok(Next::Change) };
-        if namespace.metadata.deletion_timestamp.is_none() || !holds(&namespace) {
-            return Ok(Next::Change);
-        }
+        let deleted = namespace.metadata.deletion_timestamp.as_ref().filter(|_| holds(&namespace));
+        let Some(deleted) = deleted.map(|time| time.0) else { return Ok(Next::Change) };
         let rest = empty(context, &key.name).await?;
         if rest.is_empty() {
             return finalize(context, &namespace).await.map(|()| Next::Change);
         }
         tell(context, &namespace, &rest).await?;
-        Ok(Next::After(LOOK_AGAIN))
+        Ok(Next::After(pause(context.world.clock.wall().duration_since(deleted))))
     }
+}
+
+/// How long until a namespace that was deleted so long ago is looked at again: each look lists everything there is in
+/// it, so what is stuck for days is not looked at every second.
+fn pause(deleted: SignedDuration) -> Duration {
+    let [least, most] = LOOK_AGAIN;
+    Duration::try_from((deleted / 8).clamp(least, most)).expect("a positive time")
 }
 
 fn holds(namespace: &Namespace) -> bool {
@@ -169,4 +175,16 @@ fn set(conditions: &mut Vec<NamespaceCondition>, kind: &str, reason: &str, messa
         message: Some(message.into()),
         last_transition_time: since.or(Some(Time(now))),
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stuck_is_looked_at_less_and_less() {
+        for (deleted, expected) in [(-5, 1), (0, 1), (8, 1), (80, 10), (100_000, 60)] {
+            assert_eq!(pause(SignedDuration::from_secs(deleted)), Duration::from_secs(expected), "{deleted}");
+        }
+    }
 }
