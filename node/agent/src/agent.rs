@@ -96,6 +96,9 @@ pub struct RegistryLogin {
     pub password: String,
 }
 
+/// Tokens of pods, each with the time for which it is used.
+type Tokens = BTreeMap<(PodUid, TokenSpec), (String, Range<Timestamp>)>;
+
 /// Everything that the workers of one agent share.
 pub(crate) struct Shared {
     pub(crate) client: kube::Client,
@@ -110,7 +113,7 @@ pub(crate) struct Shared {
     pub(crate) node: watch::Sender<Option<Arc<Node>>>,
     /// Tokens in use, by pod, with the time for which each is used. By the wall clock, as their validity is: when that
     /// jumps, either way, they are of no use any more.
-    pub(crate) tokens: Mutex<BTreeMap<(PodUid, TokenSpec), (String, Range<Timestamp>)>>,
+    pub(crate) tokens: Mutex<Tokens>,
 }
 
 impl Shared {
