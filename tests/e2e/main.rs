@@ -25,5 +25,6 @@ mod refusals;
 mod served;
 mod services;
 mod site;
+mod told;
 mod uninstall;
 mod web;

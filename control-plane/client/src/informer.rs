@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use crate::Key;
+use crate::events::Recorder;
 use crate::trim::trim;
 
 /// How long a writer waits to see its own write come back before it goes on without.
@@ -60,6 +61,8 @@ pub struct Informers {
     /// What the copies are fed by, whoever asks for them first.
     watching: Client,
     by_kind: Arc<Mutex<HashMap<TypeId, Held>>>,
+    /// Where those who hold this tell what happens, once somebody has; it is written through `client`.
+    pub(crate) recorder: Arc<OnceLock<Recorder>>,
 }
 
 /// An informer without its type, and what tells whether its first list is complete.
@@ -71,12 +74,12 @@ struct Held {
 impl Informers {
     /// Informers that watch through `client`.
     pub fn new(client: Client) -> Self {
-        Self { watching: client.clone(), client, by_kind: Arc::default() }
+        Self { watching: client.clone(), client, by_kind: Arc::default(), recorder: Arc::default() }
     }
 
     /// The same copies, for somebody who asks and writes through `client`.
     pub fn acting_through(&self, client: Client) -> Self {
-        Self { client, ..self.clone() }
+        Self { client, recorder: Arc::default(), ..self.clone() }
     }
 
     /// The client to ask and to write through.

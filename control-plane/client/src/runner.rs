@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::stream::{FuturesUnordered, StreamExt};
+use k8s_openapi::api::core::v1::EventSource;
 use kedge_world::World;
 use tokio::sync::mpsc;
 
 use crate::Key;
+use crate::events::Recorder;
 use crate::informer::{Change, Informers, Watched};
 use crate::queue::Queue;
 
@@ -28,6 +30,15 @@ pub struct Context {
 }
 
 impl Context {
+    /// Where whoever acts through this tells what happens. `component` is said to tell it; the first one asked for counts,
+    /// since one context is one controller's.
+    pub fn recorder(&self, component: &str) -> &Recorder {
+        self.informers.recorder.get_or_init(|| {
+            let source = EventSource { component: Some(component.to_owned()), host: None };
+            Recorder::start(self.informers.client().clone(), self.world.clone(), source)
+        })
+    }
+
     /// Calls back into the queue whenever an object of kind `K` changes: `names` says which names that concerns.
     pub fn watch<K: Watched>(&self, trigger: &Trigger, names: impl Fn(&Change<K>) -> Vec<Key> + Send + 'static) {
         let mut changes = self.informers.of::<K>().subscribe();

@@ -36,10 +36,15 @@ impl Reconcile for Controller {
         for name in &plan.delete {
             let job = jobs.iter().find(|job| job.name_any() == *name).expect("plans name known jobs");
             write::delete(context, &**job).await?;
+            events::tell(context, self.name(), &*cron, "SuccessfulDelete", format!("Deleted job {name}"));
         }
         if let Some((job, time)) = &plan.create {
             let made = match write::create(context, &key.namespace, job).await {
-                Ok(made) => Some(made),
+                Ok(made) => {
+                    let message = format!("Created job {}", made.name_any());
+                    events::tell(context, self.name(), &*cron, "SuccessfulCreate", message);
+                    Some(made)
+                }
                 // It was made in an earlier look that did not get to telling so; or it is somebody else's.
                 Err(error) if write::is(&error, 409) => {
                     let found = write::api::<Job>(context, &key.namespace).get(&job.name_any()).await?;
@@ -47,7 +52,7 @@ impl Reconcile for Controller {
                 }
                 Err(error) => {
                     let message = format!("Error creating job: {}", events::text(&error));
-                    events::warn(context, self.name(), &*cron, "FailedCreate", &message).await;
+                    events::warn(context, self.name(), &*cron, "FailedCreate", message);
                     return Err(error);
                 }
             };
@@ -60,8 +65,7 @@ impl Reconcile for Controller {
             write::replace_status(context, &new).await?;
         }
         if let Some(problem) = plan.problem {
-            events::warn(context, self.name(), &*cron, "InvalidSchedule", &format!("invalid schedule: {problem}"))
-                .await;
+            events::warn(context, self.name(), &*cron, "InvalidSchedule", format!("invalid schedule: {problem}"));
         }
         Ok(plan.next.map_or(Next::Change, |wait| Next::After(after(wait))))
     }

@@ -142,7 +142,7 @@ fn place(set: &DaemonSet, node: &str) -> Place {
 
 async fn carry_out(context: &Context, name: &str, set: &DaemonSet, plan: &plan::Plan) -> kube::Result<()> {
     let made = write::create_pods(context, name, set, plan.create.clone()).await;
-    made.and(write::all(plan.delete.iter().map(|pod| write::delete(context, &**pod))).await)
+    made.and(write::all(plan.delete.iter().map(|pod| write::delete_pod(context, name, set, pod))).await)
 }
 
 /// Whether nothing about a node changed that decides where pods fit.

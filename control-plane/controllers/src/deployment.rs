@@ -17,7 +17,7 @@ use kedge_client::{Context, Key, Next, Reconcile, Trigger};
 use kube::ResourceExt;
 use serde_json::json;
 
-use crate::{adopt, pods, write};
+use crate::{adopt, events, pods, write};
 
 const HASH: &str = "pod-template-hash";
 const REVISION: &str = "deployment.kubernetes.io/revision";
@@ -183,7 +183,7 @@ async fn create_set(context: &Context, deployment: &Deployment, sets: &Sets, rep
     let mut annotations = carried(deployment);
     annotations
         .extend([(REVISION.to_owned(), number.to_string()), (DESIRED.to_owned(), wanted(deployment).to_string())]);
-    annotations.insert(MAX.into(), (wanted(deployment) + rollout::surge(deployment)).to_string());
+    annotations.insert(MAX.into(), wanted(deployment).saturating_add(rollout::surge(deployment)).to_string());
     let set = ReplicaSet {
         metadata: ObjectMeta {
             name: Some(format!("{}-{hash}", deployment.name_any())),
@@ -202,7 +202,12 @@ async fn create_set(context: &Context, deployment: &Deployment, sets: &Sets, rep
         status: None,
     };
     match write::create(context, &namespace, &set).await {
-        Ok(made) => Ok(show_revision(context, deployment, &made).await?),
+        Ok(made) => {
+            if replicas > 0 {
+                tell_scaled(context, deployment, &made, 0, replicas);
+            }
+            Ok(show_revision(context, deployment, &made).await?)
+        }
         Err(error) if write::is(&error, 409) => {
             let found = write::api::<ReplicaSet>(context, &namespace).get(&set.name_any()).await?;
             let ours = pods::is_controlled_by(&found, deployment) && same_template(&spec.template, &found);
@@ -258,10 +263,17 @@ async fn show_revision(context: &Context, deployment: &Deployment, set: &Replica
     write::replace(context, &new).await.map(drop)
 }
 
+/// Tells that a set has another size. (`scaleReplicaSet` of `pkg/controller/deployment/sync.go`.)
+fn tell_scaled(context: &Context, deployment: &Deployment, set: &ReplicaSet, from: i32, to: i32) {
+    let way = if from < to { "up" } else { "down" };
+    let message = format!("Scaled {way} replica set {} from {from} to {to}", set.name_any());
+    events::tell(context, Controller.name(), deployment, "ScalingReplicaSet", message);
+}
+
 /// Gives a set its next size, and the annotations by which a later change of the deployment's size is shared out.
 async fn resize(context: &Context, deployment: &Deployment, set: &ReplicaSet, replicas: i32) -> kube::Result<()> {
     let desired = wanted(deployment).to_string();
-    let most = (wanted(deployment) + rollout::surge(deployment)).to_string();
+    let most = wanted(deployment).saturating_add(rollout::surge(deployment)).to_string();
     let told = set.annotations().get(DESIRED) == Some(&desired) && set.annotations().get(MAX) == Some(&most);
     if size(set) == replicas && told {
         return Ok(());
@@ -270,5 +282,9 @@ async fn resize(context: &Context, deployment: &Deployment, set: &ReplicaSet, re
         "metadata": { "annotations": { DESIRED: desired, MAX: most }, "resourceVersion": set.resource_version() },
         "spec": { "replicas": replicas },
     });
-    write::merge(context, set, &patch).await.map(drop)
+    write::merge(context, set, &patch).await?;
+    if size(set) != replicas {
+        tell_scaled(context, deployment, set, size(set), replicas);
+    }
+    Ok(())
 }

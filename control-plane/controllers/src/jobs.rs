@@ -63,14 +63,15 @@ impl Reconcile for Controller {
 }
 
 async fn carry_out(context: &Context, job: &Job, plan: &plan::Plan) -> kube::Result<()> {
-    write::all(plan.delete.iter().map(|pod| write::delete(context, &**pod))).await?;
+    let name = Controller.name();
+    write::all(plan.delete.iter().map(|pod| write::delete_pod(context, name, job, pod))).await?;
     write::all(plan.release.iter().map(|pod| write::remove_finalizer(context, &**pod, FINALIZER))).await?;
     write::all(plan.discard.iter().map(|pod| async move {
         write::remove_finalizer(context, &**pod, FINALIZER).await?;
-        write::delete(context, &**pod).await
+        write::delete_pod(context, name, job, pod).await
     }))
     .await?;
-    write::create_pods(context, Controller.name(), job, plan.create.clone()).await
+    write::create_pods(context, name, job, plan.create.clone()).await
 }
 
 /// A wait as the queue takes it; what is past is now.

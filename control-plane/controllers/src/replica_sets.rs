@@ -122,7 +122,7 @@ async fn carry_out<K: Counted>(context: &Context, owner: &K, set: &ReplicaSet, s
     }
     let informer = context.informers.of::<Pod>();
     let doomed = steps.delete.iter().filter_map(|name| informer.get(&Key::new(&namespace, name)));
-    let deletions = doomed.map(|pod| async move { write::delete(context, &*pod).await });
+    let deletions = doomed.map(|pod| async move { write::delete_pod(context, K::NAME, owner, &pod).await });
     futures::future::join_all(deletions).await.into_iter().find_map(Result::err)
 }
 

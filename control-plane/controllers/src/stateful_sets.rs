@@ -75,7 +75,7 @@ impl Reconcile for Controller {
         let claims = context.informers.of::<PersistentVolumeClaim>();
         let claim_of = |name: &str| claims.get(&Key::new(&key.namespace, name));
         let plan = plan::plan(&set, spec, &both, collisions, &owned, &claim_of, context.world.clock.wall());
-        let result = carry_out(context, &key.namespace, &plan.steps).await;
+        let result = carry_out(context, self.name(), &set, &plan.steps).await;
         if Some(&plan.status) != set.status.as_ref() {
             let new = StatefulSet { status: Some(plan.status.clone()), ..(*set).clone() };
             match write::replace_status(context, &new).await {
@@ -88,7 +88,7 @@ impl Reconcile for Controller {
             && !write::is(error, 409)
         {
             let message = format!("{} failed error: {}", set.name_any(), events::text(error));
-            events::warn(context, self.name(), &*set, "FailedUpdate", &message).await;
+            events::warn(context, self.name(), &*set, "FailedUpdate", message);
         }
         result?;
         let used = |revision: &ControllerRevision| {
@@ -106,7 +106,13 @@ fn read(revision: &Arc<ControllerRevision>) -> Revision {
 }
 
 /// One step after the other: what comes later may need what comes before.
-async fn carry_out(context: &Context, namespace: &str, steps: &[Step]) -> kube::Result<()> {
+async fn carry_out(context: &Context, controller: &str, set: &StatefulSet, steps: &[Step]) -> kube::Result<()> {
+    let namespace = &set.namespace().unwrap_or_default();
+    // (`recordPodEvent` of `pkg/controller/statefulset/stateful_pod_control.go`.)
+    let tell = |verb: &str, reason: &str, pod: &Pod| {
+        let message = format!("{verb} Pod {} in StatefulSet {} successful", pod.name_any(), set.name_any());
+        events::tell(context, controller, set, reason, message);
+    };
     for step in steps {
         match step {
             Step::Claim(claim) => match write::create(context, namespace, &**claim).await {
@@ -118,11 +124,17 @@ async fn carry_out(context: &Context, namespace: &str, steps: &[Step]) -> kube::
                 new.metadata.owner_references = Some(owners.clone());
                 drop(write::replace(context, &new).await?);
             }
-            Step::Create(pod) => drop(write::create(context, namespace, &**pod).await?),
+            Step::Create(pod) => {
+                drop(write::create(context, namespace, &**pod).await?);
+                tell("create", "SuccessfulCreate", pod);
+            }
             Step::Label(pod, labels) => {
                 drop(write::merge(context, &**pod, &json!({ "metadata": { "labels": labels } })).await?);
             }
-            Step::Delete(pod) => write::delete(context, &**pod).await?,
+            Step::Delete(pod) => {
+                write::delete(context, &**pod).await?;
+                tell("delete", "SuccessfulDelete", pod);
+            }
         }
     }
     Ok(())

@@ -103,7 +103,11 @@ pub(crate) async fn create_pods<O: Namespaced>(
         let results = futures::future::join_all(new[made..upto].iter().map(|pod| api.create(&parameters, pod))).await;
         for result in results {
             match result {
-                Ok(pod) => newest = newest.max(revision(&pod)),
+                Ok(pod) => {
+                    newest = newest.max(revision(&pod));
+                    let message = format!("Created pod: {}", pod.name_any());
+                    events::tell(context, controller, owner, "SuccessfulCreate", message);
+                }
                 // Nothing can be made any more, and nothing has to be.
                 Err(error) if is_ending(&error) => return Ok(()),
                 Err(error) => refused = refused.and(Err(error)),
@@ -114,10 +118,34 @@ pub(crate) async fn create_pods<O: Namespaced>(
     }
     context.informers.of::<Pod>().reached(newest).await;
     if let Err(error) = &refused {
-        events::warn(context, controller, owner, "FailedCreate", &format!("Error creating: {}", events::text(error)))
-            .await;
+        events::warn(context, controller, owner, "FailedCreate", format!("Error creating: {}", events::text(error)));
     }
     refused
+}
+
+/// Deletes a pod, which is told as an event of `owner`. (`RealPodControl.DeletePod`.)
+pub(crate) async fn delete_pod<O: Namespaced>(
+    context: &Context,
+    controller: &str,
+    owner: &O,
+    pod: &Pod,
+) -> kube::Result<()> {
+    let deleted = delete(context, pod).await;
+    let (name, namespace_ends) = (pod.name_any(), deleted.as_ref().is_err_and(is_ending));
+    match &deleted {
+        Ok(()) => events::tell(context, controller, owner, "SuccessfulDelete", format!("Deleted pod: {name}")),
+        Err(error) if !namespace_ends => {
+            events::warn(
+                context,
+                controller,
+                owner,
+                "FailedDelete",
+                format!("Error deleting: {}", events::text(error)),
+            );
+        }
+        Err(_) => {}
+    }
+    deleted
 }
 
 /// Takes a finalizer off an object, whatever else changed about it. That it is gone is as good.
