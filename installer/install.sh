@@ -3,7 +3,7 @@
 set -eu
 
 PREFIX=/usr/local/bin
-UNIT=/etc/systemd/system/kedge.service
+UNITS=/etc/systemd/system
 # What a node needs to run pods: the package, and a file that shows it is there.
 NODE_PACKAGES='containerd:/usr/bin/containerd runc:/usr/sbin/runc nftables:/usr/sbin/nft iproute2:/usr/sbin/ip'
 # What building needs beside Rust.
@@ -158,15 +158,18 @@ install_service() {
         say "done; systemd does not run here, so start it yourself, as root: kedge server"
         return
     fi
-    if ! cmp -s "$here/installer/kedge.service" "$UNIT"; then
-        as_root install -m 0644 "$here/installer/kedge.service" "$UNIT"
+    for unit in kedge.service kedge-hub.service; do
+        cmp -s "$here/installer/$unit" "$UNITS/$unit" && continue
+        as_root install -m 0644 "$here/installer/$unit" "$UNITS/$unit"
         as_root systemctl daemon-reload
         changed=yes
-    fi
+    done
     as_root systemctl enable --quiet kedge.service
     if [ "$start" = no ]; then
         say "done; start it with: systemctl start kedge"
     elif [ "$changed" = yes ] || ! systemctl is-active --quiet kedge.service; then
+        # A hub runs only where somebody wanted one.
+        as_root systemctl try-restart kedge-hub.service || fail "kedge hub does not start; see: journalctl -u kedge-hub"
         as_root systemctl restart kedge.service || fail "kedge does not start; see: journalctl -u kedge"
         say "kedge runs; try: sudo kubectl --kubeconfig /etc/kedge/kedge.yaml get nodes"
     else

@@ -37,7 +37,8 @@ pub(crate) async fn run(flags: UninstallFlags) -> Result<()> {
         doomed.push(data_dir.clone());
     }
     if is_installed {
-        doomed.extend([KUBECONFIG, service::UNIT].map(PathBuf::from));
+        doomed.push(PathBuf::from(KUBECONFIG));
+        doomed.extend(service::files());
         // A program that was not installed, such as one being developed, is its owner's to remove.
         doomed.extend(program.starts_with("/usr/local/bin").then(|| program.clone()));
     }

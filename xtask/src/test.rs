@@ -112,15 +112,17 @@ fn fetch_client() -> Result<()> {
     std::fs::rename(scratch, CLIENT_FOLDER).context("cannot keep the Python client")
 }
 
-/// The script parses, and systemd takes the unit.
+/// The script parses, and systemd takes the units.
 fn check_installer() -> Result<()> {
     command(Command::new("sh").args(["-n", "installer/install.sh"]))?;
-    // The program that the unit starts need not be installed here, so the unit is checked with one that is.
-    let unit = std::fs::read_to_string("installer/kedge.service").context("installer/kedge.service")?;
-    let checked = Path::new("target/kedge.service");
-    std::fs::write(checked, unit.replace("/usr/local/bin/kedge server", "/bin/true"))
-        .context("target/kedge.service")?;
-    command(Command::new("systemd-analyze").arg("verify").arg(checked))
+    for (name, starts) in [("kedge", "/usr/local/bin/kedge server"), ("kedge-hub", "/usr/local/bin/kedge hub")] {
+        // The program that the unit starts need not be installed here, so the unit is checked with one that is.
+        let (from, checked) = (format!("installer/{name}.service"), format!("target/{name}.service"));
+        let unit = std::fs::read_to_string(&from).context(from)?;
+        std::fs::write(&checked, unit.replace(starts, "/bin/true")).with_context(|| checked.clone())?;
+        command(Command::new("systemd-analyze").arg("verify").arg(checked))?;
+    }
+    Ok(())
 }
 
 fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
