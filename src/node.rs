@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kedge_api::Api;
 use kedge_client::Informers;
 use kedge_network::{DnsPlan, NamespaceNet, NetworkSettings, NodeFacts, NodeNetwork, Resolvers};
-use kedge_network::{HostPort, Ipv4Cidr, Namespace, PodNetworks, PodRef, PodSettings, Protocol};
+use kedge_network::{Ipv4Cidr, Namespace, PodNetworks, PodRef, PodSettings, host_ports_of};
 use kedge_node::agent::{Agent, Parts, Puller, RegistryLogin, Settings};
 use kedge_node::etc::Dns;
 use kedge_node::network::{Network, NetworkError, PodNetwork};
@@ -228,7 +228,7 @@ impl Network for Connected {
     async fn setup(&self, id: &PodId, pod: &Pod) -> Result<PodNetwork, NetworkError> {
         let reference =
             PodRef { uid: id.uid.as_str().to_owned(), namespace: id.namespace.clone(), name: id.name.clone() };
-        let ports = host_ports(pod)?;
+        let ports = host_ports_of(pod).map_err(|e| NetworkError(e.to_string()))?;
         let network = self.0.setup(&reference, &ports).await.map_err(|e| NetworkError(e.to_string()))?;
         Ok(PodNetwork {
             namespace: Some(network.namespace),
@@ -239,30 +239,4 @@ impl Network for Connected {
     async fn teardown(&self, id: &PodId) -> Result<(), NetworkError> {
         self.0.teardown(id.uid.as_str()).await.map_err(|e| NetworkError(e.to_string()))
     }
-}
-
-fn host_ports(pod: &Pod) -> Result<Vec<HostPort>, NetworkError> {
-    let Some(spec) = &pod.spec else { return Ok(Vec::new()) };
-    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    let ports = containers
-        .flat_map(|container| container.ports.iter().flatten())
-        .filter(|port| port.host_port.is_some_and(|n| n > 0));
-    ports
-        .map(|port| {
-            let number = |value: i32| u16::try_from(value).map_err(|_| NetworkError(format!("{value} is no port")));
-            let host_ip = match port.host_ip.as_deref() {
-                None | Some("" | "0.0.0.0") => None,
-                Some(text) => {
-                    Some(text.parse().map_err(|_| NetworkError(format!("hostIP {text:?} is no IPv4 address")))?)
-                }
-            };
-            let protocol = Protocol::parse(port.protocol.as_deref()).map_err(|e| NetworkError(e.to_string()))?;
-            Ok(HostPort {
-                host_ip,
-                protocol,
-                host_port: number(port.host_port.unwrap_or(0))?,
-                container_port: number(port.container_port)?,
-            })
-        })
-        .collect()
 }

@@ -18,7 +18,7 @@ mod selector;
 mod trim;
 
 pub use informer::{Change, Informer, Informers, Watched};
-pub use placement::{HostPort, host_ports, term_matches, tolerates, untolerated, wants_node};
+pub use placement::{HostPort, host_ports, is_finished, term_matches, tolerates, untolerated, wants_node};
 pub use queue::{Backoff, Queue};
 pub use runner::{Context, Next, Panicked, Reconcile, Trigger, caught, run};
 pub use selector::selects;

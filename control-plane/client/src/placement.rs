@@ -1,8 +1,13 @@
 //! Which nodes a pod may run on, for every client alike.
 //! (`k8s.io/component-helpers/scheduling/corev1`.)
 
-use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Taint, Toleration};
+use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Taint, Toleration};
 use kube::ResourceExt;
+
+/// Whether a pod has ended for good: it takes up nothing any more. (`podutil.IsPodTerminal`.)
+pub fn is_finished(pod: &Pod) -> bool {
+    matches!(pod.status.as_ref().and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"))
+}
 
 /// Every address of a node.
 const ANY: &str = "0.0.0.0";

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Binding, EventSource, Node, ObjectReference, Pod, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kedge_client::events::{Recorder, Told};
-use kedge_client::{Change, Context, Key};
+use kedge_client::{Change, Context, Key, is_finished};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
@@ -72,10 +72,6 @@ struct Scheduler {
     context: Context,
     bindings: mpsc::UnboundedSender<Bound>,
     events: Recorder,
-}
-
-fn is_finished(pod: &Pod) -> bool {
-    matches!(pod.status.as_ref().and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"))
 }
 
 fn node_of(pod: &Pod) -> Option<&str> {

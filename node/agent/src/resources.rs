@@ -10,6 +10,8 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity as WireQuantity;
 use kedge_runtimes::{PodResources, Resources};
 use kedge_schema::quantity::Quantity;
 
+use crate::plan::is_sidecar;
+
 const SHARES_PER_CPU: i64 = 1024;
 const SHARES_MIN: u64 = 2;
 const SHARES_MAX: u64 = 262_144;
@@ -132,10 +134,6 @@ fn oom_score_adj(spec: &PodSpec, container: &Container, memory_bytes: i64) -> i3
             adjust.clamp(3, 999) as i32
         }
     }
-}
-
-fn is_sidecar(container: &Container) -> bool {
-    container.restart_policy.as_deref() == Some("Always")
 }
 
 /// What a whole pod asks for or is held to, in thousandths: apps and sidecars together, or one init container with

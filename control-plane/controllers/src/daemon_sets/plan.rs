@@ -71,7 +71,7 @@ pub(super) fn plan(
     }
     // Nobody binds or collects a pod whose node went before it was bound.
     let gone = view.on.iter().filter(|(name, _)| !view.nodes.contains_key(*name));
-    plan.delete.extend(gone.flat_map(|(_, pods)| pods).filter(|pod| !is_bound(pod) && !is_leaving(pod)).cloned());
+    plan.delete.extend(gone.flat_map(|(_, pods)| pods).filter(|pod| !is_bound(pod) && !pods::is_leaving(pod)).cloned());
     if wanted.is_empty() && plan.delete.is_empty() && kind(spec) == "RollingUpdate" {
         view.update(&mut wanted, &mut plan.delete);
     }
@@ -98,7 +98,7 @@ impl<'a> View<'a> {
         now: Timestamp,
     ) -> Self {
         let mut on: BTreeMap<String, Vec<Arc<Pod>>> = BTreeMap::new();
-        for pod in owned.iter().filter(|pod| !(pods::is_finished(pod) && is_leaving(pod))) {
+        for pod in owned.iter().filter(|pod| !(pods::is_finished(pod) && pods::is_leaving(pod))) {
             if let Some(node) = target(pod) {
                 on.entry(node.to_owned()).or_default().push(pod.clone());
             }
@@ -148,7 +148,7 @@ impl<'a> View<'a> {
             }
             return;
         }
-        let mut live: Vec<&Arc<Pod>> = here.into_iter().flatten().filter(|pod| !is_leaving(pod)).collect();
+        let mut live: Vec<&Arc<Pod>> = here.into_iter().flatten().filter(|pod| !pods::is_leaving(pod)).collect();
         if !stays {
             plan.delete.extend(live.into_iter().cloned());
             return;
@@ -167,7 +167,7 @@ impl<'a> View<'a> {
             plan.delete.extend(live.into_iter().skip(1).cloned());
             return;
         }
-        if live.is_empty() && starts && here.into_iter().flatten().all(|pod| is_leaving(pod)) {
+        if live.is_empty() && starts && here.into_iter().flatten().all(|pod| pods::is_leaving(pod)) {
             wanted.push(name.to_owned());
         }
         let (mut new, mut old): (Vec<_>, Vec<_>) = live.into_iter().partition(|pod| self.is_new(pod));
@@ -249,7 +249,7 @@ impl<'a> View<'a> {
 
     /// The new and the old pod of a node; none when there are several of one kind.
     fn both<'p>(&self, pods: &'p [Arc<Pod>]) -> Option<NewAndOld<'p>> {
-        let live = pods.iter().filter(|pod| !is_leaving(pod));
+        let live = pods.iter().filter(|pod| !pods::is_leaving(pod));
         let (new, old): (Vec<_>, Vec<_>) = live.partition(|pod| self.is_new(pod));
         (new.len() <= 1 && old.len() <= 1).then(|| (new.first().copied(), old.first().copied()))
     }
@@ -356,10 +356,6 @@ fn tolerate(spec: &mut PodSpec) {
 
 fn is_bound(pod: &Pod) -> bool {
     pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).is_some_and(|name| !name.is_empty())
-}
-
-fn is_leaving(pod: &Pod) -> bool {
-    pod.metadata.deletion_timestamp.is_some()
 }
 
 #[cfg(test)]

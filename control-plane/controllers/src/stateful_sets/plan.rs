@@ -124,7 +124,7 @@ impl View<'_> {
     }
 
     fn is_unavailable(&self, pod: &Pod) -> bool {
-        !pods::is_available(pod, self.seconds, self.now) || is_leaving(pod)
+        !pods::is_available(pod, self.seconds, self.now) || pods::is_leaving(pod)
     }
 
     fn steps(&self, revisions: &[Revision; 2], pods: &[Arc<Pod>], current: i32) -> Vec<Step> {
@@ -168,7 +168,7 @@ impl View<'_> {
             Slot::There(pod) => pod,
         };
         if pods::is_finished(pod) {
-            if !is_leaving(pod) {
+            if !pods::is_leaving(pod) {
                 steps.push(Step::Delete(pod.clone()));
             }
             return true;
@@ -176,7 +176,7 @@ impl View<'_> {
         if pods::phase(pod) == "Pending" {
             self.make_claims(ordinal, pod, steps);
         }
-        if self.ordered && (is_leaving(pod) || !self.is_available(pod)) {
+        if self.ordered && (pods::is_leaving(pod) || !self.is_available(pod)) {
             return true;
         }
         let labels = identity(&pod.name_any(), ordinal);
@@ -220,7 +220,7 @@ impl View<'_> {
         let first_sick = replicas.iter().map(|(_, slot)| slot.pod()).find(sick);
         let first_sick = first_sick.or_else(|| condemned.iter().rev().map(|(_, pod)| &**pod).find(sick));
         for (_, pod) in condemned {
-            if is_leaving(pod) {
+            if pods::is_leaving(pod) {
                 if self.ordered {
                     return true;
                 }
@@ -247,7 +247,7 @@ impl View<'_> {
         let partition = usize::try_from(self.partition().unwrap_or(0)).unwrap_or(0);
         for (_, slot) in replicas.iter().skip(partition).rev() {
             let Slot::There(pod) = slot else { return };
-            if revision(pod) != newest && !is_leaving(pod) {
+            if revision(pod) != newest && !pods::is_leaving(pod) {
                 let step = Step::Delete(pod.clone());
                 if !steps.contains(&step) {
                     steps.push(step);
@@ -300,7 +300,7 @@ impl View<'_> {
 
     fn status(&self, [current, update]: &[Revision; 2], collisions: i32, pods: &[Arc<Pod>]) -> StatefulSetStatus {
         let count = |fits: &dyn Fn(&Pod) -> bool| pods.iter().filter(|pod| fits(pod)).count() as i32;
-        let of = |name: &str| count(&|pod| !is_leaving(pod) && revision(pod) == name);
+        let of = |name: &str| count(&|pod| !pods::is_leaving(pod) && revision(pod) == name);
         let old = self.set.status.as_ref();
         StatefulSetStatus {
             replicas: pods.len() as i32,
@@ -332,10 +332,6 @@ fn complete(spec: &StatefulSetSpec, mut status: StatefulSetStatus) -> StatefulSe
 /// The labels by which a pod is found.
 fn identity(name: &str, ordinal: i32) -> BTreeMap<String, String> {
     BTreeMap::from([(POD_NAME.to_owned(), name.to_owned()), (POD_INDEX.to_owned(), ordinal.to_string())])
-}
-
-fn is_leaving(pod: &Pod) -> bool {
-    pod.metadata.deletion_timestamp.is_some()
 }
 
 /// Zero is left out, as the API writes it.
