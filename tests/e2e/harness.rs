@@ -70,10 +70,16 @@ impl Server {
 
     /// Runs another verb on this server's folders; its output, which must be that of a success.
     pub(crate) fn kedge(&self, arguments: &[&str]) -> String {
+        let (ok, text) = self.try_kedge(arguments);
+        assert!(ok, "kedge {arguments:?}:\n{text}");
+        text
+    }
+
+    /// The same, with whether it was a success.
+    pub(crate) fn try_kedge(&self, arguments: &[&str]) -> (bool, String) {
         let output = Command::new(env!("CARGO_BIN_EXE_kedge")).args(arguments).args(self.folders()).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "kedge {arguments:?}:\n{text}");
-        text
+        (output.status.success(), text)
     }
 
     pub(crate) fn kubeconfig(&self) -> PathBuf {

@@ -214,4 +214,15 @@ fn an_image_is_pulled_with_a_login_over_a_link_that_breaks() {
     let id = |pod: &str| server.kubectl(&format!("get pod {pod} -o jsonpath={{.status.containerStatuses[0].imageID}}"));
     assert_eq!(id("twin"), id("twin-again"));
     assert_eq!(id("puller"), id("by-twin"));
+    // What a container uses stays; once none does, it goes.
+    let twin = format!("{host}/box:twin");
+    let (ok, text) = server.try_kedge(&["image", "remove", &twin]);
+    assert!(!ok && text.contains("uses the image") && text.contains(&twin), "{text}");
+    server.kubectl("delete pod twin twin-again --wait=true");
+    eventually("the image can be removed", || match server.try_kedge(&["image", "remove", "--unused"]) {
+        (true, text) if text.contains(&twin) => Ok(()),
+        (_, text) => Err(text),
+    });
+    let left = server.kedge(&["image", "list"]);
+    assert!(!left.contains(&twin) && left.contains(&format!("{host}/box:1")), "{left}");
 }
