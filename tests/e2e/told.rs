@@ -28,7 +28,10 @@ fn controllers_tell_what_they_did() {
     create("Deployment", "apps/v1", "web", json!({"replicas": 2, "selector": selector, "template": template("web")}));
     let set = || server.kubectl("get replicasets -l app=web -o name");
     eventually("there is a set", || if set().is_empty() { Err(server.log()) } else { Ok(()) });
-    told("deployment web", &["ScalingReplicaSet", "deployment-controller", "Scaled up replica set web-", "from 0 to 2"]);
+    told(
+        "deployment web",
+        &["ScalingReplicaSet", "deployment-controller", "Scaled up replica set web-", "from 0 to 2"],
+    );
     let set = set().trim().to_owned();
     told(&set, &["SuccessfulCreate", "replicaset-controller", "Created pod: web-"]);
     server.kubectl("scale deployment web --replicas 1");
