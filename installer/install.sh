@@ -253,7 +253,7 @@ It took $(($(seconds) - begun)) s from start to answer. Try next:
   kubectl scale modelservice embeddings --replicas=2
   kubectl create --raw $(demo_path)/v1/embeddings -f $here/examples/ask/question.json
 
-To end and remove it: ${SUDO_HINT}kedge uninstall --data-dir $DEMO_DATA --yes
+To end and remove it: ${SUDO_HINT}kedge uninstall --data-dir $DEMO_DATA --yes; rm $kubeconfig
 DONE
 }
 
