@@ -615,6 +615,12 @@ fn a_hub_from_an_older_backup_takes_nothing_away() {
     });
     assert!(is_ready(&fleet.at_site("known")));
 
+    // The server beside the hub comes back with another past: the hub goes on with what is new there.
+    fleet.hub_server.kill();
+    fleet.hub_server.restart();
+    fleet.assign("later", 10);
+    fleet.until_state("later", "Active");
+
     // A damaged file of either side is named; without it the two compare, and nothing is lost.
     fleet.hub.kill();
     fleet.site.kill();

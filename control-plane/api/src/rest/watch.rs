@@ -41,7 +41,10 @@ pub(super) fn watch(call: Call<'_>) -> Result<Response<Body>, ApiError> {
     let selection = Selection::parse(&call)?;
     let bookmarks = call.query.flag("allowWatchBookmarks");
     let (from, initial, marks_end) = start(&call, &selection, bookmarks)?;
-    let watcher = call.api.store().watch(&call.kind.collection, from).map_err(|gone| too_old(gone.revision))?;
+    let watcher = match call.api.store().watch(&call.kind.collection, from) {
+        Ok(watcher) => watcher,
+        Err(gone) => return Ok(over(&too_old(gone.revision))),
+    };
     let timeout = match call.query.number("timeoutSeconds")? {
         Some(seconds) if seconds > 0 => Duration::from_secs(seconds).min(TIMEOUT_MOST),
         _ => TIMEOUT_LEAST + TIMEOUT_LEAST.mul_f64(call.api.world().random.number() as f64 / u64::MAX as f64),
@@ -71,6 +74,15 @@ pub(super) fn watch(call: Call<'_>) -> Result<Response<Body>, ApiError> {
     let mut response = bytes_response(200, "application/json", body);
     response.extensions_mut().insert(Watched);
     Ok(response)
+}
+
+/// A watch that ends with what is wrong. What only the store can know is told as an event, never as the answer: clients
+/// begin again with a list on the former, and some try the same for ever on the latter. (`newErrWatcher` in
+/// `k8s.io/apiserver/pkg/storage/cacher`.)
+fn over(error: &ApiError) -> Response<Body> {
+    let mut line = BytesMut::new();
+    write_line(&mut line, "ERROR", error.status().to_string().as_bytes());
+    bytes_response(200, "application/json", Body::chunks(vec![line.freeze()]))
 }
 
 fn too_old(revision: u64) -> ApiError {
@@ -209,7 +221,7 @@ struct Pen {
 impl Pen {
     fn event(&mut self, out: &mut BytesMut, word: &str, entry: &Entry) {
         if self.answer.view == View::Plain && self.kind.shows_as_stored(entry) {
-            self.line(out, word, &entry.bytes);
+            write_line(out, word, &entry.bytes);
             return;
         }
         let mut value = object::decode(&entry.bytes);
@@ -223,7 +235,7 @@ impl Pen {
                 table::table(&self.kind, &[value], metadata, self.include, headings, self.now)
             }
         };
-        self.line(out, word, shown.to_string().as_bytes());
+        write_line(out, word, shown.to_string().as_bytes());
     }
 
     /// Says how far the client is; `end` marks the end of the initial state.
@@ -244,26 +256,42 @@ impl Pen {
                 json!({ "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": { "resourceVersion": revision.to_string() }, "columnDefinitions": Value::Null, "rows": [row] })
             }
         };
-        self.line(out, "BOOKMARK", object.to_string().as_bytes());
+        write_line(out, "BOOKMARK", object.to_string().as_bytes());
     }
 
     fn error(&self, out: &mut BytesMut, error: &ApiError) {
-        self.line(out, "ERROR", error.status().to_string().as_bytes());
+        write_line(out, "ERROR", error.status().to_string().as_bytes());
     }
+}
 
-    fn line(&self, out: &mut BytesMut, word: &str, object: &[u8]) {
-        out.reserve(object.len() + 40);
-        out.put_slice(b"{\"type\":\"");
-        out.put_slice(word.as_bytes());
-        out.put_slice(b"\",\"object\":");
-        out.put_slice(object);
-        out.put_slice(b"}\n");
-    }
+fn write_line(out: &mut BytesMut, word: &str, object: &[u8]) {
+    out.reserve(object.len() + 40);
+    out.put_slice(b"{\"type\":\"");
+    out.put_slice(word.as_bytes());
+    out.put_slice(b"\",\"object\":");
+    out.put_slice(object);
+    out.put_slice(b"}\n");
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::{incoming, open};
+    use serde_json::{Value, json};
+
+    use crate::testing::{ask, incoming, open};
+
+    /// Clients that get this as the answer, not as an event, may ask for the same revision for ever.
+    #[tokio::test]
+    async fn a_revision_that_is_forgotten_is_told_as_an_event() {
+        let api = open().await;
+        let old = ask(&api, "GET /api/v1/namespaces", Value::Null).await.1["metadata"]["resourceVersion"].clone();
+        ask(&api, "POST /api/v1/namespaces", json!({ "metadata": { "name": "new" } })).await;
+        let resource = kedge_store::ResourceId::new("", "namespaces");
+        api.store().compact(&resource, api.store().revision());
+        let line = format!("GET /api/v1/namespaces?watch=true&resourceVersion={}", old.as_str().unwrap());
+        let (code, event) = ask(&api, &line, Value::Null).await;
+        assert_eq!((code, &event["type"], &event["object"]["code"]), (200, &json!("ERROR"), &json!(410)), "{event}");
+        assert_eq!(event["object"]["reason"], "Expired");
+    }
 
     #[tokio::test]
     async fn a_timeout_is_as_long_as_clocks_go() {
