@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use kedge_network::Namespace;
 use kedge_runtimes::Layout;
 use kedge_world::World;
 
@@ -15,6 +16,8 @@ const MEMO: &str = "run-dir";
 const MARK: &str = "data-dir";
 /// The file in the data directory that names the node's network namespace; empty for the machine's own.
 const NAMESPACE_MEMO: &str = "network-namespace";
+/// The file in the data directory that names the network namespace that the node made itself, and takes away.
+const MADE_MEMO: &str = "network-namespace-made";
 
 /// The file in the data directory that says where the API server listens.
 const API_MEMO: &str = "server/address";
@@ -40,6 +43,7 @@ pub(crate) fn check_ours(world: &World, resolved: &Layout) -> Result<()> {
     match owner(world, run_dir)? {
         Owner::Nobody => Ok(()),
         Owner::Node(owner) if owner == *data_dir => Ok(()),
+        Owner::Others if has_run(world, resolved) => Ok(()),
         Owner::Node(_) | Owner::Others => bail!(
             "{} is not the run directory of {}: its file {MARK:?} would say so, and a server's start writes it; name the right one with --run-dir",
             run_dir.display(),
@@ -63,7 +67,7 @@ pub(crate) fn claim(world: &World, resolved: &Layout) -> Result<()> {
             run_dir.display(),
             owner.display()
         ),
-        Owner::Others if !earlier() => {
+        Owner::Others if !earlier() && !has_run(world, resolved) => {
             bail!("--run-dir {} holds what is not of kedge; choose a directory of its own", run_dir.display())
         }
         Owner::Nobody | Owner::Node(_) | Owner::Others => {}
@@ -71,6 +75,13 @@ pub(crate) fn claim(world: &World, resolved: &Layout) -> Result<()> {
     let text = data_dir.to_str().context("the data directory's name (--data-dir) is not UTF-8")?;
     world.disk.create_dir_all(run_dir).context("cannot use --run-dir")?;
     world.disk.replace(&run_dir.join(MARK), text.as_bytes()).context("cannot use --run-dir")
+}
+
+/// Whether a node of this data directory has used exactly this run directory: then what lies in it without a mark is what
+/// somebody's clearing up left, mounts mostly.
+fn has_run(world: &World, resolved: &Layout) -> bool {
+    let had_pods = world.disk.list(&resolved.node()).is_ok_and(|names| !names.is_empty());
+    had_pods && remembered(world, &resolved.data_dir).is_some_and(|its| its == resolved.run_dir)
 }
 
 /// Whose a run directory is.
@@ -119,12 +130,27 @@ pub(crate) fn remember(world: &World, resolved: &Layout) -> Result<()> {
 
 /// Notes the node's network namespace, so that what clears up after the node finds it.
 pub(crate) fn remember_namespace(world: &World, resolved: &Layout, name: Option<&str>) -> Result<()> {
+    if let Some(name) = name
+        && !is_there(name)
+    {
+        world.disk.replace(&resolved.data_dir.join(MADE_MEMO), name.as_bytes())?;
+    }
     let memo = resolved.data_dir.join(NAMESPACE_MEMO);
     let text = name.unwrap_or_default();
     if !world.disk.read(&memo).is_ok_and(|bytes| bytes == text.as_bytes()) {
         world.disk.replace(&memo, text.as_bytes())?;
     }
     Ok(())
+}
+
+/// Whether there is a network namespace of this name.
+fn is_there(name: &str) -> bool {
+    Namespace::of_name(name).is_ok_and(|namespace| namespace.path().is_some_and(Path::exists))
+}
+
+/// Whether the node made the network namespace of this name, rather than found it.
+pub(crate) fn made_namespace(world: &World, resolved: &Layout, name: &str) -> bool {
+    world.disk.read(&resolved.data_dir.join(MADE_MEMO)).is_ok_and(|bytes| bytes == name.as_bytes())
 }
 
 /// Notes where the API server listens, so that what runs beside it finds it.

@@ -18,6 +18,9 @@ const DRAIN_MAX: Duration = Duration::from_secs(60);
 /// How long a killed one may take to be gone.
 const KILL_MAX: Duration = Duration::from_secs(10);
 
+/// How long the kernel may take to put a killed process away.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
+
 /// What runs on a data directory, at most once.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Role {
@@ -85,11 +88,20 @@ pub(crate) async fn end(data_dir: &Path, role: Role, stop: impl FnOnce(i32)) -> 
         Err((file, _)) => (file, role.name()),
     };
     let pid = pid(file).with_context(|| format!("{} names no process; end the {name} by hand", path.display()))?;
-    // The number in the file is believed only of a process that has the lock.
-    let process = ProcessMark::of(pid).ok().filter(|_| has_lock(pid, &path));
-    let process = process.with_context(|| {
-        format!("{} names process {pid}, which does not run with it; end the {name} by hand", path.display())
-    })?;
+    // The number in the file is believed only of a process that has the lock. One that was just killed has let go of it,
+    // or will in a moment.
+    let process = match ProcessMark::of(pid).ok().filter(|_| has_lock(pid, &path)) {
+        Some(process) => process,
+        None => {
+            tokio::time::sleep(LAST_MOMENT).await;
+            return match take(data_dir, role) {
+                Ok(lock) => Ok((lock, None)),
+                Err(_) => {
+                    bail!("{} names process {pid}, which does not run with it; end the {name} by hand", path.display())
+                }
+            };
+        }
+    };
     stop(pid);
     match kill(Pid::from_raw(pid), Signal::SIGTERM) {
         Ok(()) | Err(nix::Error::ESRCH) => {}

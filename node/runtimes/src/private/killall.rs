@@ -42,10 +42,7 @@ pub async fn killall(paths: &Paths) -> Result<Killed, PrivateError> {
     let mut killed = Killed::default();
     let layout = paths.layout();
     // containerd first: it would see its shims end and tidy up beside us.
-    if let Some(process) = ProcessMark::read(&paths.mark).filter(ProcessMark::is_alive) {
-        process.kill_and_wait().await.map_err(|e| PrivateError::host("end containerd", e))?;
-        killed.processes += 1;
-    }
+    killed.processes += end_containerds(paths).await?;
     let cgroups = Cgroups::of(&paths.data_dir);
     let ours = || -> Result<Vec<ProcessMark>, PrivateError> {
         let mut pids = shims(&paths.socket);
@@ -101,6 +98,19 @@ pub async fn killall(paths: &Paths) -> Result<Killed, PrivateError> {
     Ok(killed)
 }
 
+/// Ends every containerd that runs with this node's configuration, whether its mark says so, was lost or not written yet;
+/// how many there were. Two would wait for each other's files for ever.
+pub(super) async fn end_containerds(paths: &Paths) -> Result<usize, PrivateError> {
+    let marked = ProcessMark::read(&paths.mark).filter(ProcessMark::is_alive);
+    let mut found: Vec<ProcessMark> = marked.into_iter().collect();
+    let others = processes_like(|line| is_containerd_of(line, &paths.config));
+    found.extend(others.into_iter().filter_map(|pid| ProcessMark::of(pid).ok()).filter(|other| Some(*other) != marked));
+    for process in &found {
+        process.kill_and_wait().await.map_err(|e| PrivateError::host("end containerd", e))?;
+    }
+    Ok(found.len())
+}
+
 /// Removes the node's cgroups. A process counts until the kernel has put it away, which is later than its end.
 async fn remove_groups(cgroups: &Cgroups) -> Result<(), PrivateError> {
     let mut waited = Duration::ZERO;
@@ -153,6 +163,15 @@ fn is_logger_below(command_line: &[u8], folder: &Path) -> bool {
     verb == LOGGER_VERB.as_bytes() && target.is_some_and(|target| target.folder.starts_with(folder))
 }
 
+fn is_containerd_of(command_line: &[u8], config: &Path) -> bool {
+    let mut arguments = command_line.split(|byte| *byte == 0);
+    let program = arguments.next().unwrap_or_default();
+    let name = program.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    let rest: Vec<_> = arguments.collect();
+    let configured = rest.windows(2).any(|pair| pair[0] == b"--config" && pair[1] == config.as_os_str().as_bytes());
+    name == b"containerd" && configured
+}
+
 fn is_shim_of(command_line: &[u8], socket: &Path) -> bool {
     let mut arguments = command_line.split(|byte| *byte == 0);
     let program = arguments.next().unwrap_or_default();
@@ -186,6 +205,20 @@ mod tests {
             (b"", false),
         ] {
             assert_eq!(is_shim_of(line, socket), expected, "{}", String::from_utf8_lossy(line));
+        }
+    }
+
+    #[test]
+    fn only_a_containerd_of_this_configuration_is_ours() {
+        let config = Path::new("/run/k/containerd/config.toml");
+        for (line, expected) in [
+            (&b"containerd\0--config\0/run/k/containerd/config.toml\0"[..], true),
+            (b"/usr/bin/containerd\0--config\0/run/k/containerd/config.toml\0", true),
+            (b"containerd\0--config\0/run/k2/containerd/config.toml\0", false),
+            (b"containerd\0", false),
+            (b"vi\0--config\0/run/k/containerd/config.toml\0", false),
+        ] {
+            assert_eq!(is_containerd_of(line, config), expected, "{}", String::from_utf8_lossy(line));
         }
     }
 

@@ -178,7 +178,10 @@ impl PrivateContainerd {
                 return Ok(Self { paths, process, child: None });
             }
             tracing::warn!(pid = process.pid, "the running containerd does not answer; replacing it");
-            process.kill_and_wait().await.map_err(|e| PrivateError::host("end the old containerd", e))?;
+        }
+        let ended = killall::end_containerds(&paths).await?;
+        if ended > 0 {
+            tracing::warn!(ended, "ended a containerd that nobody could reach any more; pods go on");
         }
         Self::start(paths).await
     }
@@ -224,6 +227,9 @@ impl PrivateContainerd {
             _ => PrivateError::host("start containerd", e),
         })?;
         let pid = i32::try_from(child.id().unwrap_or_default()).expect("a pid fits");
+        // At once: who clears up after a server that died in this moment must find it.
+        let process = ProcessMark::of(pid).map_err(|e| PrivateError::host("look at containerd", e))?;
+        write(&paths.mark, &process.to_text())?;
         let what = tokio::select! {
             ready = read_ready(&ready) => ready.err().map(|e| format!("could not say it is ready ({e})")),
             status = child.wait() => Some(match status {
@@ -237,8 +243,6 @@ impl PrivateContainerd {
             let _ = child.kill().await; // It may have ended already; that is what is being reported.
             return Err(PrivateError::Start { what, tail: tail(&paths.log), log: paths.log });
         }
-        let process = ProcessMark::of(pid).map_err(|e| PrivateError::host("look at containerd", e))?;
-        write(&paths.mark, &process.to_text())?;
         Ok(Self { paths, process, child: Some(child) })
     }
 }
