@@ -2,6 +2,7 @@
 //! runs them and drains them in a file of its own.
 
 mod address;
+mod check;
 mod cli;
 mod config;
 mod folders;

@@ -12,6 +12,7 @@ use kedge_store::{Store, Writer};
 use kedge_world::World;
 
 use crate::address;
+use crate::check::check;
 use crate::folders;
 use crate::lock;
 use crate::logs;
@@ -30,6 +31,7 @@ pub(crate) fn run(flags: ServerFlags) -> Result<()> {
 
 async fn serve_cluster(flags: ServerFlags) -> Result<()> {
     let world = World::real();
+    check(&flags, &node::name(&flags)?)?;
     let folders = folders::resolve(&world, &flags.folders)?;
     let state = folders.data_dir.join("server");
     let data_dir = || format!("cannot use --data-dir {}", folders.data_dir.display());

@@ -9,6 +9,7 @@ use kedge_client::Context as ClientContext;
 use kedge_hub::{HubKeys, Invitation};
 use kedge_models::ModelStore;
 use kedge_runtimes::Layout;
+use kedge_schema::names::{label_key, label_value};
 use kedge_site::{Joined, Site, SiteIdentity};
 use kedge_world::World;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -53,7 +54,7 @@ pub(crate) struct TokenFlags {
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = kedge_hub::parse_lasting)]
     ttl: kedge_hub::Lasting,
     /// Address at which the site reaches this hub, for the command that is shown
-    #[arg(long, value_name = "URL", default_value = "https://HOST:6445")]
+    #[arg(long, value_name = "URL", default_value = "https://HOST:6445", value_parser = hub_url)]
     hub_url: String,
     /// Data directory of the hub and its server
     #[arg(long, value_name = "DIR", default_value = DATA_DIR)]
@@ -76,7 +77,13 @@ pub(crate) struct JoinFlags {
 
 fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is no label; write KEY=VALUE"))?;
-    Ok((key.to_owned(), value.to_owned()))
+    let wrong = label_key(key).into_iter().chain(label_value(value)).next();
+    wrong.map_or(Ok((key.to_owned(), value.to_owned())), |why| Err(format!("{text:?} is no label: {why}")))
+}
+
+/// The address of a hub, as the site that joins will read it.
+fn hub_url(text: &str) -> Result<String, String> {
+    kedge_site::Address::parse(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
 /// Does it.

@@ -31,11 +31,18 @@ pub struct Invitation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lasting(pub SignedDuration);
 
+/// An invitation that lies about for longer is one for whoever finds it.
+const LASTING_MAX: SignedDuration = SignedDuration::from_hours(24 * 365);
+
 /// Reads a duration such as `24h` or `30m`.
 pub fn parse_lasting(text: &str) -> Result<Lasting, String> {
     let duration: SignedDuration =
         text.parse().map_err(|_| format!("{text:?} is no duration; write one such as 24h or 30m"))?;
-    if duration.is_positive() { Ok(Lasting(duration)) } else { Err("a token must last longer than nothing".into()) }
+    match duration {
+        _ if !duration.is_positive() => Err("a token must last longer than nothing".into()),
+        _ if duration > LASTING_MAX => Err("a token must not last longer than a year (8760h)".into()),
+        _ => Ok(Lasting(duration)),
+    }
 }
 
 /// Why there is no token.
