@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::harness::{Server, assert_has, exists};
+use crate::harness::{Server, assert_has, eventually, exists};
 use crate::needs::{Need, lacks};
 use crate::pods::{Cluster, IMAGE};
 
@@ -112,4 +112,66 @@ fn a_process_that_does_not_hold_the_lock_is_not_ended() {
     other.kill().unwrap();
     other.wait().unwrap();
     server.kill();
+}
+
+/// The processes whose command line has `text`.
+fn processes_with(text: &str) -> Vec<String> {
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    let lines = all.filter_map(|entry| std::fs::read_to_string(entry.path().join("cmdline")).ok());
+    lines.filter(|line| line.contains(text)).collect()
+}
+
+#[test]
+fn what_lost_its_marks_is_found_by_the_next_server_and_by_killall() {
+    if lacks(&[Need::Pods]) {
+        return;
+    }
+    let mut cluster = Cluster::start("marks");
+    cluster.run("keeper", "trap exit TERM; while :; do /bin/busybox sleep 1; done");
+    let run = cluster.server.folder.path().join("run");
+    let config = run.join("containerd/config.toml").display().to_string();
+    let lose_marks = || {
+        for mark in ["data-dir", "containerd/containerd.pid"] {
+            std::fs::remove_file(run.join(mark)).unwrap();
+        }
+    };
+    cluster.server.kill();
+    lose_marks();
+    cluster.server.restart();
+    cluster.until_phase("keeper", "Running");
+    eventually("the new containerd is up", || {
+        if exists(&run.join("containerd/containerd.pid")) { Ok(()) } else { Err(cluster.server.log()) }
+    });
+    assert_eq!(processes_with(&config).len(), 1, "two would wait for each other");
+    cluster.server.kill();
+    lose_marks();
+    cluster.server.kedge(&["killall"]);
+    assert_eq!(processes_with(&config), Vec::<String>::new());
+}
+
+#[test]
+fn a_network_namespace_that_was_there_before_stays() {
+    if lacks(&[Need::Pods]) {
+        return;
+    }
+    for theirs in [true, false] {
+        let name = format!("kedge-e2e-{}-{theirs}", std::process::id());
+        let pin = std::path::PathBuf::from(format!("/run/netns/{name}"));
+        let ip = |verb: &str| assert!(Command::new("ip").args(["netns", verb, &name]).status().unwrap().success());
+        if theirs {
+            ip("add");
+        }
+        let server = Server::start(&["--network-namespace", &name]);
+        eventually("the node is there", || {
+            match server.request("GET", "/api/v1/nodes", "").1["items"][0].is_object() {
+                true => Ok(()),
+                false => Err(server.log()),
+            }
+        });
+        server.kedge(&["uninstall", "--yes"]);
+        assert_eq!(exists(&pin), theirs, "{name}");
+        if theirs {
+            ip("delete");
+        }
+    }
 }
