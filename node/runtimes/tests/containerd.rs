@@ -157,6 +157,7 @@ cases!(
     logs_carry_time_stream_and_survive_the_server,
     clients_come_back_after_the_server_was_replaced,
     memory_limits_kill_and_say_so,
+    a_killed_shim_is_told,
     broken_archives_leave_nothing,
     a_killed_containerd_loses_no_exit,
     two_that_start_at_once_share_one,
@@ -335,6 +336,35 @@ async fn memory_limits_kill_and_say_so(node: &Node) {
     runtime.start_container(&spec.id).await.unwrap();
     let exit = exit_of(&runtime, &mut events, &spec.id).await;
     assert_eq!((exit.code, exit.oom), (137, true));
+    runtime.remove_sandbox(&spec.pod.uid).await.unwrap();
+}
+
+/// A shim that is killed takes its container with it; that is seen at once, not at the next look.
+async fn a_killed_shim_is_told(node: &Node) {
+    use futures::StreamExt;
+    let _daemon = node.containerd().await;
+    let (runtime, image) = node.ready().await;
+    let spec = container("shim", &image, &node.log_dir_path(), &["sleep", "1000"]);
+    runtime.create_sandbox(&sandbox("shim")).await.unwrap();
+    runtime.create_container(&spec).await.unwrap();
+    runtime.start_container(&spec.id).await.unwrap();
+    let mut events = runtime.events();
+    let id = spec.id.to_string();
+    let is_its_shim = |pid: &i32| {
+        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.contains("containerd-shim") && line.split('\0').any(|argument| argument == id)
+    };
+    let pids = std::fs::read_dir("/proc").unwrap().flatten();
+    let shim = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(is_its_shim).expect("a shim");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), nix::sys::signal::SIGKILL).unwrap();
+    loop {
+        let told = tokio::time::timeout(Duration::from_secs(20), events.next()).await.expect("it is told");
+        if told == Some(kedge_runtimes::RuntimeEvent::Resync) {
+            break;
+        }
+    }
+    let state = observed(&runtime, &spec.id).await.unwrap().state;
+    assert!(matches!(state, ContainerState::Lost { .. }), "{state:?}");
     runtime.remove_sandbox(&spec.pod.uid).await.unwrap();
 }
 

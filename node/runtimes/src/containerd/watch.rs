@@ -75,10 +75,14 @@ async fn follow(backend: &Weak<Inner>, mut stream: Stream) {
                 let Some(id) = envelope.event.as_ref().and_then(container_that_exited) else { continue };
                 // On its own: removing one task must not hold up the news of another.
                 tokio::spawn(async move {
-                    if let Err(error) = inner.finish(&id).await {
-                        tracing::warn!(%id, %error, "cannot record an exit; the next look will");
-                        let _ = inner.events.send(RuntimeEvent::Resync);
+                    match inner.finish(&id).await {
+                        Ok(Some(_)) => return,
+                        // containerd has taken the task away itself, as it does when a shim was killed: what is left of
+                        // the container is for the next look.
+                        Ok(None) => {}
+                        Err(error) => tracing::warn!(%id, %error, "cannot record an exit; the next look will"),
                     }
+                    let _ = inner.events.send(RuntimeEvent::Resync);
                 });
             }
             Ok(None) => return,
