@@ -1,6 +1,7 @@
 //! The queue between HTTP and the engine, and the one thread that empties it.
 //!
-//! Requests that are waiting when the thread becomes free go into one batch. What must hold: the queue is bounded in
+//! Requests that are waiting when the thread becomes free share its next batch, each with as many texts as the others, so
+//! that a large one does not hold up small ones. What must hold: the queue is bounded in
 //! requests, and one request in texts, so memory is bounded; the thread ends when the last [`Queue`] is dropped, or
 //! when the engine panics. The latter nobody mends from within: [`Queue::ended`] tells, and the server ends too.
 
@@ -11,8 +12,10 @@ use crate::ServeError;
 
 /// Most requests that wait.
 const QUEUE_REQUESTS_MAX: usize = 256;
-/// A batch takes no further request once it has this many texts.
+/// Texts in one batch.
 const BATCH_TEXTS: usize = 32;
+/// Requests that share a batch.
+const TASKS_MAX: usize = BATCH_TEXTS;
 
 type Answer = Result<Vec<Embedding>, String>;
 
@@ -75,31 +78,73 @@ impl Queue {
     }
 }
 
+/// A request on its way through the engine.
+struct Task {
+    inputs: Vec<Tokens>,
+    vectors: Vec<Embedding>,
+    answer: oneshot::Sender<Answer>,
+}
+
+impl Task {
+    fn new(job: Job) -> Self {
+        Self { vectors: Vec::with_capacity(job.inputs.len()), inputs: job.inputs, answer: job.answer }
+    }
+
+    /// What is still to be computed.
+    fn rest(&self) -> &[Tokens] {
+        &self.inputs[self.vectors.len()..]
+    }
+}
+
 fn work(encode: &impl Fn(&[Tokens]) -> Result<Vec<Embedding>, EngineError>, mut jobs: mpsc::Receiver<Job>) {
-    while let Some(first) = jobs.blocking_recv() {
-        let mut texts = first.inputs.len();
-        let mut batch = vec![first];
-        while texts < BATCH_TEXTS
+    let mut tasks: Vec<Task> = Vec::new();
+    loop {
+        if tasks.is_empty() {
+            let Some(job) = jobs.blocking_recv() else { return };
+            tasks.push(Task::new(job));
+        }
+        while tasks.len() < TASKS_MAX
             && let Ok(job) = jobs.try_recv()
         {
-            texts += job.inputs.len();
-            batch.push(job);
+            tasks.push(Task::new(job));
         }
         // A client that went away is not computed for.
-        batch.retain(|job| !job.answer.is_closed());
-        let inputs: Vec<Tokens> = batch.iter_mut().flat_map(|job| job.inputs.iter().cloned()).collect();
+        tasks.retain(|task| !task.answer.is_closed());
+        let shares = shares(&tasks.iter().map(|task| task.rest().len()).collect::<Vec<_>>());
+        let parts = tasks.iter().zip(&shares).flat_map(|(task, share)| &task.rest()[..*share]);
+        let inputs: Vec<Tokens> = parts.cloned().collect();
         match encode(&inputs) {
             Ok(vectors) => {
                 let mut vectors = vectors.into_iter();
-                for job in batch {
-                    let part = vectors.by_ref().take(job.inputs.len()).collect();
-                    // The receiver may have gone in the meantime; nobody is left to tell.
-                    drop(job.answer.send(Ok(part)));
+                for (task, share) in tasks.iter_mut().zip(&shares) {
+                    task.vectors.extend(vectors.by_ref().take(*share));
                 }
             }
-            Err(error) => batch.into_iter().for_each(|job| drop(job.answer.send(Err(error.to_string())))),
+            Err(error) => {
+                // The receiver may have gone in the meantime; nobody is left to tell.
+                tasks.drain(..).for_each(|task| drop(task.answer.send(Err(error.to_string()))));
+            }
+        }
+        for done in tasks.extract_if(.., |task| task.rest().is_empty()) {
+            drop(done.answer.send(Ok(done.vectors)));
         }
     }
+}
+
+/// How many texts of each request go into the next batch, given what each still has: a request of thousands leaves room
+/// for those that came after it.
+fn shares(rests: &[usize]) -> Vec<usize> {
+    let mut shares = vec![0; rests.len()];
+    let mut room = BATCH_TEXTS;
+    while room > 0 && shares.iter().zip(rests).any(|(share, rest)| share < rest) {
+        for (share, _) in shares.iter_mut().zip(rests).filter(|(share, rest)| **share < **rest) {
+            if room > 0 {
+                *share += 1;
+                room -= 1;
+            }
+        }
+    }
+    shares
 }
 
 #[cfg(test)]
@@ -136,6 +181,49 @@ mod tests {
         for answered in std::iter::once(first).chain(waiting) {
             assert_eq!(answered.await.unwrap().unwrap().len(), 1);
         }
+    }
+
+    #[test]
+    fn everybody_gets_an_equal_share_and_no_room_is_left() {
+        for (rests, expected) in [
+            (&[5][..], &[5][..]),
+            (&[2000], &[32]),
+            (&[2000, 1], &[31, 1]),
+            (&[2000, 2000, 3], &[15, 14, 3]),
+            (&[0, 7], &[0, 7]),
+            (&[], &[]),
+        ] {
+            assert_eq!(shares(rests), expected, "{rests:?}");
+        }
+        let many = shares(&[3; 40]);
+        assert_eq!((many.iter().sum::<usize>(), many[0], many[39]), (32, 1, 0));
+    }
+
+    #[tokio::test]
+    async fn a_small_request_overtakes_a_large_one() {
+        let (began, mut begun) = mpsc::unbounded_channel();
+        let (go, going) = std::sync::mpsc::channel::<()>();
+        let queue = Queue::start(move |inputs| {
+            let _ = began.send(inputs.len());
+            let _ = going.recv();
+            one_number(inputs)
+        });
+        let queue = queue.unwrap();
+        let large: Vec<Tokens> = (0..100).flat_map(|_| one_token()).collect();
+        let (slow, fast) = (queue.clone(), queue.clone());
+        let slow = tokio::spawn(async move { slow.embed(large).await });
+        assert_eq!(begun.recv().await, Some(32));
+        let fast = tokio::spawn(async move { fast.embed(one_token()).await });
+        while queue.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        go.send(()).unwrap();
+        assert_eq!(begun.recv().await, Some(32), "31 of the large one, and the small one");
+        go.send(()).unwrap();
+        assert_eq!(fast.await.unwrap().unwrap().len(), 1);
+        assert!(!slow.is_finished());
+        drop(go);
+        assert_eq!(slow.await.unwrap().unwrap().len(), 100);
     }
 
     #[tokio::test]
