@@ -111,7 +111,8 @@ impl Query {
     pub(crate) fn number(&self, key: &str) -> Result<Option<u64>, ApiError> {
         let Some(text) = self.get(key) else { return Ok(None) };
         let parsed = text.parse::<i64>();
-        let fail = || ApiError::bad_request(format!("invalid query parameter {key}: {text:?} is no whole number from 0 on"));
+        let fail =
+            || ApiError::bad_request(format!("invalid query parameter {key}: {text:?} is no whole number from 0 on"));
         Ok(Some(u64::try_from(parsed.map_err(|_| fail())?).map_err(|_| fail())?))
     }
 }
