@@ -57,7 +57,9 @@ Examples:
   kedge server
 
   # A trial that leaves the machine's network alone
-  kedge server --data-dir /srv/try --run-dir /run/try --write-kubeconfig /srv/try/kubeconfig --network-namespace try
+  kedge server --network-namespace try --https-listen-port 7443 \\
+    --data-dir /srv/try --run-dir /run/try \\
+    --write-kubeconfig /srv/try/kubeconfig
 
   # Use it
   kubectl --kubeconfig /etc/kedge/kedge.yaml get nodes";
