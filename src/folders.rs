@@ -37,7 +37,7 @@ pub(crate) fn resolve(world: &World, folders: &Folders) -> Result<Layout> {
 /// reboot, is no reason to refuse.
 pub(crate) fn check_ours(world: &World, resolved: &Layout) -> Result<()> {
     let Layout { data_dir, run_dir } = resolved;
-    if !is_data_dir(world, data_dir) {
+    if memo(world, &data_dir.join(MEMO))?.is_none() {
         bail!("{} is not a data directory of kedge; name the right one with --data-dir", data_dir.display());
     }
     match owner(world, run_dir)? {
@@ -106,9 +106,16 @@ fn owner(world: &World, run_dir: &Path) -> Result<Owner> {
     Ok(mark.map_or(Owner::Others, |mark| Owner::Node(mark.trim().into())))
 }
 
-/// Whether a node has been here: its data directory remembers where it ran.
-fn is_data_dir(world: &World, data_dir: &Path) -> bool {
-    remembered(world, data_dir).is_some()
+/// A note that a server left; none when none did. That it cannot be read is another thing.
+fn memo(world: &World, path: &Path) -> Result<Option<Vec<u8>>> {
+    match world.disk.read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) if error.source.kind() == std::io::ErrorKind::PermissionDenied => {
+            Err(error).context("a node's directories are root's; run this as root, or with sudo")
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The run directory that a data directory remembers.
@@ -165,8 +172,10 @@ pub(crate) fn remember_api(world: &World, resolved: &Layout, address: &str) -> R
 /// Where the API server of this data directory listens.
 pub(crate) fn api(world: &World, data_dir: &Path) -> Result<String> {
     let dir = data_dir.display();
-    let bytes = world.disk.read(&data_dir.join(API_MEMO)).with_context(|| {
-        format!("no server has run with --data-dir {dir} yet; start it first: kedge server --data-dir {dir}")
+    let bytes = memo(world, &data_dir.join(API_MEMO))?.with_context(|| {
+        format!(
+            "no server has run with --data-dir {dir} yet; name another, or start it first: kedge server --data-dir {dir}"
+        )
     })?;
     String::from_utf8(bytes)
         .with_context(|| format!("{} is damaged; start the server again", data_dir.join(API_MEMO).display()))

@@ -50,6 +50,9 @@ pub(crate) enum ImageVerb {
 pub(crate) async fn run(verb: ImageVerb) -> Result<()> {
     match verb {
         ImageVerb::Import { file, folders } => {
+            if let Err(error) = folders::api(&World::real(), &folders::absolute(&folders.data_dir)?) {
+                eprintln!("kedge: {error}; the images wait there for it");
+            }
             let runtime = connect(&folders).await?;
             let images = runtime.import_archive(&file).await?;
             for image in images {

@@ -93,6 +93,9 @@ pub(crate) async fn run(verb: SiteVerb) -> Result<()> {
         SiteVerb::Token(TokenVerb::Create(flags)) => create_token(&world, flags).await,
         SiteVerb::Join(JoinFlags { hub, token, data_dir }) => {
             let data_dir = folders::absolute(&data_dir)?;
+            kedge_site::Address::parse(&hub)?;
+            // A token is worth one site: it is not spent on a directory that no cluster is in.
+            folders::api(&world, &data_dir)?;
             match kedge_site::join(&world, &data_dir, &hub, &token).await? {
                 Joined::Now(site) => println!("joined as site {site}"),
                 Joined::Before(site) => println!("already site {site} of this hub; the token was not used"),

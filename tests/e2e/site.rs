@@ -331,7 +331,12 @@ fn a_join_token_is_worth_one_site_and_says_what_is_wrong() {
     // Asking again changes nothing; another cluster cannot use the token.
     let (ok, text) = fleet.try_join(&own, &token);
     assert!(ok && text.contains("already site shop-1"), "{text}");
+    // Where no server ever ran the token is not even shown.
     let elsewhere = tempfile::tempdir().unwrap();
+    let (ok, text) = fleet.try_join(elsewhere.path().to_str().unwrap(), &token);
+    assert!(!ok && text.contains("no server has run with --data-dir"), "{text}");
+    std::fs::create_dir(elsewhere.path().join("server")).unwrap();
+    std::fs::write(elsewhere.path().join("server/address"), "127.0.0.1:1").unwrap();
     let (ok, text) = fleet.try_join(elsewhere.path().to_str().unwrap(), &token);
     assert!(!ok && text.contains("already used"), "{text}");
     assert_has(&text, another);
