@@ -94,7 +94,11 @@ impl ModelController {
 
     /// What has to come over the network before the files of `model` can be taken in.
     async fn fetch(&self, context: &Context, model: &Model) -> Result<Fetched, Failure> {
-        let Source::Url(url) = &model.spec.source else { return Ok(Fetched::Nothing) };
+        let url = match &model.spec.source {
+            Source::Url(url) => url,
+            Source::Path(path) => return Ok(Fetched::Folder(path.clone())),
+            Source::Hub(_) => return Ok(Fetched::ByHub),
+        };
         let digest = Digest::parse(&url.digest)
             .ok_or_else(|| Failure::lasting("DigestMissing", "spec.source.url.digest is no digest"))?;
         let turn = self.downloads.take(&BTreeSet::from([digest.clone()])).await;
@@ -109,25 +113,22 @@ impl ModelController {
     /// The files of `model`, in the store.
     async fn obtain(&self, model: &Model, fetched: Fetched) -> Result<(Digest, Manifest), Failure> {
         let store = self.store.clone();
-        match &model.spec.source {
-            Source::Path(path) => {
-                let (models, path) = (self.models.clone(), path.clone());
+        match fetched {
+            Fetched::Folder(path) => {
+                let models = self.models.clone();
                 Ok(blocking(move || store.take_folder(&models, &path)).await?)
             }
-            Source::Url(_) => match fetched {
-                Fetched::Archive(archive, _turn) => {
-                    let taken = archive.clone();
-                    let result = blocking(move || store.take_archive(&taken)).await?;
-                    discard(&archive);
-                    Ok(result)
-                }
-                Fetched::Before(digest) => {
-                    let of = digest.clone();
-                    Ok((digest, blocking(move || store.manifest(&of)).await?))
-                }
-                Fetched::Nothing => unreachable!("a URL is always fetched"),
-            },
-            Source::Hub(_) => {
+            Fetched::Archive(archive, _turn) => {
+                let taken = archive.clone();
+                let result = blocking(move || store.take_archive(&taken)).await?;
+                discard(&archive);
+                Ok(result)
+            }
+            Fetched::Before(digest) => {
+                let of = digest.clone();
+                Ok((digest, blocking(move || store.manifest(&of)).await?))
+            }
+            Fetched::ByHub => {
                 let digest = model.spec.digest.as_deref().and_then(Digest::parse);
                 let digest = digest.ok_or_else(|| Failure::lasting("DigestMissing", "the hub named no digest"))?;
                 if self.store.active(&digest).is_none() {
@@ -304,10 +305,12 @@ impl ModelController {
     }
 }
 
-/// What came over the network.
+/// Where the files are by now.
 enum Fetched {
-    /// There was nothing to fetch.
-    Nothing,
+    /// In a folder below the one for models.
+    Folder(String),
+    /// In the store, or on the way there from the hub.
+    ByHub,
     /// An archive; nobody else fetches it meanwhile.
     Archive(PathBuf, Taken),
     /// Nothing: the archive was taken in before, as these contents.
