@@ -127,11 +127,19 @@ pub fn discard(path: &Path) {
     let _ = std::fs::remove_file(path);
 }
 
-/// Bytes that may still be written to the file system of `path`, keeping a twentieth of it free for everybody else.
+/// The most that is kept free of a large file system: room for the cluster's own state and its logs.
+const KEPT_BYTES_MAX: u64 = 1 << 30;
+
+/// Bytes that may still be written to the file system of `path`: a twentieth of it, and at most 1 GiB, is kept free
+/// for everybody else.
 pub fn free_bytes(path: &Path) -> io::Result<u64> {
     let found = nix::sys::statvfs::statvfs(path)?;
-    let kept = found.blocks() / 20;
-    Ok(found.blocks_available().saturating_sub(kept) * found.fragment_size())
+    let size = found.fragment_size();
+    Ok(to_give(found.blocks() * size, found.blocks_available() * size))
+}
+
+fn to_give(all: u64, free: u64) -> u64 {
+    free.saturating_sub((all / 20).min(KEPT_BYTES_MAX))
 }
 
 /// Does `work` on a thread that may wait for the disk.
@@ -180,6 +188,10 @@ mod tests {
 
     #[test]
     fn some_of_a_file_system_is_kept_free() {
+        const GIB: u64 = 1 << 30;
+        assert_eq!(to_give(10 * GIB, 4 * GIB), 4 * GIB - GIB / 2);
+        assert_eq!(to_give(250 * GIB, 4 * GIB), 3 * GIB, "of a large disk no more than 1 GiB");
+        assert_eq!(to_give(10 * GIB, GIB / 4), 0);
         let free = free_bytes(Path::new("/")).unwrap();
         let all = nix::sys::statvfs::statvfs("/").unwrap();
         assert!(free <= all.blocks_available() * all.fragment_size());

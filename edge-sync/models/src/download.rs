@@ -27,7 +27,7 @@ pub enum DownloadError {
         /// What came.
         actual: Digest,
     },
-    /// The disk would be full before it is here: a twentieth is kept for everybody else.
+    /// The disk would be full before it is here: some is kept for everybody else.
     #[error("{url} needs {missing} more bytes, and {} has room for {room}", path.display())]
     Room {
         /// Where it comes from.

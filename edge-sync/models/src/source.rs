@@ -44,7 +44,7 @@ pub enum SourceError {
     /// The archive cannot be read to its end.
     #[error("the archive cannot be read as a tar or tar.gz: {0}")]
     Archive(io::Error),
-    /// The disk would be full: a twentieth is kept for everybody else.
+    /// The disk would be full: some is kept for everybody else.
     #[error("{name:?} has {size} bytes, and there is room for {room} on the disk")]
     Room {
         /// The file that does not fit any more.

@@ -248,7 +248,7 @@ fn enough(folder: &Path, needed: u64, free: u64) -> Result<(), PullError> {
     }
     let (folder, needed, free) = (folder.display(), needed >> 20, free >> 20);
     Err(PullError::Disk(format!(
-        "the model needs {needed} MiB, and the disk of {folder} has {free} MiB to give (a twentieth stays free); make room"
+        "the model needs {needed} MiB, and the disk of {folder} has {free} MiB to give (at most 1 GiB of it stays free); make room"
     )))
 }
 
