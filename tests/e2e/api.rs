@@ -132,4 +132,32 @@ fn what_is_stored_and_not_enforced_is_told() {
     let text = server.kubectl("label namespace default pod-security.kubernetes.io/enforce=restricted");
     assert_has(&text, "metadata.labels[pod-security.kubernetes.io/enforce]: Pod Security levels are stored but not");
     assert!(!server.kubectl("label namespace kube-public a=b").contains("Warning"));
+    for (verb, told) in [
+        (
+            "create service loadbalancer web --tcp=80",
+            "spec.type: this version of Kedge does nothing about LoadBalancer: no address",
+        ),
+        (
+            "create ingress web --rule=a.test/=web:80",
+            "spec: this version of Kedge does nothing about Ingress: no traffic",
+        ),
+        ("create deployment web --image=none", ""),
+        ("autoscale deployment web --max=3", "spec: this version of Kedge does nothing about HorizontalPodAutoscaler"),
+    ] {
+        let text = server.kubectl(verb);
+        assert_eq!(text.contains("Warning"), !told.is_empty(), "{text}");
+        assert_has(&text, told);
+    }
+    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "c"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
+    assert_has(&server.try_kubectl("create -f -", &claim.to_string()).1, "the claim stays Pending");
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {
+        "containers": [{"name": "c", "image": "none"}],
+        "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}});
+    let (ok, text) = server.try_kubectl("create -f -", &pod.to_string());
+    assert!(ok, "{text}");
+    assert_has(
+        &text,
+        "spec.volumes[0].persistentVolumeClaim: this version of Kedge does not mount volumes of this kind",
+    );
 }
