@@ -7,6 +7,7 @@ mod indexes;
 mod orphans;
 mod plan;
 mod policy;
+mod told;
 
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use kube::Resource;
 
 pub(crate) use orphans::Orphans;
 
-use crate::{adopt, pods, write};
+use crate::{adopt, events, pods, write};
 
 /// Keeps a job's pod until its end is counted.
 const FINALIZER: &str = "batch.kubernetes.io/job-tracking";
@@ -55,6 +56,10 @@ impl Reconcile for Controller {
                 // The copy was behind; the change that made it so brings the next look.
                 Err(error) if write::is(&error, 409) || write::is(&error, 404) => return Ok(Next::Change),
                 other => other?,
+            }
+            for told in told::told(&job, &plan.status) {
+                let tell = if told.warning { events::warn } else { events::tell };
+                tell(context, self.name(), &*job, &told.reason, told.message);
             }
         }
         carry_out(context, &job, &plan).await?;
