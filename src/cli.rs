@@ -31,10 +31,10 @@ enum Verb {
     /// Serve an encoder model over HTTP: OpenAI embeddings and the Open Inference Protocol
     #[command(after_help = INFER_EXAMPLES)]
     Infer(InferFlags),
-    /// Take in and list images
+    /// Take in, list and remove images
     #[command(subcommand, after_help = IMAGE_EXAMPLES)]
     Image(ImageVerb),
-    /// End this node's server, pods and containerd, and nothing of any other node's; images and data stay
+    /// End this node's server, hub, pods and containerd, and nothing of any other node's; images and data stay
     #[command(after_help = KILLALL_EXAMPLES)]
     Killall(Folders),
     /// Look at models
@@ -82,6 +82,9 @@ struct InferFlags {
 }
 
 const INFER_EXAMPLES: &str = "\
+A text longer than the model's max_seq_length is cut there, as sentence-transformers does; `usage` counts what was read.
+It speaks plain HTTP and asks for no key: leave it on the loopback address, or put it behind something that does.
+
 Examples:
   kedge infer --model ./all-MiniLM-L6-v2 --name minilm
   curl -s http://127.0.0.1:8000/v1/embeddings -H 'Content-Type: application/json' -d '{\"model\": \"minilm\", \"input\": \"hello\"}'";
@@ -89,7 +92,8 @@ Examples:
 const IMAGE_EXAMPLES: &str = "\
 Examples:
   kedge image import web.tar
-  kedge image list";
+  kedge image list
+  kedge image remove --unused";
 
 const MODEL_EXAMPLES: &str = "\
 Examples:
@@ -121,8 +125,8 @@ Examples:
   kedge uninstall --keep-data";
 
 const KILLALL_EXAMPLES: &str = "\
-Stopping the server leaves pods running; this ends both, the server first (by systemctl where it is a service). Whatever
-is in the API stays, and runs again when the server is started again.
+Stopping the server leaves pods running; this ends both, the server first (by systemctl where it is a service), and the
+hub beside it. Whatever is in the API stays, and runs again when the server is started again.
 
 Examples:
   kedge killall

@@ -10,7 +10,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use clap::{Command, CommandFactory};
+use clap::{ArgAction, Command, CommandFactory};
 use kedge_world::World;
 use serde_yaml_ng::Value;
 
@@ -78,6 +78,9 @@ fn flags(role: &Command, text: &[u8]) -> Result<Vec<String>> {
         match value {
             Value::Bool(on) if !takes_value => flags.extend(on.then(|| format!("--{key}"))),
             _ if !takes_value => bail!("{key}: must be true or false"),
+            Value::Sequence(_) if !matches!(argument.get_action(), ArgAction::Append) => {
+                bail!("{key}: takes one value, not a list")
+            }
             Value::Sequence(items) => {
                 for item in items {
                     flags.push(format!("--{key}={}", scalar(&key, &item)?));

@@ -151,7 +151,7 @@ pub(crate) fn remember_namespace(world: &World, resolved: &Layout, name: Option<
 }
 
 /// Whether there is a network namespace of this name.
-fn is_there(name: &str) -> bool {
+pub(crate) fn is_there(name: &str) -> bool {
     Namespace::of_name(name).is_ok_and(|namespace| namespace.path().is_some_and(Path::exists))
 }
 

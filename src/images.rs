@@ -12,12 +12,16 @@ use kedge_runtimes::{Image, Runtime};
 use kedge_world::World;
 
 use crate::folders;
+use crate::lock::{self, Role};
 use crate::settings::Folders;
 
 /// What can be done with images.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageVerb {
     /// Take in an image archive (docker save, or OCI layout; tar or tar.gz), whether the server runs or not
+    #[command(
+        after_help = "Examples:\n  docker save web:1 -o web.tar && kedge image import web.tar\n  kedge image import web.tar.gz --data-dir /srv/try"
+    )]
     Import {
         /// The archive
         #[arg(value_name = "FILE")]
@@ -26,6 +30,7 @@ pub(crate) enum ImageVerb {
         folders: Folders,
     },
     /// List the images that are here, with their sizes
+    #[command(after_help = "Examples:\n  kedge image list\n  kedge image list --data-dir /srv/try")]
     List {
         #[command(flatten)]
         folders: Folders,
@@ -48,34 +53,69 @@ pub(crate) enum ImageVerb {
 
 /// Does it.
 pub(crate) async fn run(verb: ImageVerb) -> Result<()> {
+    let folders = match &verb {
+        ImageVerb::Import { folders, .. } | ImageVerb::List { folders } | ImageVerb::Remove { folders, .. } => folders,
+    };
+    if let Err(error) = folders::api(&World::real(), &folders::absolute(&folders.data_dir)?) {
+        // Images may be there before the first start; anything else asked of such a directory is a wrong --data-dir.
+        match verb {
+            ImageVerb::Import { .. } => eprintln!("kedge: {error}; the images wait there for it"),
+            ImageVerb::List { .. } | ImageVerb::Remove { .. } => return Err(error),
+        }
+    }
+    if let ImageVerb::Import { file, .. } = &verb {
+        // Before anything is made or started.
+        std::fs::File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
+    }
+    let Connection { runtime, started, data_dir } = connect(folders).await?;
+    let done = act(verb, &runtime).await;
+    // One that this verb had to start is for a server to adopt; without a server nobody would ever end it.
+    if let Some(started) = started
+        && !lock::is_taken(&data_dir, Role::Server)
+    {
+        started.end().await?;
+    }
+    done
+}
+
+async fn act(verb: ImageVerb, runtime: &Containerd) -> Result<()> {
     match verb {
-        ImageVerb::Import { file, folders } => {
-            if let Err(error) = folders::api(&World::real(), &folders::absolute(&folders.data_dir)?) {
-                eprintln!("kedge: {error}; the images wait there for it");
-            }
-            let runtime = connect(&folders).await?;
-            let images = runtime.import_archive(&file).await?;
-            for image in images {
-                println!("{}", image.names.first().unwrap_or(&image.id));
+        ImageVerb::Import { file, .. } => {
+            for image in runtime.import_archive(&file).await? {
+                println!("{}", names(&image));
             }
         }
-        ImageVerb::List { folders } => {
-            let runtime = connect(&folders).await?;
-            for image in runtime.list_images().await? {
-                println!("{}\t{}\t{:.1} MB", image.names.join(","), image.id, image.size_bytes as f64 / 1e6);
-            }
-        }
-        ImageVerb::Remove { names, unused, folders } => {
-            let runtime = connect(&folders).await?;
+        ImageVerb::List { .. } => print!("{}", table(&runtime.list_images().await?)),
+        ImageVerb::Remove { names: wanted, unused, .. } => {
             let used = runtime.observe().await?.containers.into_iter().map(|found| found.image_id).collect();
             let here = runtime.list_images().await?;
-            for image in doomed(here, &used, if unused { None } else { Some(&names) })? {
+            for image in doomed(here, &used, if unused { None } else { Some(&wanted) })? {
                 runtime.remove_image(&image.id).await?;
-                println!("removed {}", image.names.first().unwrap_or(&image.id));
+                println!("removed {}", names(&image));
             }
         }
     }
     Ok(())
+}
+
+/// All names of an image, else its id.
+fn names(image: &Image) -> String {
+    if image.names.is_empty() { image.id.clone() } else { image.names.join(", ") }
+}
+
+/// A line for each name: name, id and size.
+fn table(images: &[Image]) -> String {
+    let rows = images.iter().flat_map(|image| {
+        let size = format!("{:.1} MB", image.size_bytes as f64 / 1e6);
+        let names = if image.names.is_empty() { vec!["<none>".to_owned()] } else { image.names.clone() };
+        names.into_iter().map(move |name| [name, image.id.clone(), size.clone()])
+    });
+    let mut rows: Vec<[String; 3]> = rows.collect();
+    rows.sort();
+    rows.insert(0, ["NAME", "ID", "SIZE"].map(str::to_owned));
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
+    let (name, id) = (width(0), width(1));
+    rows.iter().map(|[a, b, c]| format!("{a:name$}   {b:id$}   {c}\n")).collect()
 }
 
 /// The images to remove: those of these names, or all that no container uses. Nothing goes when one of them must stay.
@@ -100,8 +140,16 @@ fn doomed(here: Vec<Image>, used: &BTreeSet<String>, names: Option<&[String]>) -
     Ok(chosen)
 }
 
-/// The node's own containerd: the running one, else one that is started and stays for the server to adopt.
-async fn connect(folders: &Folders) -> Result<Containerd> {
+/// What [`connect`] gives.
+struct Connection {
+    runtime: Containerd,
+    /// The containerd, when none was running.
+    started: Option<PrivateContainerd>,
+    data_dir: PathBuf,
+}
+
+/// The node's own containerd: the running one, else one that is started.
+async fn connect(folders: &Folders) -> Result<Connection> {
     let world = World::real();
     let resolved = folders::resolve(&world, folders)?;
     world.disk.create_dir_all(&resolved.data_dir)?;
@@ -111,12 +159,14 @@ async fn connect(folders: &Folders) -> Result<Containerd> {
     let settings = containerd::Settings {
         socket: paths.socket.clone(),
         namespace: paths.namespace(),
-        data_dir: resolved.data_dir,
+        data_dir: resolved.data_dir.clone(),
         run_dir: resolved.run_dir,
         logger: std::env::current_exe().context("cannot tell where this program is")?,
     };
-    PrivateContainerd::ensure(paths).await?;
-    Ok(Containerd::connect(settings, world).await?)
+    let containerd = PrivateContainerd::ensure(paths).await?;
+    let started = (!containerd.was_adopted()).then_some(containerd);
+    let runtime = Containerd::connect(settings, world).await?;
+    Ok(Connection { runtime, started, data_dir: resolved.data_dir })
 }
 
 #[cfg(test)]
@@ -126,6 +176,18 @@ mod tests {
     fn image(id: &str, name: &str) -> Image {
         let config = Default::default();
         Image { id: id.into(), names: vec![name.into()], digests: Vec::new(), size_bytes: 1, config }
+    }
+
+    #[test]
+    fn every_name_has_a_line() {
+        let mut two = image("sha256:2", "b.example/long/name:1");
+        two.names.push("a:1".into());
+        let nameless = Image { names: Vec::new(), ..image("sha256:1", "") };
+        let expected = "NAME                    ID         SIZE\n\
+                        <none>                  sha256:1   0.0 MB\n\
+                        a:1                     sha256:2   0.0 MB\n\
+                        b.example/long/name:1   sha256:2   0.0 MB\n";
+        assert_eq!(table(&[two, nameless]), expected);
     }
 
     #[test]

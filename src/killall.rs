@@ -1,4 +1,4 @@
-//! `kedge killall`: ends the server of a node and everything that the node runs.
+//! `kedge killall`: ends the server and the hub of a node and everything that the node runs.
 
 use anyhow::{Context, Result};
 use kedge_network::Namespace;
@@ -11,18 +11,18 @@ use crate::lock::{self, Role};
 use crate::settings::Folders;
 use crate::{folders, service};
 
-/// Ends the server first, which would start it all again.
+/// Ends the hub and the server first, which would start it all again.
 pub(crate) async fn run(given: Folders) -> Result<()> {
     let world = World::real();
     let resolved = folders::resolve(&world, &given)?;
     folders::check_ours(&world, &resolved)?;
-    // No other server begins meanwhile.
-    let _turn = end_server(&resolved, Role::Server).await?;
+    // Neither begins again meanwhile.
+    let _turns = (end_role(&resolved, Role::Hub).await?, end_role(&resolved, Role::Server).await?);
     end_pods(&world, &resolved).await
 }
 
 /// Ends what has a role on the data directory and takes its place until the value is dropped.
-pub(crate) async fn end_server(resolved: &Layout, role: Role) -> Result<lock::Lock> {
+pub(crate) async fn end_role(resolved: &Layout, role: Role) -> Result<lock::Lock> {
     let (lock, ended) = lock::end(&resolved.data_dir, role, service::stop_if_main).await?;
     if let Some(pid) = ended {
         println!("ended the {}, process {pid}", role.name());

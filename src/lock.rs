@@ -118,6 +118,12 @@ pub(crate) async fn end(data_dir: &Path, role: Role, stop: impl FnOnce(i32)) -> 
     Ok((take(data_dir, role)?, Some(pid)))
 }
 
+/// Whether a process of this role has a data directory now.
+pub(crate) fn is_taken(data_dir: &Path, role: Role) -> bool {
+    let path = place(data_dir, role);
+    File::open(&path).ok().and_then(pid).is_some_and(|pid| has_lock(pid, &path))
+}
+
 /// Whether one of a process's open files is this one, and locked (proc(5), `/proc/pid/fdinfo`).
 fn has_lock(pid: i32, path: &Path) -> bool {
     let Ok(wanted) = fs::metadata(path) else { return false };
@@ -162,8 +168,8 @@ mod tests {
         assert!(!has_lock(me, &path), "open, but not locked");
         drop(open);
         let lock = take(folder.path(), Role::Server).unwrap();
-        assert!(has_lock(me, &path) && !has_lock(1, &path));
+        assert!(has_lock(me, &path) && !has_lock(1, &path) && is_taken(folder.path(), Role::Server));
         drop(lock);
-        assert!(!has_lock(me, &path));
+        assert!(!has_lock(me, &path) && !is_taken(folder.path(), Role::Server));
     }
 }

@@ -23,6 +23,7 @@ const REPOSITORY: &str = "kedge.dev/infer";
 #[derive(Debug, Subcommand)]
 pub(crate) enum ModelVerb {
     /// Print the digest of the model in a folder
+    #[command(after_help = "Examples:\n  kedge model digest ./all-MiniLM-L6-v2")]
     Digest {
         /// The folder
         #[arg(value_name = "DIR")]

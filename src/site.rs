@@ -25,8 +25,12 @@ pub(crate) enum SiteVerb {
     #[command(subcommand)]
     Token(TokenVerb),
     /// Become a site of a hub; the server of this data directory notices, or does so when it starts
+    #[command(
+        after_help = "Examples:\n  kedge site join --hub https://hub.example:6445 --token K10...\n\n  # The token not on the command line, where others see it\n  KEDGE_SITE_TOKEN=K10... kedge site join --hub https://hub.example:6445"
+    )]
     Join(JoinFlags),
     /// Be a site no longer; models that came from the hub stay as they are
+    #[command(after_help = "Examples:\n  kedge site leave\n  kedge site leave --data-dir /srv/try")]
     Leave {
         /// Data directory of this cluster's server
         #[arg(long, value_name = "DIR", default_value = DATA_DIR)]
@@ -38,6 +42,9 @@ pub(crate) enum SiteVerb {
 #[derive(Debug, Subcommand)]
 pub(crate) enum TokenVerb {
     /// Make a token that one cluster can use once, and print it
+    #[command(
+        after_help = "Examples:\n  kedge site token create\n  kedge site token create --name shop-1 --label city=bonn --ttl 1h \\\n    --hub-url https://hub.example:6445"
+    )]
     Create(TokenFlags),
 }
 
@@ -114,8 +121,9 @@ pub(crate) async fn run(verb: SiteVerb) -> Result<()> {
 
 async fn create_token(world: &World, flags: TokenFlags) -> Result<()> {
     let data_dir = folders::absolute(&flags.data_dir)?;
+    let api = folders::api(world, &data_dir)?;
     let authority = HubKeys::authority_hash_of(world, &kedge_hub::folder(&data_dir))?;
-    let client = kedge_hub::connect(world, &data_dir, &folders::api(world, &data_dir)?, kedge_hub::As::Administrator)?;
+    let client = kedge_hub::connect(world, &data_dir, &api, kedge_hub::As::Administrator)?;
     let labels: BTreeMap<String, String> = flags.label.into_iter().collect();
     let invitation = Invitation { site: flags.name, labels, lasts: flags.ttl.0 };
     let (token, site) = kedge_hub::create_token(world, &client, authority, &invitation).await?;

@@ -55,11 +55,11 @@ pub(crate) async fn run(flags: UninstallFlags) -> Result<()> {
         service::disable();
     }
     // Neither begins again meanwhile.
-    let _turns =
-        (killall::end_server(&resolved, Role::Hub).await?, killall::end_server(&resolved, Role::Server).await?);
+    let _turns = (killall::end_role(&resolved, Role::Hub).await?, killall::end_role(&resolved, Role::Server).await?);
     // One that was there before belongs to whoever made it.
     let namespace = folders::namespace(&world, &resolved);
-    let namespace = namespace.filter(|name| folders::made_namespace(&world, &resolved, name));
+    let namespace =
+        namespace.filter(|name| folders::made_namespace(&world, &resolved, name) && folders::is_there(name));
     killall::end_pods(&world, &resolved).await?;
     // Others may hold on to a namespace; what is ours alone goes all the same, and the failure is told at the end.
     let unpinned = namespace.map_or(Ok(()), |name| {

@@ -2,13 +2,14 @@
 //!
 //! Needs what pods need.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use serde_json::json;
 
 use crate::harness::{Server, assert_has, eventually, exists};
 use crate::needs::{Need, lacks};
-use crate::pods::{Cluster, IMAGE};
+use crate::pods::{Cluster, IMAGE, write_image};
 
 #[test]
 fn uninstalling_removes_the_node_and_no_file_of_the_host() {
@@ -39,6 +40,9 @@ fn uninstalling_removes_the_node_and_no_file_of_the_host() {
     assert!(ok, "{text}");
     cluster.until_phase("reader", "Running");
     assert_has(&cluster.server.kubectl("exec reader -- /bin/busybox cat /photos/2026/sea.jpg /letter"), "wavesdear");
+    let key = kedge_runtimes::node_key(&cluster.server.folder.path().join("data"));
+    let runc = PathBuf::from(format!("/run/containerd/runc/kedge-{key}"));
+    assert!(exists(&runc), "the test looks at the wrong place");
 
     let text = cluster.server.kedge(&["uninstall", "--yes"]);
     assert_has(&text, "ended the server");
@@ -48,6 +52,26 @@ fn uninstalling_removes_the_node_and_no_file_of_the_host() {
     for name in ["data", "run"] {
         assert!(!exists(&cluster.server.folder.path().join(name)), "{name} is left:\n{text}");
     }
+    assert!(!exists(&runc), "{} is left", runc.display());
+}
+
+#[test]
+fn an_import_without_a_server_leaves_nothing_running() {
+    if lacks(&[Need::Pods]) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    write_image(&folder.path().join("busybox.tar"));
+    let kedge = |arguments: &[&str]| {
+        let folders = ["--data-dir", &path("data"), "--run-dir", &path("run")];
+        Command::new(env!("CARGO_BIN_EXE_kedge")).args(arguments).args(folders).output().unwrap()
+    };
+    let done = kedge(&["image", "import", &path("busybox.tar")]);
+    assert!(done.status.success() && String::from_utf8_lossy(&done.stdout).contains(IMAGE), "{done:?}");
+    assert_eq!(processes_with(&path("run")), Vec::<String>::new());
+    assert!(kedge(&["uninstall", "--yes"]).status.success());
+    assert!(!exists(&folder.path().join("data")) && !exists(&folder.path().join("run")));
 }
 
 /// Runs `kedge` with these arguments, which must be refused; its words.

@@ -120,6 +120,9 @@ pub fn stats(version: Version, read: impl Fn(&str, &str) -> Option<String>) -> O
     })
 }
 
+/// The group above those of all nodes on this machine.
+const SHARED: &str = "/kedge";
+
 /// This node's groups on this machine.
 #[derive(Debug, Clone)]
 pub struct Cgroups {
@@ -133,7 +136,7 @@ impl Cgroups {
     pub fn of(data_dir: &Path) -> Self {
         let mount = PathBuf::from(MOUNT);
         let version = if mount.join("cgroup.controllers").exists() { Version::V2 } else { Version::V1 };
-        Self { version, mount, parent: format!("/kedge/{}", node_key(data_dir)) }
+        Self { version, mount, parent: format!("{SHARED}/{}", node_key(data_dir)) }
     }
 
     /// Which interface this machine has.
@@ -189,6 +192,13 @@ impl Cgroups {
             remove_tree(&folder).map_err(|e| RuntimeError::host(format!("remove cgroup {}", folder.display()), e))?;
         }
         Ok(())
+    }
+
+    /// Removes the group that all nodes of this machine share, unless another has something in it.
+    pub fn remove_shared(&self) {
+        for tree in self.trees().unwrap_or_default() {
+            let _ = fs::remove_dir(below(&tree, SHARED)); // The kernel refuses while it is used.
+        }
     }
 
     /// Every process in a group and below it.

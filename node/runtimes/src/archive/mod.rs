@@ -127,13 +127,23 @@ pub struct FileEntry {
 /// What [`scan`] found: entries by name.
 pub type Contents = BTreeMap<String, Entry>;
 
+/// The reader's own words about a header quote what stands there, which may be any file's secrets.
+fn unreadable(error: io::Error) -> ArchiveError {
+    let told = error.kind() == io::ErrorKind::Other && error.raw_os_error().is_none();
+    ArchiveError::Read(if told {
+        io::Error::new(io::ErrorKind::InvalidData, "it has no valid tar header")
+    } else {
+        error
+    })
+}
+
 /// Reads a tar to its end.
 pub fn scan(tar: impl Read) -> Result<Contents, ArchiveError> {
     let mut archive = tar::Archive::new(tar);
     let mut contents = Contents::new();
     let mut json_bytes = 0;
-    for entry in archive.entries().map_err(ArchiveError::Read)? {
-        let mut entry = entry.map_err(ArchiveError::Read)?;
+    for entry in archive.entries().map_err(unreadable)? {
+        let mut entry = entry.map_err(unreadable)?;
         let name = normalize("", &String::from_utf8_lossy(&entry.path_bytes()));
         let kind = entry.header().entry_type();
         let found = if kind.is_file() || kind == tar::EntryType::Continuous {

@@ -117,6 +117,12 @@ fn every_truncation_is_refused() {
 }
 
 #[test]
+fn what_is_no_archive_is_not_quoted() {
+    let error = plan_of("root:secret:0\n".repeat(200).as_bytes()).unwrap_err().to_string();
+    assert_eq!(error, "cannot be read as a tar or tar.gz archive: it has no valid tar header");
+}
+
+#[test]
 fn what_is_broken_is_named() {
     check_refused(&oci("amd64", true), "really is");
     check_refused(&tar_of(&[("x", b"y")]), "neither manifest.json nor index.json");

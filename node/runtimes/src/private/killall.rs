@@ -25,6 +25,9 @@ const END_TIME_MAX: Duration = Duration::from_secs(30);
 /// How long loggers may take over the last lines of containers that were just ended.
 const LOGGER_TIME_MAX: Duration = Duration::from_secs(3);
 
+/// Where containerd's shim lets runc keep its state, a folder for each containerd namespace.
+const RUNC_STATE: &str = "/run/containerd/runc";
+
 /// Between two attempts to remove a cgroup that still counts a process.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
@@ -93,7 +96,8 @@ pub async fn killall(paths: &Paths) -> Result<Killed, PrivateError> {
     };
     killed.mounts += blocking(unmount).await?;
     remove_groups(&cgroups).await?;
-    let folders = [layout.containerd(), layout.sandboxes(), layout.attach(), layout.execs()];
+    let runc = Path::new(RUNC_STATE).join(paths.namespace());
+    let folders = [layout.containerd(), layout.sandboxes(), layout.attach(), layout.execs(), runc];
     blocking(move || folders.iter().try_for_each(|folder| mounts::remove_tree(folder))).await?;
     Ok(killed)
 }
@@ -122,7 +126,10 @@ async fn remove_groups(cgroups: &Cgroups) -> Result<(), PrivateError> {
                 tokio::time::sleep(BUSY_PAUSE).await;
                 waited += BUSY_PAUSE;
             }
-            done => return done,
+            done => {
+                cgroups.remove_shared();
+                return done;
+            }
         }
     }
 }

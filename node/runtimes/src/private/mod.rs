@@ -28,6 +28,8 @@ use process::ProcessMark;
 const SOCKET_PATH_BYTES_MAX: usize = 108 - 7;
 /// A cold start takes a quarter of a second; opening a large image store after a power cut, a few.
 const START_TIME_MAX: Duration = Duration::from_secs(60);
+/// How long it may take to end when asked.
+const END_TIME_MAX: Duration = Duration::from_secs(10);
 /// The log of a containerd that runs for years is cut when it starts.
 const LOG_BYTES_MAX: u64 = 10 << 20;
 
@@ -199,6 +201,19 @@ impl PrivateContainerd {
     /// Whether it was running before.
     pub fn was_adopted(&self) -> bool {
         self.child.is_none()
+    }
+
+    /// Ends it, with time to write down what it has; pods go on.
+    pub async fn end(mut self) -> Result<(), PrivateError> {
+        let failed = |e| PrivateError::host("end containerd", e);
+        match nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.process.pid), nix::sys::signal::Signal::SIGTERM) {
+            Ok(()) | Err(nix::Error::ESRCH) => {}
+            Err(error) => return Err(PrivateError::host("end containerd", error)),
+        }
+        match tokio::time::timeout(END_TIME_MAX, self.ended()).await {
+            Ok(ended) => ended.map_err(failed),
+            Err(_) => self.process.kill_and_wait().await.map_err(failed),
+        }
     }
 
     /// Returns when it has ended; pods go on, and [`PrivateContainerd::ensure`] starts the next.
