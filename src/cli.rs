@@ -9,7 +9,7 @@ use kedge_serve::InferOptions;
 use crate::hub::{self, HubFlags};
 use crate::images::{self, ImageVerb};
 use crate::models::{self, ModelVerb};
-use crate::settings::{Folders, ServerFlags};
+use crate::settings::{Folders, ServerFlags, host_port};
 use crate::site::{self, SiteVerb};
 use crate::uninstall::{self, UninstallFlags};
 use crate::{killall, logs, server};
@@ -74,7 +74,7 @@ struct InferFlags {
     #[arg(long, value_name = "NAME")]
     name: String,
     /// Where to listen
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8000")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = host_port, default_value = "127.0.0.1:8000")]
     listen: String,
     /// Threads that compute (default: the processors that this process may use)
     #[arg(long, value_name = "COUNT")]

@@ -128,6 +128,7 @@ mod tests {
             ("a: [", "YAML"),
             ("disable-agent: 1", "disable-agent"),
             ("data-dir: {a: b}", "data-dir"),
+            ("data-dir: [a]", "not a list"),
             ("data-dir: a\ndata-dir: b", "data-dir"),
         ] {
             let error = read(text).unwrap_err();

@@ -10,7 +10,7 @@ use kedge_world::World;
 use crate::folders;
 use crate::lock;
 use crate::server::stopped;
-use crate::settings::DATA_DIR;
+use crate::settings::{DATA_DIR, host_port};
 
 /// Settings of `kedge hub`.
 #[derive(Args, Clone, Debug)]
@@ -19,7 +19,7 @@ pub(crate) struct HubFlags {
     #[arg(long, value_name = "DIR", default_value = DATA_DIR)]
     data_dir: PathBuf,
     /// Where sites connect to
-    #[arg(long, value_name = "HOST:PORT", default_value = "0.0.0.0:6445")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = host_port, default_value = "0.0.0.0:6445")]
     listen: String,
 }
 

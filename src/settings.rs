@@ -117,3 +117,10 @@ pub(crate) enum Datastore {
     /// sled 0.34, followed by an fdatasync
     Sled,
 }
+
+/// An address to listen at.
+pub(crate) fn host_port(text: &str) -> Result<String, String> {
+    let port =
+        text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
+    port.map(|_| text.to_owned()).ok_or_else(|| "write HOST:PORT, such as 127.0.0.1:8000".to_owned())
+}
