@@ -29,7 +29,7 @@ use crate::admission::{self, NODE_AFFINITY};
 use crate::cache::Cache;
 use crate::env::Sources;
 use crate::etc::Dns;
-use crate::events::Happening;
+use crate::events::{Ending, Happening};
 use crate::network::Network;
 use crate::node;
 use crate::plan::status::NodeFacts;
@@ -40,6 +40,7 @@ use crate::volumes::TokenSpec;
 use crate::worker::{self, Command, Handle, pod_id};
 
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+const SIGKILL: i32 = 9;
 
 /// How a node is called and what it has.
 #[derive(Debug, Clone)]
@@ -313,6 +314,17 @@ impl Agent {
                 if let Some(worker) = self.workers.get(pod) {
                     worker.tell(Command::Look);
                 }
+            }
+            RuntimeEvent::LogLost { pod, name, id } => {
+                let Some(worker) = self.workers.get(pod) else { return };
+                let because = Ending::LogLost;
+                self.shared.tell(&worker.pod, Some(name), &Happening::Killing { container: name.clone(), because });
+                let (shared, id) = (self.shared.clone(), id.clone());
+                tokio::spawn(async move {
+                    if let Err(error) = shared.runtime.kill_container(&id, SIGKILL).await {
+                        tracing::warn!(container = %id, %error, "a container without a log goes on");
+                    }
+                });
             }
             RuntimeEvent::Resync => self.workers.values().for_each(|worker| worker.tell(Command::Look)),
         }

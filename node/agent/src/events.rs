@@ -159,6 +159,8 @@ pub enum Ending {
     PostStart,
     /// Its spec changed.
     Changed,
+    /// Nothing takes its output any more.
+    LogLost,
 }
 
 impl Happening {
@@ -267,6 +269,7 @@ impl Ending {
             }
             Self::PostStart => "FailedPostStartHook".to_owned(),
             Self::Changed => format!("Container {container} definition changed, will be restarted"),
+            Self::LogLost => format!("Container {container} lost the process that writes its log, will be restarted"),
         }
     }
 }

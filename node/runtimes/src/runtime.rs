@@ -315,6 +315,15 @@ pub enum RuntimeEvent {
         /// How.
         exit: Exit,
     },
+    /// Whatever a running container writes from now on reaches no log: what took it was killed, and cannot be replaced.
+    LogLost {
+        /// Its pod.
+        pod: PodUid,
+        /// Its name in the pod.
+        name: String,
+        /// Which container.
+        id: ContainerId,
+    },
     /// Events may have been missed: observe everything again.
     Resync,
 }

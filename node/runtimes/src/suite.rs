@@ -145,7 +145,7 @@ pub async fn exit_of(runtime: &dyn Runtime, events: &mut Events, id: &ContainerI
         loop {
             match events.next().await.expect("events have no end") {
                 RuntimeEvent::Exited { id: other, exit, .. } if other == *id => return exit,
-                RuntimeEvent::Exited { .. } => {}
+                RuntimeEvent::Exited { .. } | RuntimeEvent::LogLost { .. } => {}
                 RuntimeEvent::Resync => {
                     if let Some(ContainerState::Exited(exit)) = observed(runtime, id).await.map(|found| found.state) {
                         return exit;

@@ -156,6 +156,7 @@ cases!(
     containers_are_what_their_spec_says,
     logs_carry_time_stream_and_survive_the_server,
     clients_come_back_after_the_server_was_replaced,
+    a_killed_logger_is_replaced,
     memory_limits_kill_and_say_so,
     a_killed_shim_is_told,
     broken_archives_leave_nothing,
@@ -320,6 +321,64 @@ async fn clients_come_back_after_the_server_was_replaced(node: &Node) {
             heard += &String::from_utf8_lossy(&buffer[..count]);
         }
     }
+}
+
+/// Nothing is lost, the container never hears of it, and its end is the next logger's, too; with the server there, with
+/// the server dead, and for each way that containers get their streams.
+async fn a_killed_logger_is_replaced(node: &Node) {
+    let _daemon = node.containerd().await;
+    let (runtime, image) = node.ready().await;
+    let script = "n=0; while [ $n -lt 400 ]; do n=$((n+1)); echo line $n || exit 9; usleep 10000; done; echo end >&2";
+    let tty = "n=0; while [ $n -lt 400 ]; do n=$((n+1)); echo line $n || exit 9; usleep 10000; done; read answer; test \"$answer\" = 'an answer' && echo end";
+    let mut specs = Vec::new();
+    for (name, stdin, tty, script) in
+        [("plain", false, false, script), ("input", true, false, script), ("piped-tty", true, true, tty)]
+    {
+        let spec = container(name, &image, &node.log_dir_path(), &["sh", "-c", script]);
+        specs.push(ContainerSpec { stdin, tty, ..spec });
+    }
+    for spec in &specs {
+        runtime.create_sandbox(&sandbox(&spec.pod.name)).await.unwrap();
+        runtime.create_container(spec).await.unwrap();
+        runtime.start_container(&spec.id).await.unwrap();
+    }
+    for round in 1..=2 {
+        for spec in &specs {
+            kill_logger(node, spec).await;
+            wait_until(|| count(node, spec, "was killed") == round).await;
+        }
+    }
+    // A shim holds named pipes open while the server is dead.
+    drop(runtime);
+    kill_logger(node, &specs[1]).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let runtime = node.connect().await;
+    let mut events = runtime.events();
+    wait_until(|| count(node, &specs[1], "was killed") == 3).await;
+    let mut session = runtime.attach(&specs[2].id, true).await.unwrap();
+    session.stdin.take().unwrap().write_all(b"an answer\n").await.unwrap();
+    for spec in &specs {
+        let exit = exit_of(&runtime, &mut events, &spec.id).await;
+        assert_eq!(exit.code, 0, "{}", spec.pod.name);
+        let log = node.log(&spec.pod.name);
+        let missing: Vec<u32> = (1..=400).filter(|n| count(node, spec, &format!(" F line {n}")) != 1).collect();
+        assert!(missing.len() <= 3 && count(node, spec, " F end") == 1, "{missing:?}\n{log}");
+        runtime.remove_sandbox(&spec.pod.uid).await.unwrap();
+    }
+}
+
+fn count(node: &Node, spec: &ContainerSpec, end: &str) -> usize {
+    if end == "was killed" {
+        return node.log(&spec.pod.name).matches(end).count();
+    }
+    node.log(&spec.pod.name).lines().filter(|line| line.trim_end().ends_with(end)).count()
+}
+
+async fn kill_logger(node: &Node, spec: &ContainerSpec) {
+    use kedge_runtimes::logger::mark::LoggerMark;
+    let folder = node.paths.layout().attach().join(spec.id.as_str());
+    wait_until(|| LoggerMark::read(&folder).is_some_and(|mark| mark.process.is_alive())).await;
+    LoggerMark::read(&folder).unwrap().process.kill_and_wait().await.unwrap();
 }
 
 async fn memory_limits_kill_and_say_so(node: &Node) {

@@ -24,6 +24,7 @@ use tokio::task::JoinHandle;
 use super::record::Known;
 use super::{Inner, rpc};
 use crate::logger::door::{STDIN, address};
+use crate::logger::mark::LoggerMark;
 use crate::logger::wire;
 use crate::logger::{LOGGER_VERB, LoggerTarget, Pipes, READY, ROTATION, STDERR_PIPE, STDOUT_PIPE};
 use crate::runtime::{ContainerId, ContainerState, ExecControl, ExecSession, RuntimeError};
@@ -45,7 +46,7 @@ impl Inner {
         let record = &known.record;
         let pipes = record.stdin.then_some(Pipes { tty: record.tty, once: record.stdin_once });
         let folder = self.attach_folder(&known.id);
-        LoggerTarget { path: record.log_path.clone(), rotation: ROTATION, folder, pipes }
+        LoggerTarget { path: record.log_path.clone(), rotation: ROTATION, folder, pipes, instead: None }
     }
 
     /// Starts the logger of a container with input; the container's streams as named pipes.
@@ -59,8 +60,17 @@ impl Inner {
         for name in names {
             mkfifo(&folder.join(name), Mode::S_IRUSR | Mode::S_IWUSR).map_err(|e| fail(e.into()))?;
         }
+        self.spawn_logger(&self.logger_target(known)).await?;
+        let path = |name: &str| folder.join(name).display().to_string();
+        let stderr = if known.record.tty { String::new() } else { path(STDERR_PIPE) };
+        Ok([path(STDIN), path(STDOUT_PIPE), stderr])
+    }
+
+    /// Starts a logger that says when it is ready, and waits until it does.
+    pub(super) async fn spawn_logger(&self, target: &LoggerTarget) -> Result<(), RuntimeError> {
+        let fail = |e: io::Error| RuntimeError::host(format!("start the logger in {}", target.folder.display()), e);
         let mut command = Command::new(&self.settings.logger);
-        command.arg(LOGGER_VERB).arg(self.logger_target(known).to_argument()).current_dir("/");
+        command.arg(LOGGER_VERB).arg(target.to_argument()).current_dir("/");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         // SAFETY: setsid is async-signal-safe and touches no memory of ours.
         unsafe { command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(io::Error::from)) };
@@ -76,9 +86,7 @@ impl Inner {
         if said != READY {
             return Err(fail(io::Error::other("it ended before it was ready")));
         }
-        let path = |name: &str| folder.join(name).display().to_string();
-        let stderr = if known.record.tty { String::new() } else { path(STDERR_PIPE) };
-        Ok([path(STDIN), path(STDOUT_PIPE), stderr])
+        Ok(())
     }
 
     /// Ends the logger of a container that never started, and removes what is left of any other.
@@ -94,6 +102,10 @@ impl Inner {
         };
         drop([both(STDOUT_PIPE), both(STDERR_PIPE)]);
         self.wait_for_logger(id).await;
+        // What still holds the container's output keeps no logger beyond the container.
+        if let Some(mark) = LoggerMark::read(&folder) {
+            mark.process.kill_and_wait().await.map_err(fail)?;
+        }
         match std::fs::remove_dir_all(&folder) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(fail(e)),
             _ => Ok(()),

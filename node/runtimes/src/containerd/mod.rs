@@ -11,6 +11,7 @@
 mod attach;
 mod exec;
 mod images;
+mod keep;
 mod record;
 mod rootfs;
 mod rpc;
@@ -89,6 +90,8 @@ struct Inner {
     starting: Mutex<HashSet<ContainerId>>,
     /// Held while a container's task is taken away: by the watch, by an observation or by its removal.
     ending: Mutex<HashMap<ContainerId, Arc<tokio::sync::Mutex<()>>>>,
+    /// Containers whose loggers somebody looks after.
+    kept: Mutex<HashSet<ContainerId>>,
 }
 
 impl Containerd {
@@ -113,6 +116,7 @@ impl Containerd {
             image_facts: Mutex::default(),
             starting: Mutex::default(),
             ending: Mutex::default(),
+            kept: Mutex::default(),
         };
         let backend = Self(Arc::new(inner));
         tokio::spawn(watch::watch(Arc::downgrade(&backend.0)));
@@ -218,7 +222,9 @@ impl Runtime for Containerd {
     }
 
     async fn start_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {
-        self.0.start_container(id).await
+        self.0.start_container(id).await?;
+        keep::keep(&self.0, id);
+        Ok(())
     }
 
     async fn kill_container(&self, id: &ContainerId, signal: i32) -> Result<(), RuntimeError> {

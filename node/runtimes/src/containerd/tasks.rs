@@ -297,7 +297,7 @@ impl Inner {
         // The task first: whoever removes it has written the exit down before, and then it is read here.
         let task = self.task(id).await?;
         let Some(known) = self.find_container(id).await? else { return Ok(None) };
-        let (pod, has_input) = (known.record.pod.uid, known.record.stdin);
+        let pod = known.record.pod.uid;
         let exit = match (task, known.exit) {
             (Some(task), _) if task.status() != TaskStatus::Stopped => return Ok(None),
             (None, None) => return Ok(None),
@@ -312,11 +312,9 @@ impl Inner {
             },
         };
         self.note(id, EXIT, &exit).await?;
-        // containerd's logger has written everything when this returns; ours is waited for.
+        // A logger that containerd started has written everything when this returns; one of ours is waited for.
         self.delete_task(id).await?;
-        if has_input {
-            self.wait_for_logger(id).await;
-        }
+        self.wait_for_logger(id).await;
         // Nobody listening is fine: the record is there to be observed.
         let _ = self.events.send(RuntimeEvent::Exited { pod, id: id.clone(), exit: exit.clone() });
         Ok(Some(exit))
@@ -330,7 +328,7 @@ impl Inner {
         Ok(self.known(id).await?.record)
     }
 
-    async fn find_container(&self, id: &ContainerId) -> Result<Option<Known>, RuntimeError> {
+    pub(super) async fn find_container(&self, id: &ContainerId) -> Result<Option<Known>, RuntimeError> {
         Ok(self.find_raw(id).await?.as_ref().and_then(Known::read))
     }
 
@@ -477,7 +475,13 @@ mod tests {
     #[test]
     fn a_loggers_address_survives_any_path() {
         let rotation = crate::logger::Rotation { bytes_max: 1, files_max: 2 };
-        let target = LoggerTarget { path: "/var/log/a b&c=d".into(), rotation, folder: "/run".into(), pipes: None };
+        let target = LoggerTarget {
+            path: "/var/log/a b&c=d".into(),
+            rotation,
+            folder: "/run".into(),
+            pipes: None,
+            instead: None,
+        };
         let uri = logger_uri(Path::new("/usr/bin/kedge"), &target);
         let expected = "%7B%22path%22%3A%22/var/log/a%20b%26c%3Dd%22%2C%22rotation%22%3A%7B%22bytes_max%22%3A1%2C\
                         %22files_max%22%3A2%7D%2C%22folder%22%3A%22/run%22%7D";

@@ -9,8 +9,8 @@ use containerd_client::services::v1::{PublishRequest, SubscribeRequest};
 use containerd_client::types::Envelope;
 use prost_types::Any;
 
-use super::{Inner, rpc};
-use crate::runtime::{ContainerId, RuntimeError, RuntimeEvent};
+use super::{Inner, keep, rpc};
+use crate::runtime::{ContainerId, ContainerState, RuntimeError, RuntimeEvent};
 
 /// A containerd that is being restarted answers within a second; one that is gone is asked now and then.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -62,7 +62,11 @@ async fn subscribe(inner: &Arc<Inner>) -> Result<Stream, RuntimeError> {
             }
         }
     };
-    inner.observe().await?;
+    for container in inner.observe().await?.containers {
+        if matches!(container.state, ContainerState::Running { .. }) {
+            keep::keep(inner, &container.id);
+        }
+    }
     let _ = inner.events.send(RuntimeEvent::Resync); // Nobody listening needs no telling.
     Ok(stream)
 }

@@ -38,6 +38,11 @@ pub fn address(folder: &File) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd()))
 }
 
+/// Opens a container's input, for both directions: it opens at once, and does not end when attachers leave.
+pub(crate) fn open_input(folder: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_NONBLOCK).open(folder.join(STDIN))
+}
+
 pub(super) struct Door {
     folder: PathBuf,
     listener: UnixListener,
@@ -85,14 +90,7 @@ impl Door {
         let open = File::open(folder).map_err(fail)?;
         let listener = UnixListener::bind(address(&open)).map_err(fail)?;
         listener.set_nonblocking(true).map_err(fail)?;
-        let stdin = if stdin {
-            // For both directions: it opens at once, and the container's input does not end when attachers leave.
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).custom_flags(nix::libc::O_NONBLOCK);
-            Some(options.open(folder.join(STDIN)).map_err(fail)?)
-        } else {
-            None
-        };
+        let stdin = if stdin { Some(open_input(folder).map_err(fail)?) } else { None };
         let (folder, patient) = (folder.to_owned(), stdin.is_some());
         Ok(Self { folder, listener, attachers: Vec::new(), stdin, pending: Vec::new(), once, closing: false, patient })
     }

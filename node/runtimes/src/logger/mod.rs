@@ -10,6 +10,7 @@
 #![allow(clippy::disallowed_methods, reason = "a shell: a process of its own that writes one file")]
 
 pub mod door;
+pub mod mark;
 pub mod wire;
 
 use std::ffi::OsString;
@@ -56,6 +57,10 @@ pub struct LoggerTarget {
     /// The container's streams are named pipes in the folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pipes: Option<Pipes>,
+    /// It takes the place of one that was killed: the container's output and, without a terminal, its errors are read
+    /// there; without [`LoggerTarget::pipes`] the container's input ended with that one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instead: Option<Vec<PathBuf>>,
 }
 
 /// The named pipes of a container that has input: `in`, `out` and, without a terminal, `err`.
@@ -104,28 +109,48 @@ pub fn logger_main(arguments: &[OsString]) -> io::Result<()> {
     let (stdin, once) = (target.pipes.is_some(), target.pipes.is_some_and(|pipes| pipes.once && !pipes.tty));
     // A container whose clients cannot attach still runs, and says so in its log.
     let door = Door::open(&target.folder, stdin, once).map_err(|e| log.note(&format!("nobody can attach: {e}"))).ok();
-    let mut sources = match target.pipes {
-        None => {
-            // SAFETY: containerd passes these three descriptors to a logger, and nothing else in this process has them.
-            let [stdout, stderr, ready] = [3, 4, 5].map(|number| unsafe { OwnedFd::from_raw_fd(number) });
-            drop(ready);
-            vec![Source::new(wire::STDOUT, stdout.into()), Source::new(wire::STDERR, stderr.into())]
+    let streams: Vec<File> = match (&target.instead, target.pipes) {
+        (Some(paths), _) => paths.iter().map(|path| open_left(path)).collect::<io::Result<_>>()?,
+        (None, None) => {
+            // SAFETY: containerd passes these two descriptors to a logger, and nothing else in this process has them.
+            [3, 4].map(|number| unsafe { OwnedFd::from_raw_fd(number) }.into()).into()
         }
-        Some(pipes) => {
-            let mut sources = vec![Source::new(wire::STDOUT, open_pipe(&target.folder.join(STDOUT_PIPE))?)];
-            if !pipes.tty {
-                sources.push(Source::new(wire::STDERR, open_pipe(&target.folder.join(STDERR_PIPE))?));
-            }
-            io::stdout().write_all(READY.as_bytes())?;
-            io::stdout().flush()?;
-            sources
+        (None, Some(pipes)) => {
+            let names = if pipes.tty { &[STDOUT_PIPE][..] } else { &[STDOUT_PIPE, STDERR_PIPE] };
+            names.iter().map(|name| open_pipe(&target.folder.join(name))).collect::<io::Result<_>>()?
         }
     };
+    // Before anybody may look for it. Without a door there is no folder, and nobody will.
+    let marked = door.as_ref().map_or(Ok(()), |_| mark::LoggerMark::own(&streams)?.write(&target.folder));
+    if let Err(error) = marked {
+        log.note(&format!("nobody will notice if this log's process is killed: {error}"));
+    }
+    if target.instead.is_some() {
+        log.note("the process that wrote this log was killed; another goes on, and a line or two may be missing here");
+    }
+    if target.instead.is_none() && target.pipes.is_none() {
+        // SAFETY: the third of containerd's descriptors; it waits until this is closed.
+        drop(unsafe { OwnedFd::from_raw_fd(5) });
+    } else {
+        io::stdout().write_all(READY.as_bytes())?;
+        io::stdout().flush()?;
+    }
+    let kinds = [wire::STDOUT, wire::STDERR];
+    let mut sources: Vec<Source> = kinds.into_iter().zip(streams).map(|(kind, file)| Source::new(kind, file)).collect();
     copy(&mut sources, &mut log, door)
 }
 
+/// Opens a stream that a killed logger read. A writer that comes and goes makes sure that its end is seen even if the
+/// container ends in this moment.
+fn open_left(path: &Path) -> io::Result<File> {
+    let fail = |e: io::Error| io::Error::new(e.kind(), format!("open {}: {e}", path.display()));
+    let file = open_pipe(path).map_err(fail)?;
+    drop(OpenOptions::new().write(true).custom_flags(nix::libc::O_NONBLOCK).open(path).map_err(fail)?);
+    Ok(file)
+}
+
 /// Opens a named pipe for reading without waiting for its writer; until one comes there is nothing to read.
-fn open_pipe(path: &Path) -> io::Result<File> {
+pub(crate) fn open_pipe(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)
 }
 
@@ -366,14 +391,15 @@ mod tests {
     }
 
     fn target(path: PathBuf, rotation: Rotation) -> LoggerTarget {
-        LoggerTarget { path, rotation, folder: "/nowhere".into(), pipes: None }
+        LoggerTarget { path, rotation, folder: "/nowhere".into(), pipes: None, instead: None }
     }
 
     #[test]
     fn a_target_survives_being_an_argument() {
         let plain = target("/a:b/c d.log".into(), ROTATION);
         let piped = LoggerTarget { pipes: Some(Pipes { tty: true, once: false }), ..plain.clone() };
-        for target in [plain, piped] {
+        let next = LoggerTarget { instead: Some(vec!["/proc/1/fd/7".into()]), ..plain.clone() };
+        for target in [plain, piped, next] {
             assert_eq!(LoggerTarget::parse(&target.to_argument()), Some(target));
         }
         for bad in ["", "1:2:/p", "{}", &target("relative".into(), ROTATION).to_argument()] {

@@ -236,6 +236,7 @@ mod tests {
             rotation: crate::logger::ROTATION,
             folder: "/run/kedge/attach/0f".into(),
             pipes: None,
+            instead: None,
         };
         let line = format!("/usr/bin/kedge\0{LOGGER_VERB}\0{}\0", target.to_argument());
         assert!(is_logger_below(line.as_bytes(), Path::new("/run/kedge/attach")));

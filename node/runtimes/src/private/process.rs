@@ -30,7 +30,11 @@ impl ProcessMark {
 
     /// As [`ProcessMark::to_text`] wrote it; `None` when there is none, or half of one.
     pub fn read(path: &Path) -> Option<Self> {
-        let text = fs::read_to_string(path).ok()?;
+        Self::parse(&fs::read_to_string(path).ok()?)
+    }
+
+    /// Reads [`ProcessMark::to_text`] back.
+    pub fn parse(text: &str) -> Option<Self> {
         let (pid, start_ticks) = text.trim_end().split_once(' ')?;
         Some(Self { pid: pid.parse().ok().filter(|pid| *pid > 1)?, start_ticks: start_ticks.parse().ok()? })
     }
