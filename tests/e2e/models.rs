@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::harness::{Server, eventually};
+use crate::harness::{Server, assert_has, eventually};
 use crate::needs::{Need, lacks, model as minilm};
 use crate::pods::Cluster;
 use crate::web::{Reply, Web};
@@ -212,6 +212,25 @@ fn a_model_is_served_from_pods_and_leaves_nothing_behind() {
         let found = server.kubectl("get modelservice embeddings -o jsonpath={.status.readyReplicas}");
         if found == "2" { Ok(()) } else { Err(found) }
     });
+    server.kubectl("wait --for=condition=Ready model/minilm modelservice/embeddings --timeout=60s");
+    assert_has(&server.kubectl("rollout status deployment/embeddings --timeout=60s"), "successfully rolled out");
+    let table = server.kubectl("get ms embeddings");
+    let cells: Vec<&str> = table.split_whitespace().collect();
+    assert_eq!(cells[..7], ["NAME", "MODEL", "READY", "PODS", "REASON", "URL", "AGE"]);
+    assert_eq!(cells[7..12], ["embeddings", "minilm", "True", "2/2", "Available"]);
+    let resources = |json: &str| {
+        let patch = format!("{{\"spec\":{{\"resources\":{json}}}}}");
+        server.kubectl(&format!("patch modelservice embeddings --type=merge -p {patch}"));
+    };
+    // What the API refuses of the Deployment is said where the user wrote it.
+    resources("{\"limits\":{\"memory\":\"24Mi\"},\"requests\":{\"memory\":\"25Mi\"}}");
+    let message = until(server, "modelservices", "embeddings", "Refused");
+    assert_has(&message, "must be less than or equal to memory limit of 24Mi");
+    resources("{\"limits\":{\"memory\":\"24Mi\"},\"requests\":null}");
+    let message = until(server, "modelservices", "embeddings", "PodsOOMKilled");
+    assert_has(&message, "ended with OOMKilled, exit code 137: it needs more memory than spec.resources.limits.memory");
+    resources("{\"limits\":null,\"requests\":{\"memory\":\"64Mi\"}}");
+    until(server, "modelservices", "embeddings", "Available");
     server.kubectl("delete deployment embeddings --wait=true");
     eventually("what was deleted under a service comes back", || {
         let (_, text) = server.try_kubectl("get deployment embeddings -o jsonpath={.status.readyReplicas}", "");

@@ -7,10 +7,12 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod, Service};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::jiff::Timestamp;
 use kedge_client::{Context, Key, Next, Reconcile, Trigger};
 use kedge_own::{Model, ModelService, ModelServiceStatus, set_condition};
@@ -92,12 +94,20 @@ impl Reconcile for Controller {
             Ok(digest) => match self.0.image.ensure().await {
                 Ok(image) => {
                     let made = objects(&service, &self.0.model_store, digest, &image);
-                    apply::<Deployment>(context, &made.deployment, deployment.as_deref()).await?;
-                    apply::<Service>(context, &made.service, front.as_deref()).await?;
-                    let pods = informers.of::<Pod>().list();
-                    let own = pods.iter().filter(|pod| pod.namespace().as_deref() == Some(&key.namespace));
-                    let own = own.filter(|pod| pod.labels().get(LABEL) == Some(&key.name));
-                    progress(&service, digest, deployment.as_deref(), own.map(|pod| &**pod))
+                    let applied = async {
+                        apply::<Deployment>(context, &made.deployment, deployment.as_deref()).await?;
+                        apply::<Service>(context, &made.service, front.as_deref()).await
+                    };
+                    match applied.await.map_err(refusal) {
+                        Ok(()) => {
+                            let pods = informers.of::<Pod>().list();
+                            let own = pods.iter().filter(|pod| pod.namespace().as_deref() == Some(&key.namespace));
+                            let own = own.filter(|pod| pod.labels().get(LABEL) == Some(&key.name));
+                            progress(&service, digest, deployment.as_deref(), own.map(|pod| &**pod))
+                        }
+                        Err(Ok(refused)) => Outcome::waiting("Refused", &refused),
+                        Err(Err(error)) => return Err(error),
+                    }
                 }
                 Err(reason) => Outcome::waiting("ImageNotReady", &reason),
             },
@@ -125,9 +135,23 @@ struct Outcome {
 
 impl Outcome {
     fn waiting(reason: &'static str, message: &str) -> Self {
-        let next =
-            if reason == "ImageNotReady" { Next::After(std::time::Duration::from_secs(5)) } else { Next::Change };
+        let next = match reason {
+            "ImageNotReady" => Next::After(Duration::from_secs(5)),
+            // Somebody else's quota or policy may be what refuses it.
+            "Refused" => Next::After(Duration::from_secs(30)),
+            _ => Next::Change,
+        };
         Self { ready: false, reason, message: message.to_owned(), digest: None, next }
+    }
+}
+
+/// What the API server says of an object that it does not take; or the error, when trying again is all there is to do.
+fn refusal(error: kube::Error) -> Result<String, kube::Error> {
+    match &error {
+        kube::Error::Api(status) if matches!(status.code, 400 | 403 | 422) && !write::is_ending(&error) => {
+            Ok(status.message.clone())
+        }
+        _ => Err(error),
     }
 }
 
@@ -195,31 +219,78 @@ fn progress<'a>(
     if done {
         return outcome(true, "Available", format!("{ready} of {wanted} pods answer"));
     }
-    match pods.filter_map(trouble).next() {
-        Some(trouble) => outcome(false, "PodsFailing", trouble),
+    // What a pod that is there suffers from tells more than one that has ended and was replaced.
+    match pods.filter_map(trouble).max_by_key(|trouble| trouble.weight) {
+        Some(trouble) => outcome(false, trouble.reason, trouble.message),
         None => outcome(false, "Progressing", format!("{} of {wanted} pods answer", ready.min(updated))),
     }
 }
 
+/// What keeps a pod from serving.
+#[derive(Debug, PartialEq)]
+struct Trouble {
+    /// Among several pods the heaviest is told.
+    weight: u8,
+    reason: &'static str,
+    message: String,
+}
+
 /// What keeps a pod from serving, in its own words.
-fn trouble(pod: &Pod) -> Option<String> {
+fn trouble(pod: &Pod) -> Option<Trouble> {
     let name = pod.name_any();
-    let status = pod.status.as_ref()?;
+    let status = pod.status.as_ref().filter(|_| pod.metadata.deletion_timestamp.is_none())?;
+    let told = |weight, reason, text: String| Some(Trouble { weight, reason, message: format!("pod {name}: {text}") });
+    if status.phase.as_deref() == Some("Failed") {
+        let said = [&status.reason, &status.message].map(|text| text.as_deref().unwrap_or_default());
+        let said = said.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join(": ");
+        return told(0, "PodsFailing", if said.is_empty() { "it has failed".to_owned() } else { said });
+    }
     let unplaced = status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False");
     if let Some(condition) = unplaced {
-        return Some(format!("pod {name}: {}", condition.message.as_deref().unwrap_or("no node takes it")));
+        return told(1, "PodsFailing", condition.message.clone().unwrap_or_else(|| "no node takes it".to_owned()));
     }
-    for container in status.container_statuses.iter().flatten() {
-        let waiting = container.state.as_ref().and_then(|state| state.waiting.as_ref());
-        let ended = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
-        let said =
-            ended.and_then(|ended| ended.message.as_deref()).map(|text| text.trim().lines().last().unwrap_or_default());
-        if let Some(waiting) = waiting.filter(|waiting| waiting.reason.as_deref() != Some("ContainerCreating")) {
-            let detail = said.or(waiting.message.as_deref()).unwrap_or_default();
-            return Some(format!("pod {name}: {}: {detail}", waiting.reason.as_deref().unwrap_or("waiting")));
+    for container in status.container_statuses.iter().flatten().filter(|container| !container.ready) {
+        let state = container.state.as_ref();
+        let waiting = state.and_then(|state| state.waiting.as_ref());
+        let waiting = waiting.and_then(|waiting| Some((waiting.reason.as_deref()?, waiting.message.as_deref())));
+        let last = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+        let ended = state.and_then(|state| state.terminated.as_ref()).or(last);
+        if let Some(ended) = ended {
+            let waits = waiting.map(|(reason, _)| format!("{reason}: ")).unwrap_or_default();
+            let reason = if is_oom(ended) { "PodsOOMKilled" } else { "PodsCrashing" };
+            let restarts = container.restart_count;
+            let end = end(ended, memory_limit(pod, &container.name));
+            return told(2, reason, format!("{waits}{} ended with {end} ({restarts} restarts)", container.name));
+        }
+        if let Some((reason, message)) = waiting.filter(|(reason, _)| *reason != "ContainerCreating") {
+            return told(1, "PodsFailing", format!("{reason}: {}", message.unwrap_or_default()));
         }
     }
     None
+}
+
+fn is_oom(ended: &ContainerStateTerminated) -> bool {
+    ended.reason.as_deref() == Some("OOMKilled")
+}
+
+/// How a container ended, with the last line that it said.
+fn end(ended: &ContainerStateTerminated, memory: Option<&Quantity>) -> String {
+    let mut text = format!("{}, exit code {}", ended.reason.as_deref().unwrap_or("an error"), ended.exit_code);
+    if is_oom(ended) {
+        text += &match memory {
+            Some(limit) => format!(": it needs more memory than spec.resources.limits.memory, which is {}", limit.0),
+            None => ": the node has not enough memory".to_owned(),
+        };
+    } else if let Some(line) = ended.message.as_deref().and_then(|said| said.trim().lines().last()) {
+        text += &format!(": {line}");
+    }
+    text
+}
+
+fn memory_limit<'a>(pod: &'a Pod, container: &str) -> Option<&'a Quantity> {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let resources = containers.filter(|c| c.name == container).find_map(|c| c.resources.as_ref())?;
+    resources.limits.as_ref()?.get("memory")
 }
 
 fn status(
@@ -234,6 +305,7 @@ fn status(
     let counts = deployment.and_then(|deployment| deployment.status.as_ref());
     status.replicas = counts.and_then(|counts| counts.replicas).unwrap_or(0);
     status.ready_replicas = counts.and_then(|counts| counts.ready_replicas).unwrap_or(0);
+    status.pods = Some(format!("{}/{}", status.ready_replicas, service.spec.replicas.unwrap_or(1)));
     status.selector = Some(format!("{LABEL}={}", service.name_any()));
     let port = service.spec.port.unwrap_or(80);
     let host = format!("{}.{}.svc", service.name_any(), service.namespace().unwrap_or_default());
@@ -414,16 +486,53 @@ mod tests {
             of(json!({"observedGeneration": 3, "readyReplicas": 2, "updatedReplicas": 2}), &[]),
             (true, "Available")
         );
-        let failing: Pod = serde_json::from_value(json!({"metadata": {"name": "p"}, "status": {"containerStatuses": [{
-            "name": "infer", "image": "", "imageID": "", "ready": false, "restartCount": 3,
-            "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}},
-            "lastState": {"terminated": {"exitCode": 1, "message": "kedge: opening the model: no\n"}}}]}}))
-        .unwrap();
-        let outcome = progress(&service, "d", Some(&deployment(json!({}))), [failing].iter());
-        assert_eq!(
-            (outcome.reason, outcome.message.as_str()),
-            ("PodsFailing", "pod p: CrashLoopBackOff: kedge: opening the model: no")
+    }
+
+    #[test]
+    fn what_a_pod_ended_with_is_said() {
+        let service = service(json!({ "model": "m", "replicas": 2 }));
+        let pod = |status: Value| -> Pod {
+            let limits = json!({ "limits": { "memory": "64Mi" } });
+            serde_json::from_value(json!({
+                "metadata": { "name": "p" }, "status": status,
+                "spec": { "containers": [{ "name": "infer", "resources": limits }] },
+            }))
+            .unwrap()
+        };
+        let container = |state: Value, last: Value| {
+            pod(json!({ "phase": "Running", "containerStatuses": [{
+                "name": "infer", "image": "", "imageID": "", "ready": false, "restartCount": 3,
+                "state": state, "lastState": last,
+            }]}))
+        };
+        let check = |pods: &[Pod], expected: (&str, &str)| {
+            let outcome = progress(&service, "d", None, pods.iter());
+            assert_eq!((outcome.reason, &*outcome.message), expected);
+        };
+        let back_off = json!({ "waiting": { "reason": "CrashLoopBackOff", "message": "back-off" } });
+        let running = json!({ "running": {} });
+        let said = json!({ "terminated": { "exitCode": 1, "reason": "Error", "message": "a\nkedge: opening: no\n" } });
+        let oom = json!({ "terminated": { "exitCode": 137, "reason": "OOMKilled" } });
+        let crash = "infer ended with Error, exit code 1: kedge: opening: no (3 restarts)";
+        check(
+            &[container(back_off.clone(), said.clone())],
+            ("PodsCrashing", &format!("pod p: CrashLoopBackOff: {crash}")),
         );
+        check(&[container(running.clone(), said.clone())], ("PodsCrashing", &format!("pod p: {crash}")));
+        check(&[container(said, json!({}))], ("PodsCrashing", &format!("pod p: {crash}")));
+        let killed = "pod p: infer ended with OOMKilled, exit code 137: it needs more memory than \
+                      spec.resources.limits.memory, which is 64Mi (3 restarts)";
+        check(&[container(running.clone(), oom)], ("PodsOOMKilled", killed));
+        let creating = json!({ "waiting": { "reason": "ContainerCreating" } });
+        check(&[container(creating, json!({})), container(running, json!({}))], ("Progressing", "0 of 2 pods answer"));
+        let pull = json!({ "waiting": { "reason": "ErrImageNeverPull", "message": "not here" } });
+        let evicted = pod(json!({ "phase": "Failed", "reason": "Evicted", "message": "low on memory" }));
+        check(std::slice::from_ref(&evicted), ("PodsFailing", "pod p: Evicted: low on memory"));
+        check(&[evicted, container(pull, json!({}))], ("PodsFailing", "pod p: ErrImageNeverPull: not here"));
+        let mut leaving = container(back_off, json!({}));
+        leaving.metadata.deletion_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::UNIX_EPOCH));
+        check(&[leaving], ("Progressing", "0 of 2 pods answer"));
     }
 
     #[test]

@@ -40,6 +40,9 @@ pub struct ModelServiceStatus {
     /// Pods that answer.
     #[serde(default)]
     pub ready_replicas: i32,
+    /// Pods that answer, of those asked for, as `1/2`: what the table shows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pods: Option<String>,
     /// The pods' labels as a selector, for `kubectl scale` and autoscalers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
