@@ -59,7 +59,7 @@ impl Reconcile for Controller {
             }
             for told in told::told(&job, &plan.status) {
                 let tell = if told.warning { events::warn } else { events::tell };
-                tell(context, self.name(), &*job, &told.reason, told.message);
+                tell(context, self.name(), &job, &told.reason, told.message);
             }
         }
         carry_out(context, &job, &plan).await?;
