@@ -10,7 +10,7 @@ use kedge_client::Context as ClientContext;
 use kedge_controllers::{Serving, ServingImage};
 use kedge_fetch::Fetcher;
 use kedge_images::OwnImage;
-use kedge_models::{ModelController, ModelStore};
+use kedge_models::{ModelController, ModelStore, SitesOfModels};
 use kedge_runtimes::Layout;
 use tokio::sync::OnceCell;
 
@@ -39,7 +39,7 @@ pub(crate) fn run(verb: ModelVerb) -> Result<()> {
     Ok(())
 }
 
-/// Starts the controller of `Model`.
+/// Starts the controllers of `Model`.
 pub(crate) fn start(context: &ClientContext, folders: &Layout) -> Result<()> {
     let world = &context.world;
     let store = ModelStore::open(&folders.data_dir, world.random.clone())?;
@@ -49,6 +49,7 @@ pub(crate) fn start(context: &ClientContext, folders: &Layout) -> Result<()> {
     let inspect = |path: &Path| kedge_engine::inspect(path).map_err(|error| error.to_string());
     let controller = ModelController::new(store, models, Fetcher::new(world.net.clone()), Arc::new(inspect));
     tokio::spawn(kedge_client::run(controller, context.clone()));
+    tokio::spawn(kedge_client::run(SitesOfModels, context.clone()));
     Ok(())
 }
 

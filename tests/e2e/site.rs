@@ -403,6 +403,19 @@ fn a_model_comes_down_through_cuts_and_kills_and_no_byte_comes_twice() {
     assert!(is_ready(&model) && model["spec"]["digest"] == *small, "{model}");
     assert_eq!(model["metadata"]["labels"]["kedge.dev/from-hub"], "true");
     assert_eq!(std::fs::read(fleet.site_file(&small, "padding.bin")).unwrap(), noise("small", 100));
+    // The Model at the hub says which sites have it, and which there are not.
+    fleet.hub_server.kubectl("wait --for=condition=SitesInStep model/small --timeout=60s");
+    assert_has(&fleet.hub_server.kubectl("get model small"), "1/1");
+    let elsewhere = "patch model small --type=merge -p {\"spec\":{\"sites\":{\"names\":[\"shop-9\"]}}}";
+    fleet.hub_server.kubectl(elsewhere);
+    fleet.hub_server.kubectl("wait --for=condition=SitesInStep=False model/small --timeout=60s");
+    let told = "get model small -o jsonpath={.status.sitesActive}{.status.sites}{.status.conditions[?(@.type==\"SitesInStep\")].message}";
+    let told = fleet.hub_server.kubectl(told);
+    for expected in ["1/2", "\"state\":\"NotFound\"", "there is no Site named shop-9"] {
+        assert_has(&told, expected);
+    }
+    fleet.hub_server.kubectl("patch model small --type=merge -p {\"spec\":{\"sites\":{\"names\":null}}}");
+    fleet.hub_server.kubectl("wait --for=condition=SitesInStep model/small --timeout=60s");
 
     // 48 MiB through 80 Mbit/s take five seconds: enough to cut, and to kill both sides.
     let size = 48 * PIECE_BYTES;

@@ -81,9 +81,45 @@ pub struct ModelStatus {
     /// What it is, such as `bert`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
+    /// On a hub: the sites that it is assigned to, those with trouble first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sites: Vec<ModelAtSite>,
+    /// On a hub: how many sites have it, of those that it is assigned to, as `2/3`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sites_active: Option<String>,
     /// `Ready`: its files are here, have the right digest, and are of a format that can be served.
+    /// `SitesInStep`: every site that it is assigned to has it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+}
+
+/// What has become of a model at a site that it is assigned to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelAtSite {
+    /// The name of the `Site`.
+    pub name: String,
+    /// What the model is doing there.
+    pub state: ModelAtSiteState,
+    /// What a person should know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// What a model is doing at a site; those that need somebody come first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum ModelAtSiteState {
+    /// There is no `Site` of this name.
+    NotFound,
+    /// Something is wrong; the site tries again.
+    Failed,
+    /// Assigned; the site has said nothing of it yet.
+    #[default]
+    Pending,
+    /// On its way.
+    Pulling,
+    /// Verified and in its place.
+    Active,
 }
 
 impl ModelStatus {

@@ -3,18 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kedge_client::selects;
 use kedge_link::Key;
+use kedge_models::is_chosen;
 use kedge_own::{Model, Site};
 use kedge_wire::Assignment;
 use kube::ResourceExt;
-
-/// Whether a model is meant for a site: by name, or by the site's labels.
-pub(crate) fn is_chosen(model: &Model, site: &Site) -> bool {
-    let Some(choice) = &model.spec.sites else { return false };
-    let by_label = choice.selector.as_ref().is_some_and(|selector| selects(selector, site.metadata.labels.as_ref()));
-    model.metadata.deletion_timestamp.is_none() && (by_label || choice.names.contains(&site.name_any()))
-}
 
 /// The models meant for a site; none for one whose files are not ready here. Such a one takes nothing away from a
 /// site that holds it already.

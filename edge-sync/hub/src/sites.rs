@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use kedge_client::{Change, Context, Key, Next, Reconcile, Trigger};
+use kedge_models::is_chosen;
 use kedge_own::{Model, Site};
 use kube::ResourceExt;
 use parking_lot::Mutex;
 
-use crate::assign::{assignments, is_chosen};
+use crate::assign::assignments;
 use crate::site::{Event, Handle, Shared, start};
 
 /// The tasks by the names of their sites, with the uid that each is for.

@@ -74,13 +74,20 @@ pub(crate) fn status(before: &SiteStatus, facts: &Facts, now: Timestamp) -> Site
         let behind = models.iter().filter(|model| model.state != SiteModelState::Active).count();
         let failed = models.iter().find(|model| model.state == SiteModelState::Failed);
         match (behind, failed) {
-            (0, _) => set("InStep", true, "Complete", &format!("all {} models are active", models.len())),
+            (0, _) => {
+                let message = match models.len() {
+                    0 => "no model is assigned to it".to_owned(),
+                    1 => "its one model is active".to_owned(),
+                    count => format!("all {count} models are active"),
+                };
+                set("InStep", true, "Complete", &message);
+            }
             (_, Some(model)) => {
                 let message = format!("{}/{} has failed; see status.models", model.namespace, model.name);
                 set("InStep", false, "ModelFailed", &message);
             }
             (behind, None) => {
-                set("InStep", false, "Behind", &format!("{behind} of {} models are not active", models.len()));
+                set("InStep", false, "Behind", &format!("not active yet: {behind} of {} models", models.len()));
             }
         }
     }
@@ -200,6 +207,21 @@ mod tests {
             let status = status(&SiteStatus::default(), &facts, at(0));
             assert_eq!((status.models[0].state, condition(&status, "InStep")), (state, in_step.to_owned()));
         }
+    }
+
+    #[test]
+    fn a_site_that_has_nothing_is_said_to_have_nothing() {
+        let said = |count: usize| {
+            let mut facts = Facts::default();
+            for index in 0..count {
+                let key = Key::new(&format!("Model/default/m{index}"));
+                facts.assigned.insert(key.clone(), assigned("sha256:1").1);
+                facts.reports.insert(key, report("sha256:1", State::Active).1);
+            }
+            status(&SiteStatus::default(), &facts, at(0)).conditions[0].message.clone()
+        };
+        let expected = ["no model is assigned to it", "its one model is active", "all 2 models are active"];
+        assert_eq!([0, 1, 2].map(said), expected);
     }
 
     #[test]

@@ -12,14 +12,14 @@ use kedge_client::{Context, Key, Next, Reconcile, Trigger};
 use kedge_content::{Digest, Taken, Turns, discard};
 use kedge_fetch::Fetcher;
 use kedge_own::{INCOMING_DIGEST, Model, ModelStatus, Source, UrlSource, set_condition};
-use kube::api::PostParams;
-use kube::{Api, ResourceExt};
+use kube::ResourceExt;
 use tokio::sync::{RwLock, Semaphore};
 
 use crate::download::{self, DownloadError};
 use crate::manifest::Manifest;
 use crate::source::SourceError;
 use crate::store::{ModelStore, StoreError};
+use crate::write::{Written, write_status};
 
 /// After a failure that may end without anybody changing the object.
 const RETRY: Duration = Duration::from_secs(15);
@@ -32,6 +32,10 @@ const WORKERS: usize = 256;
 const DOWNLOADS_MAX: usize = 4;
 /// Models copied and read at one time: here the disk is.
 const TAKEN_IN_MAX: usize = 2;
+
+/// Attempts to write a status that others write, too, and the pause until the shared copy shows what they wrote.
+const WRITES_MAX: usize = 20;
+const WRITE_PAUSE: Duration = Duration::from_millis(50);
 
 /// Says what format the model in a folder is of, or why none that can be served.
 pub type Inspect = Arc<dyn Fn(&Path) -> Result<String, String> + Send + Sync>;
@@ -169,7 +173,8 @@ impl ModelController {
         }
     }
 
-    /// Writes what is known into the object's status; gives the object as it is then.
+    /// Writes what is known into the object's status; gives the object as it is then. Somebody else may write it, too;
+    /// when its spec changed meanwhile, nothing of this is about it any more.
     async fn say(
         &self,
         context: &Context,
@@ -177,19 +182,24 @@ impl ModelController {
         taken: Option<(&Digest, &Manifest)>,
         outcome: Result<&str, &Failure>,
     ) -> Result<Model, Failure> {
-        let now = context.world.clock.wall();
-        let status = status(model, taken, outcome, now);
-        if model.status.as_ref() == Some(&status) {
-            return Ok(model.clone());
+        let mut newest = Arc::new(model.clone());
+        for _ in 0..WRITES_MAX {
+            let status = status(&newest, taken, outcome, context.world.clock.wall());
+            if newest.status.as_ref() == Some(&status) {
+                return Ok((*newest).clone());
+            }
+            if let Written::Now(made) = write_status(context, &newest, status).await? {
+                return Ok(*made);
+            }
+            tokio::time::sleep(WRITE_PAUSE).await;
+            let found = context.informers.of::<Model>().get(&Key::of(model));
+            let same = |found: &Arc<Model>| {
+                found.metadata.uid == model.metadata.uid && found.metadata.generation == model.metadata.generation
+            };
+            newest =
+                found.filter(same).ok_or_else(|| Failure::passing("Changed", "the Model was changed meanwhile"))?;
         }
-        let mut changed = model.clone();
-        changed.status = Some(status);
-        let namespace = model.namespace().unwrap_or_default();
-        let api: Api<Model> = Api::namespaced(context.informers.client().clone(), &namespace);
-        let made = api.replace_status(&model.name_any(), &PostParams::default(), &changed).await?;
-        let revision = made.metadata.resource_version.as_deref().and_then(|text| text.parse().ok()).unwrap_or(0);
-        context.informers.of::<Model>().reached(revision).await;
-        Ok(made)
+        Err(Failure::passing("Changed", "others write the Model all the time"))
     }
 }
 
@@ -243,6 +253,10 @@ impl Reconcile for ModelController {
             self.prune(context).await?;
             return Ok(Next::Change);
         };
+        // What was judged is what was asked for before; the change brings the next look.
+        if (&current.metadata.uid, current.metadata.generation) != (&model.metadata.uid, model.metadata.generation) {
+            return Ok(Next::Change);
+        }
         self.say(context, &current, seen, failure.as_deref()).await?;
         drop(shared);
         Ok(match failure {

@@ -7,11 +7,14 @@
 mod controller;
 mod download;
 mod manifest;
+mod sites;
 mod source;
 mod store;
+mod write;
 
 pub use controller::{Failure, Inspect, ModelController};
 pub use kedge_content::Digest;
 pub use manifest::{CHUNK_BYTES, FILES_MAX, FileEntry, MANIFEST_BYTES_MAX, Manifest, ManifestError, check_path};
+pub use sites::{SitesOfModels, is_chosen};
 pub use source::SourceError;
 pub use store::{ModelStore, Piece, Staging, StoreError, read_folder};
