@@ -58,8 +58,12 @@ impl Reconcile for Controller {
                 other => other?,
             }
             for told in told::told(&job, &plan.status) {
-                let tell = if told.warning { events::warn } else { events::tell };
-                tell(context, self.name(), &job, &told.reason, told.message);
+                let about = &*job;
+                if told.warning {
+                    events::warn(context, self.name(), about, &told.reason, told.message);
+                } else {
+                    events::tell(context, self.name(), about, &told.reason, told.message);
+                }
             }
         }
         carry_out(context, &job, &plan).await?;
