@@ -332,6 +332,13 @@ impl Agent {
 
     /// Ends what runs for pods that neither the API nor a worker knows.
     async fn sweep(&self, listed: &BTreeSet<PodUid>) {
+        let runtime = self.shared.runtime.clone();
+        // On its own: it waits for what may still be on its way.
+        tokio::spawn(async move {
+            if let Err(error) = runtime.end_leftovers().await {
+                tracing::warn!(%error, "cannot look for processes that old containers left");
+            }
+        });
         let observed = match self.shared.runtime.observe().await {
             Ok(observed) => observed,
             Err(error) => return tracing::warn!(%error, "cannot look for what is left of old pods"),

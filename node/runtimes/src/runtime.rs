@@ -63,6 +63,12 @@ pub trait Runtime: Send + Sync + 'static {
     /// the container's last ([`ContainerSpec::stdin_once`]). Who does not read is cut off.
     async fn attach(&self, id: &ContainerId, stdin: bool) -> Result<ExecSession, RuntimeError>;
 
+    /// Ends processes of former containers that the backend itself lost sight of; how many. Those of a start under way
+    /// are none; takes its time to be sure.
+    async fn end_leftovers(&self) -> Result<usize, RuntimeError> {
+        Ok(0)
+    }
+
     /// Everything that exists now, for adoption after a restart.
     async fn observe(&self) -> Result<Observed, RuntimeError>;
     /// What happens from now on.

@@ -159,6 +159,7 @@ cases!(
     a_killed_logger_is_replaced,
     memory_limits_kill_and_say_so,
     a_killed_shim_is_told,
+    what_containerd_lost_is_ended,
     broken_archives_leave_nothing,
     a_killed_containerd_loses_no_exit,
     two_that_start_at_once_share_one,
@@ -425,6 +426,45 @@ async fn a_killed_shim_is_told(node: &Node) {
     let state = observed(&runtime, &spec.id).await.unwrap().state;
     assert!(matches!(state, ContainerState::Lost { .. }), "{state:?}");
     runtime.remove_sandbox(&spec.pod.uid).await.unwrap();
+}
+
+/// A containerd that forgot a running container (its bundle went while it was dead) leaves shim, logger and container.
+async fn what_containerd_lost_is_ended(node: &Node) {
+    let daemon = node.containerd().await;
+    let (runtime, image) = node.ready().await;
+    let names = ["lost", "kept"];
+    let specs = names.map(|name| container(name, &image, &node.log_dir_path(), &["sleep", "1000"]));
+    for spec in &specs {
+        runtime.create_sandbox(&sandbox(&spec.pod.name)).await.unwrap();
+        runtime.create_container(spec).await.unwrap();
+        runtime.start_container(&spec.id).await.unwrap();
+    }
+    let pid_of =
+        async |runtime: &Containerd, spec: &ContainerSpec| match observed(runtime, &spec.id).await.unwrap().state {
+            ContainerState::Running { pid, .. } => pid,
+            other => panic!("{other:?}"),
+        };
+    let [lost, kept] = [pid_of(&runtime, &specs[0]).await, pid_of(&runtime, &specs[1]).await];
+    assert_eq!(runtime.end_leftovers().await.unwrap(), 0);
+    drop(runtime);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(daemon.pid()), nix::sys::signal::SIGKILL).unwrap();
+    drop(daemon);
+    let bundles = node.paths.state.join("io.containerd.runtime.v2.task").join(node.paths.namespace());
+    let bundle = bundles.join(specs[0].id.as_str());
+    nix::mount::umount2(&bundle.join("rootfs"), nix::mount::MntFlags::MNT_DETACH).unwrap();
+    std::fs::remove_dir_all(bundle).unwrap();
+    let _daemon = node.containerd().await;
+    let runtime = node.connect().await;
+    let is_there = |pid: u32| Path::new(&format!("/proc/{pid}")).exists();
+    assert!(is_there(lost) && is_there(kept));
+    assert!(runtime.end_leftovers().await.unwrap() >= 1);
+    wait_until(|| !is_there(lost)).await;
+    assert_eq!(pid_of(&runtime, &specs[1]).await, kept);
+    let line = |pid: u32| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let pids =
+        std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let left = pids.filter(|pid| String::from_utf8_lossy(&line(*pid)).contains(specs[0].id.as_str())).count();
+    assert_eq!(left, 0, "shim or logger are left");
 }
 
 async fn broken_archives_leave_nothing(node: &Node) {

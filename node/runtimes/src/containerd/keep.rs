@@ -123,7 +123,7 @@ fn find(name: &Path, holders: &[u32]) -> Option<PathBuf> {
 }
 
 /// A container's first process is its shim's child.
-fn parent(pid: u32) -> Option<u32> {
+pub(super) fn parent(pid: u32) -> Option<u32> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok().filter(|pid| *pid > 1)
 }

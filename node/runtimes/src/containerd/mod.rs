@@ -12,6 +12,7 @@ mod attach;
 mod exec;
 mod images;
 mod keep;
+mod leftover;
 mod record;
 mod rootfs;
 mod rpc;
@@ -241,6 +242,10 @@ impl Runtime for Containerd {
 
     async fn attach(&self, id: &ContainerId, stdin: bool) -> Result<ExecSession, RuntimeError> {
         attach::attach(&self.0, id, stdin).await
+    }
+
+    async fn end_leftovers(&self) -> Result<usize, RuntimeError> {
+        self.0.end_leftovers().await
     }
 
     async fn observe(&self) -> Result<Observed, RuntimeError> {

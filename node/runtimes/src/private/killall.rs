@@ -154,20 +154,26 @@ fn shims(socket: &Path) -> Vec<i32> {
 
 /// Loggers say on theirs where clients attach.
 fn loggers(folder: &Path) -> Vec<i32> {
-    processes_like(|line| is_logger_below(line, folder))
+    processes_like(|line| logger_of(line, folder).is_some())
 }
 
 fn processes_like(is_wanted: impl Fn(&[u8]) -> bool) -> Vec<i32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let pids = processes().into_iter().filter_map(|pid| i32::try_from(pid).ok());
     pids.filter(|pid| is_wanted(&fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default())).collect()
 }
 
-fn is_logger_below(command_line: &[u8], folder: &Path) -> bool {
+/// Every process of this machine.
+pub(crate) fn processes() -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// Whose logger this command line is, if clients attach to it below `folder`.
+pub(crate) fn logger_of(command_line: &[u8], folder: &Path) -> Option<String> {
     let mut arguments = command_line.split(|byte| *byte == 0).skip(1);
-    let (verb, target) = (arguments.next().unwrap_or_default(), arguments.next().unwrap_or_default());
-    let target = std::str::from_utf8(target).ok().and_then(LoggerTarget::parse);
-    verb == LOGGER_VERB.as_bytes() && target.is_some_and(|target| target.folder.starts_with(folder))
+    let (verb, target) = (arguments.next()?, std::str::from_utf8(arguments.next()?).ok()?);
+    let target = LoggerTarget::parse(target).filter(|_| verb == LOGGER_VERB.as_bytes())?;
+    Some(target.folder.strip_prefix(folder).ok()?.to_str()?.to_owned())
 }
 
 fn is_containerd_of(command_line: &[u8], config: &Path) -> bool {
@@ -180,12 +186,19 @@ fn is_containerd_of(command_line: &[u8], config: &Path) -> bool {
 }
 
 fn is_shim_of(command_line: &[u8], socket: &Path) -> bool {
-    let mut arguments = command_line.split(|byte| *byte == 0);
-    let program = arguments.next().unwrap_or_default();
-    let rest: Vec<_> = arguments.collect();
+    let program = command_line.split(|byte| *byte == 0).next().unwrap_or_default();
     let name = program.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-    let reports_to = rest.windows(2).any(|pair| pair[0] == b"-address" && pair[1] == socket.as_os_str().as_bytes());
-    name.starts_with(b"containerd-shim") && reports_to
+    name.starts_with(b"containerd-shim") && flag(command_line, b"-address") == Some(socket.as_os_str().as_bytes())
+}
+
+/// Whose shim this command line is, if it reports to `socket` and to `namespace` there.
+pub(crate) fn shim_of(command_line: &[u8], socket: &Path, namespace: &str) -> Option<String> {
+    let is_ours = is_shim_of(command_line, socket) && flag(command_line, b"-namespace") == Some(namespace.as_bytes());
+    String::from_utf8(flag(command_line, b"-id").filter(|_| is_ours)?.to_vec()).ok()
+}
+
+fn flag<'a>(command_line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    command_line.split(|byte| *byte == 0).skip(1).skip_while(|argument| *argument != name).nth(1)
 }
 
 /// The shims' own sockets lie in a folder that all containerds share, by names that only their bundles know.
@@ -213,6 +226,9 @@ mod tests {
         ] {
             assert_eq!(is_shim_of(line, socket), expected, "{}", String::from_utf8_lossy(line));
         }
+        let line = b"containerd-shim-runc-v2\0-namespace\0n\0-id\0x\0-address\0/run/k/containerd/containerd.sock\0";
+        assert_eq!(shim_of(line, socket, "n"), Some("x".to_owned()));
+        assert_eq!(shim_of(line, socket, "other"), None);
     }
 
     #[test]
@@ -239,8 +255,8 @@ mod tests {
             instead: None,
         };
         let line = format!("/usr/bin/kedge\0{LOGGER_VERB}\0{}\0", target.to_argument());
-        assert!(is_logger_below(line.as_bytes(), Path::new("/run/kedge/attach")));
-        assert!(!is_logger_below(line.as_bytes(), Path::new("/run/other/attach")));
-        assert!(!is_logger_below(b"/bin/sh\0-c\0true\0", Path::new("/")));
+        assert_eq!(logger_of(line.as_bytes(), Path::new("/run/kedge/attach")), Some("0f".to_owned()));
+        assert_eq!(logger_of(line.as_bytes(), Path::new("/run/other/attach")), None);
+        assert_eq!(logger_of(b"/bin/sh\0-c\0true\0", Path::new("/")), None);
     }
 }
