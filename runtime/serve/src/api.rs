@@ -8,6 +8,8 @@ use serde_json::{Map, Value, json};
 
 /// Most texts in one request, as at OpenAI.
 pub(crate) const INPUTS_MAX: usize = 2048;
+/// The one version of a model in the Open Inference Protocol.
+pub(crate) const VERSION: &str = "1";
 
 /// Why a request is refused.
 #[derive(Debug, PartialEq)]
@@ -65,18 +67,47 @@ pub(crate) fn object(body: &[u8]) -> Result<Map<String, Value>, Refusal> {
     serde_json::from_slice(body).map_err(|error| Refusal::plain(400, format!("the body is not a JSON object: {error}")))
 }
 
+/// A model is asked for that is another one.
+pub(crate) fn unknown_model(asked: &str, served: &str) -> Refusal {
+    Refusal { status: 404, ..Refusal::field("model", format!("{asked:?} is not served here; {served:?} is")) }
+}
+
+/// An entry of `GET /v1/models`, and the answer of `GET /v1/models/NAME`.
+pub(crate) fn openai_model(model: &str, created: u64) -> Value {
+    json!({"id": model, "object": "model", "created": created, "owned_by": "kedge"})
+}
+
+/// A segment of a path with its `%XX` read; none when that is no text.
+pub(crate) fn decoded(segment: &str) -> Option<String> {
+    let mut out = Vec::with_capacity(segment.len());
+    let mut rest = segment.as_bytes();
+    while let [first, after @ ..] = rest {
+        let (byte, after) = match (first, after) {
+            (b'%', [high, low, after @ ..]) => {
+                let digit = |byte: u8| char::from(byte).to_digit(16);
+                (u8::try_from(digit(*high)? * 16 + digit(*low)?).ok()?, after)
+            }
+            (b'%', _) => return None,
+            (byte, after) => (*byte, after),
+        };
+        out.push(byte);
+        rest = after;
+    }
+    String::from_utf8(out).ok()
+}
+
 /// `POST /v1/embeddings`.
 pub(crate) fn embeddings(body: &[u8], model: &str, dimensions: usize) -> Result<EmbeddingsRequest, Refusal> {
     let mut body = object(body)?;
     match body.remove("model") {
         Some(Value::String(name)) if name == model => {}
         Some(Value::String(name)) => {
-            return Err(Refusal {
-                status: 404,
-                ..Refusal::field("model", format!("{name:?} is not served here; {model:?} is"))
-            });
+            return Err(unknown_model(&name, model));
         }
-        _ => return Err(Refusal::field("model", "must be a string")),
+        None | Some(Value::Null) => {
+            return Err(Refusal::field("model", format!("is missing; the model that is served here is {model:?}")));
+        }
+        Some(other) => return Err(Refusal::field("model", format!("must be a string, is {other}"))),
     }
     let base64 = match body.remove("encoding_format") {
         None | Some(Value::Null) => false,
@@ -170,9 +201,14 @@ pub(crate) fn infer(body: &[u8]) -> Result<(Option<Value>, Vec<Item>), Refusal> 
     if id.as_ref().is_some_and(|id| !id.is_string()) {
         return Err(Refusal::field("id", "must be a string"));
     }
-    for field in ["parameters", "outputs"] {
-        if body.contains_key(field) {
-            return Err(Refusal::field(field, "is not supported"));
+    if body.get("parameters").is_some_and(|parameters| *parameters != json!({})) {
+        return Err(Refusal::field("parameters", "is not supported"));
+    }
+    // There is one output, so it may be asked for by name and not otherwise.
+    for (index, output) in body.get("outputs").and_then(Value::as_array).into_iter().flatten().enumerate() {
+        if *output != json!({"name": "embedding"}) {
+            let reason = format!("must be {{\"name\": \"embedding\"}}, is {output}");
+            return Err(Refusal::field(format!("outputs[{index}]"), reason));
         }
     }
     let input = match body.get("inputs").and_then(Value::as_array).map(Vec::as_slice) {
@@ -212,7 +248,7 @@ pub(crate) fn infer(body: &[u8]) -> Result<(Option<Value>, Vec<Item>), Refusal> 
 pub(crate) fn infer_answer(model: &str, id: Option<Value>, vectors: &[Embedding]) -> Value {
     let width = vectors.first().map_or(0, |embedding| embedding.vector.len());
     let data: Vec<f32> = vectors.iter().flat_map(|embedding| embedding.vector.iter().copied()).collect();
-    let mut answer = json!({"model_name": model, "outputs": [{"name": "embedding", "datatype": "FP32", "shape": [vectors.len(), width], "data": data}]});
+    let mut answer = json!({"model_name": model, "model_version": VERSION, "outputs": [{"name": "embedding", "datatype": "FP32", "shape": [vectors.len(), width], "data": data}]});
     if let Some(id) = id {
         answer["id"] = id;
     }
@@ -221,7 +257,11 @@ pub(crate) fn infer_answer(model: &str, id: Option<Value>, vectors: &[Embedding]
 
 /// `GET /v2/models/NAME`.
 pub(crate) fn v2_model(model: &str, dimensions: usize) -> Value {
-    json!({"name": model, "platform": "kedge", "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1]}], "outputs": [{"name": "embedding", "datatype": "FP32", "shape": [-1, dimensions]}]})
+    json!({
+        "name": model, "versions": [VERSION], "platform": "kedge_safetensors",
+        "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1]}],
+        "outputs": [{"name": "embedding", "datatype": "FP32", "shape": [-1, dimensions]}],
+    })
 }
 
 #[cfg(test)]
@@ -245,7 +285,11 @@ mod tests {
         );
         check(r#"{"model":"m","input":[1,2]}"#, "[Ids([1, 2])]");
         check(r#"{"model":"x","input":"a"}"#, "404 ");
-        check(r#"{"input":"a"}"#, "400 \"model: must be a string");
+        check(r#"{"input":"a"}"#, r#"400 "model: is missing; the model that is served here is \"m\""#);
+        check(r#"{"model":7,"input":"a"}"#, "400 \"model: must be a string, is 7");
+        // OpenAI refuses texts that are empty; sentence-transformers has vectors for them, and so do these models.
+        check(r#"{"model":"m","input":""}"#, r#"[Text("")] false"#);
+        check(r#"{"model":"m","input":["a",""]}"#, r#"[Text("a"), Text("")] false"#);
         check(r#"{"model":"m"}"#, "input: is missing");
         check(r#"{"model":"m","input":[]}"#, "input: has 0 elements");
         check(r#"{"model":"m","input":["a",7]}"#, "input[1]: must be a string");
@@ -262,6 +306,27 @@ mod tests {
     }
 
     #[test]
+    fn names_in_paths_may_be_escaped() {
+        for (segment, expected) in [
+            ("m", Some("m")),
+            ("a%2Fb", Some("a/b")),
+            ("%C3%A9", Some("é")),
+            ("%", None),
+            ("%2", None),
+            ("%ff", None),
+            ("%g0", None),
+        ] {
+            assert_eq!(decoded(segment).as_deref(), expected, "{segment}");
+        }
+    }
+
+    #[test]
+    fn infer_may_ask_for_its_one_output() {
+        let body = r#"{"parameters":{},"outputs":[{"name":"embedding"}],"inputs":[{"name":"text","datatype":"BYTES","shape":[1],"data":["a"]}]}"#;
+        assert_eq!(infer(body.as_bytes()).unwrap(), (None, vec![Item::Text("a".into())]));
+    }
+
+    #[test]
     fn infer_names_the_field_at_fault() {
         let good = r#"{"id":"7","inputs":[{"name":"text","datatype":"BYTES","shape":[1],"data":["a"]}]}"#;
         assert_eq!(infer(good.as_bytes()).unwrap(), (Some(json!("7")), vec![Item::Text("a".into())]));
@@ -269,7 +334,8 @@ mod tests {
             ("[1]", "[2]", "inputs[0].shape"),
             ("BYTES", "FP32", "inputs[0].datatype"),
             ("\"a\"", "1", "inputs[0].data[0]"),
-            ("\"id\":\"7\"", "\"outputs\":[]", "outputs"),
+            ("\"id\":\"7\"", "\"outputs\":[{\"name\":\"x\"}]", "outputs[0]"),
+            ("\"id\":\"7\"", "\"parameters\":{\"a\":1}", "parameters"),
         ] {
             assert_eq!(infer(good.replace(from, to).as_bytes()).unwrap_err().field.as_deref(), Some(field));
         }

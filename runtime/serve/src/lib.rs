@@ -10,8 +10,9 @@ mod batch;
 mod metrics;
 mod server;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use kedge_engine::{Cpu, Encoder, EngineError};
 use kedge_world::{Net, RealNet};
@@ -72,5 +73,12 @@ pub async fn run(options: InferOptions) -> Result<(), ServeError> {
     let stop = async move {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
     };
-    serve(ServeOptions::new(options.name), encoder, listener, stop).await
+    serve(ServeOptions::new(options.name, created(&options.model)), encoder, listener, stop).await
+}
+
+/// When the weights were written, in seconds since 1970; 0 when nobody can tell.
+fn created(model: &Path) -> u64 {
+    let weights = if model.is_dir() { model.join("model.safetensors") } else { model.to_owned() };
+    let written = weights.metadata().and_then(|metadata| metadata.modified()).ok();
+    written.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs())
 }

@@ -7,7 +7,14 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+
+/// Seconds: vLLM's own from 0.3 on, and below what an encoder needs.
+const LATENCY_SECONDS: [f64; 23] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0,
+    40.0, 50.0, 60.0,
+];
 
 /// What a count is split by.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -26,6 +33,8 @@ pub(crate) struct Metrics {
     registry: Registry,
     pub(crate) prompt_tokens: Family<Labels, Counter<u64, AtomicU64>>,
     pub(crate) waiting: Family<Labels, Gauge>,
+    /// Of requests that got their vectors, from the first byte of the request to the answer.
+    pub(crate) latency: Family<Labels, Histogram, fn() -> Histogram>,
     pub(crate) responses: Family<Status, Counter<u64, AtomicU64>>,
 }
 
@@ -35,8 +44,11 @@ impl Metrics {
         let (prompt_tokens, waiting, responses) = (Family::default(), Family::default(), Family::default());
         registry.register("vllm:prompt_tokens", "Tokens read", Family::clone(&prompt_tokens));
         registry.register("vllm:num_requests_waiting", "Requests that wait for the engine", Family::clone(&waiting));
+        let latency = Family::new_with_constructor((|| Histogram::new(LATENCY_SECONDS)) as fn() -> Histogram);
+        let help = "Seconds from a request to its vectors";
+        registry.register("vllm:e2e_request_latency_seconds", help, Family::clone(&latency));
         registry.register("kedge_infer_responses", "HTTP answers by status code", Family::clone(&responses));
-        Self { registry, prompt_tokens, waiting, responses }
+        Self { registry, prompt_tokens, waiting, latency, responses }
     }
 
     pub(crate) fn text(&self) -> String {

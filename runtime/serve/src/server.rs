@@ -21,6 +21,7 @@ use kedge_engine::{Embedding, Encoder};
 use kedge_world::BoxedListener;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::ServeError;
 use crate::api::{self, Item, Refusal};
@@ -32,6 +33,8 @@ use crate::metrics::{Labels, Metrics, Status};
 pub struct ServeOptions {
     /// The name clients call the model by.
     pub name: String,
+    /// When the model was made, in seconds since 1970: clients see it as `created`.
+    pub created: u64,
     /// Longest request body.
     pub body_bytes_max: usize,
     /// Most connections at once; further ones wait to be accepted.
@@ -44,10 +47,11 @@ pub struct ServeOptions {
 
 impl ServeOptions {
     /// The defaults: 2 MiB, 512 connections, 10 and 30 seconds.
-    pub fn new(name: String) -> Self {
+    pub fn new(name: String, created: u64) -> Self {
         let seconds = Duration::from_secs;
         Self {
             name,
+            created,
             body_bytes_max: 2 << 20,
             connections_max: 512,
             read_timeout: seconds(10),
@@ -138,32 +142,35 @@ impl Server {
     }
 
     async fn route(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Refusal> {
+        let begin = Instant::now();
         let (name, path) = (&self.options.name, request.uri().path().trim_end_matches('/').to_owned());
-        let parts: Vec<&str> = path.split('/').skip(1).collect();
+        let unknown = || Refusal::plain(404, format!("{path:?} is not served here"));
+        let parts: Vec<String> =
+            path.split('/').skip(1).map(api::decoded).collect::<Option<_>>().ok_or_else(unknown)?;
+        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+        let model = || api::openai_model(name, self.options.created);
         let (wanted, answer) = match parts[..] {
-            ["health"] | ["v2", "health", "live" | "ready"] => (Method::GET, json!({})),
+            ["health"] => (Method::GET, json!({})),
             ["metrics"] => (Method::GET, Value::Null),
-            ["v1", "models"] => (
-                Method::GET,
-                json!({"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "kedge"}]}),
-            ),
+            ["v1", "models"] => (Method::GET, json!({"object": "list", "data": [model()]})),
+            // Names may have slashes.
+            ["v1", "models", ref asked @ ..] if asked.join("/") == *name => (Method::GET, model()),
+            ["v1", "models", ref asked @ ..] => return Err(api::unknown_model(&asked.join("/"), name)),
             ["v1", "embeddings"] => (Method::POST, Value::Null),
             ["v2"] => (Method::GET, json!({"name": "kedge", "version": env!("CARGO_PKG_VERSION"), "extensions": []})),
-            ["v2", "models", model, ..] if model != name => {
-                return Err(Refusal::plain(404, format!("model {model:?} is not served here; {name:?} is")));
-            }
-            ["v2", "models", _] => (Method::GET, api::v2_model(name, self.encoder.dimensions())),
-            ["v2", "models", _, "ready"] => (Method::GET, json!({})),
-            ["v2", "models", _, "infer"] => (Method::POST, Value::Null),
-            _ => return Err(Refusal::plain(404, format!("{path:?} is not served here"))),
+            ["v2", "health", "live"] => (Method::GET, json!({"live": true})),
+            ["v2", "health", "ready"] => (Method::GET, json!({"ready": true})),
+            ["v2", "models", ref rest @ ..] => self.v2_model(rest).ok_or_else(unknown)??,
+            _ => return Err(unknown()),
         };
         if request.method() != wanted {
             return Err(Refusal::plain(405, format!("{path:?} takes {wanted}, not {}", request.method())));
         }
-        let tells_health = matches!(parts[..], ["health"] | ["v2", "health", _] | ["v2", "models", _, "ready"]);
+        let tells_health = matches!(parts[..], ["health"] | ["v2", "health", _] | ["v2", "models", .., "ready"]);
         if tells_health && !self.queue.is_served() {
             return Err(Refusal::plain(503, "the inference thread has ended"));
         }
+        let computes = wanted == Method::POST;
         let answer = match parts[0] {
             "metrics" => {
                 return Ok(reply(
@@ -172,11 +179,45 @@ impl Server {
                     self.metrics_text(),
                 ));
             }
-            "v1" if wanted == Method::POST => self.embeddings(&self.body(request).await?).await?,
-            "v2" if wanted == Method::POST => self.infer(&self.body(request).await?).await?,
+            "v1" if computes => self.embeddings(&self.body(request).await?).await?,
+            "v2" if computes => self.infer(&self.body(request).await?).await?,
             _ => answer,
         };
+        if computes {
+            self.metrics.latency.get_or_create(&self.labels()).observe(begin.elapsed().as_secs_f64());
+        }
         Ok(reply(200, "application/json", answer.to_string()))
+    }
+
+    /// What lies below `/v2/models`: the model, and its one version. None for what is no resource.
+    fn v2_model(&self, below: &[&str]) -> Option<Result<(Method, Value), Refusal>> {
+        let name = &self.options.name;
+        let own = below.iter().scan(String::new(), |joined, part| {
+            if !joined.is_empty() {
+                joined.push('/');
+            }
+            joined.push_str(part);
+            Some(joined == name)
+        });
+        let Some(length) = own.into_iter().position(|whole| whole) else {
+            let asked = below.first()?;
+            return Some(Err(Refusal::plain(404, format!("model {asked:?} is not served here; {name:?} is"))));
+        };
+        let verb = match &below[length + 1..] {
+            ["versions", version, ..] if *version != api::VERSION => {
+                let reason =
+                    format!("model {name:?} has no version {version:?}; its one version is {:?}", api::VERSION);
+                return Some(Err(Refusal::plain(404, reason)));
+            }
+            ["versions", _, rest @ ..] => rest,
+            rest => rest,
+        };
+        match verb {
+            [] => Some(Ok((Method::GET, api::v2_model(name, self.encoder.dimensions())))),
+            ["ready"] => Some(Ok((Method::GET, json!({"name": name, "ready": true})))),
+            ["infer"] => Some(Ok((Method::POST, Value::Null))),
+            _ => None,
+        }
     }
 
     fn labels(&self) -> Labels {

@@ -41,8 +41,9 @@ async fn both_protocols_give_the_engine_s_vectors() {
     let listener = RealNet.listen("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}", listener.address().unwrap());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let serving =
-        tokio::spawn(serve(ServeOptions::new("minilm".into()), encoder, listener, async { stopped.await.unwrap() }));
+    let serving = tokio::spawn(serve(ServeOptions::new("minilm".into(), 1_700_000_000), encoder, listener, async {
+        stopped.await.unwrap()
+    }));
     let client: Http = Client::builder(TokioExecutor::new()).build_http();
 
     let ask = json!({"model": "minilm", "input": ["hello world", "another"]}).to_string();
@@ -71,12 +72,29 @@ async fn both_protocols_give_the_engine_s_vectors() {
     let wrong = json!({"model": "other", "input": "a"}).to_string();
     for (path, body, status, says) in [
         ("/v1/models", None, 200, "\"id\":\"minilm\""),
+        ("/v1/models", None, 200, "\"created\":1700000000"),
+        ("/v1/models/minilm", None, 200, "\"created\":1700000000"),
+        ("/v1/models/mini%6cm", None, 200, "\"object\":\"model\""),
+        ("/v1/models/other", None, 404, "model_not_found"),
+        ("/v1/embeddings", Some(json!({"input": "a"}).to_string()), 400, "\"param\":\"model\""),
+        ("/v1/embeddings", Some(json!({"model": "minilm", "input": []}).to_string()), 400, "\"param\":\"input\""),
+        ("/v1/embeddings", Some(json!({"model": "minilm", "input": ""}).to_string()), 200, "\"embedding\":["),
         ("/health", None, 200, "{}"),
-        ("/v2/models/minilm/ready", None, 200, "{}"),
+        ("/v2/health/live", None, 200, "{\"live\":true}"),
+        ("/v2/health/ready", None, 200, "{\"ready\":true}"),
+        ("/v2/models/minilm/ready", None, 200, "\"ready\":true"),
+        ("/v2/models/minilm", None, 200, "\"versions\":[\"1\"]"),
+        ("/v2/models/minilm", None, 200, "\"platform\":\"kedge_safetensors\""),
+        ("/v2/models/minilm/versions/1", None, 200, "\"outputs\":[{"),
+        ("/v2/models/minilm/versions/1/ready", None, 200, "\"ready\":true"),
+        ("/v2/models/minilm/versions/2", None, 404, "has no version"),
+        ("/v2/models/minilm/explain", None, 404, "is not served here"),
         ("/v2/models/other", None, 404, "other"),
         ("/v1/embeddings", None, 405, "takes POST, not GET"),
         ("/v1/embeddings", Some(wrong), 404, "model_not_found"),
         ("/v1/embeddings", Some("x".repeat((2 << 20) + 1)), 413, "longer than 2097152 bytes"),
+        ("/metrics", None, 200, "vllm:e2e_request_latency_seconds_bucket{le=\"0.3\",model_name=\"minilm\"}"),
+        ("/metrics", None, 200, "vllm:e2e_request_latency_seconds_count{model_name=\"minilm\"} 10"),
         ("/metrics", None, 200, "vllm:prompt_tokens_total{model_name=\"minilm\"}"),
     ] {
         let got = call(&client, &base, path, body).await;
@@ -100,8 +118,9 @@ async fn a_full_queue_is_said_and_what_was_taken_in_is_answered_after_the_stop()
     let listener = RealNet.listen("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}", listener.address().unwrap());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let serving =
-        tokio::spawn(serve(ServeOptions::new("minilm".into()), encoder, listener, async { stopped.await.unwrap() }));
+    let serving = tokio::spawn(serve(ServeOptions::new("minilm".into(), 1_700_000_000), encoder, listener, async {
+        stopped.await.unwrap()
+    }));
     let client: Http = Client::builder(TokioExecutor::new()).build_http();
     let many: Vec<String> = (0..2).map(|index| format!("{index} {}", "word ".repeat(40))).collect();
     let ask = json!({"model": "minilm", "input": many}).to_string();
