@@ -35,13 +35,13 @@ impl Default for Source {
     }
 }
 
-/// An archive fetched over HTTP.
+/// An archive that the server fetches over HTTP, from the network of its own process.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct UrlSource {
     /// `http://` or `https://`; a `.tar` or `.tar.gz` that holds the model's files.
     pub location: String,
-    /// The digest of the archive itself, `sha256:…`.
+    /// SHA-256 of the archive as it is downloaded, `sha256:…`.
     pub digest: String,
 }
 
