@@ -19,6 +19,8 @@ use crate::resources::{self, QosClass};
 pub const NODE_AFFINITY: &str = "NodeAffinity";
 const OS_LABEL: &str = "kubernetes.io/os";
 const OS: &str = "linux";
+/// The priority of critical pods, and of more important ones (`SystemCriticalPriority`).
+const SYSTEM_CRITICAL: i32 = 2_000_000_000;
 /// The order in which resources are looked at; others come after these, by name.
 const FIRST: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
 
@@ -55,6 +57,16 @@ pub fn admit(pod: &Pod, others: &[&Pod], node: &Node) -> Result<(), Problem> {
         return predicate("TaintToleration", "node(s) had taints that the pod didn't tolerate");
     }
     Ok(())
+}
+
+/// While its disks are nearly full, a node takes critical pods alone. (`pkg/kubelet/eviction.Admit`, `IsCriticalPod`.)
+pub fn admit_under_pressure(pod: &Pod) -> Result<(), Problem> {
+    let priority = pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or_default();
+    if priority >= SYSTEM_CRITICAL {
+        return Ok(());
+    }
+    let message = "The node had condition: [DiskPressure]. ".to_owned();
+    Err(Problem { reason: "Evicted".to_owned(), message })
 }
 
 /// A resource of which there is not enough; cpu in thousandths of a core, others in their own unit.
@@ -206,6 +218,15 @@ mod tests {
         ] {
             check(&pod(spec), &others, &expected);
         }
+    }
+
+    #[test]
+    fn a_full_disk_takes_critical_pods_alone() {
+        let text = |spec| admit_under_pressure(&pod(spec)).map_err(|problem| problem.message);
+        let refused = Err("The node had condition: [DiskPressure]. ".to_owned());
+        assert_eq!(text(json!({})), refused);
+        assert_eq!(text(json!({"priority": 1_000_000_000})), refused);
+        assert_eq!(text(json!({"priority": 2_000_000_000})), Ok(()));
     }
 
     #[test]

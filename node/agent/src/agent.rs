@@ -112,6 +112,8 @@ pub(crate) struct Shared {
     pub(crate) events: Recorder,
     /// The node's own object as the API has it; none before it was seen.
     pub(crate) node: watch::Sender<Option<Arc<Node>>>,
+    /// Whether the node's disks are nearly full.
+    pub(crate) disk_pressure: watch::Sender<bool>,
     /// Tokens in use, by pod, with the time for which each is used. By the wall clock, as their validity is: when that
     /// jumps, either way, they are of no use any more.
     pub(crate) tokens: Mutex<Tokens>,
@@ -190,8 +192,9 @@ impl Agent {
         let Parts { client, runtime, network, puller, world } = parts;
         let source = EventSource { component: Some("kubelet".to_owned()), host: Some(settings.node_name.clone()) };
         let events = Recorder::start(client.clone(), world.clone(), source);
-        let (tokens, node) = (Mutex::default(), watch::Sender::new(None));
-        let shared = Shared { client, runtime, network, puller, world, settings, cache, events, node, tokens };
+        let (tokens, node, disk_pressure) = (Mutex::default(), watch::Sender::new(None), watch::Sender::new(false));
+        let shared =
+            Shared { client, runtime, network, puller, world, settings, cache, events, node, disk_pressure, tokens };
         Ok(Self { shared: Arc::new(shared), workers: BTreeMap::new(), taken_before: BTreeSet::new() })
     }
 
@@ -292,6 +295,9 @@ impl Agent {
 
     /// Takes a pod, or says why not.
     async fn admit(&self, pod: &Pod) -> Result<(), Problem> {
+        if *self.shared.disk_pressure.borrow() {
+            admission::admit_under_pressure(pod)?;
+        }
         let others: Vec<Arc<Pod>> =
             self.workers.values().filter(|worker| !worker.is_at_rest()).map(|worker| worker.pod.clone()).collect();
         let others: Vec<&Pod> = others.iter().map(|pod| &**pod).collect();

@@ -146,6 +146,13 @@ pub enum Happening {
         /// Whether it is ready now.
         ready: bool,
     },
+    /// The node's disks fill or empty.
+    DiskPressure {
+        /// Its name.
+        node: String,
+        /// Whether they are nearly full now.
+        holds: bool,
+    },
 }
 
 /// Why a container is stopped.
@@ -227,6 +234,10 @@ impl Happening {
             Self::NodeStarting => (false, "Starting", "Starting kubelet.".to_owned()),
             Self::NodeStatus { node, ready } => {
                 let reason = if *ready { "NodeReady" } else { "NodeNotReady" };
+                (false, reason, format!("Node {node} status is now: {reason}"))
+            }
+            Self::DiskPressure { node, holds } => {
+                let reason = if *holds { "NodeHasDiskPressure" } else { "NodeHasNoDiskPressure" };
                 (false, reason, format!("Node {node} status is now: {reason}"))
             }
         };

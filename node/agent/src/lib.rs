@@ -16,6 +16,7 @@ pub mod agent;
 pub mod backoff;
 pub mod cache;
 pub mod container;
+mod disk;
 pub mod env;
 pub mod etc;
 pub mod events;

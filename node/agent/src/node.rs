@@ -96,12 +96,13 @@ pub fn with_allocatable(settings: &Settings, node: &Node) -> Node {
     node
 }
 
-/// The node's status; `problem` is why it cannot run pods.
+/// The node's status; `problem` is why it cannot run pods, `full` whether its disks nearly are.
 pub fn status(
     settings: &Settings,
     facts: &Facts,
     old: Option<&NodeStatus>,
     problem: Option<&str>,
+    full: bool,
     now: Timestamp,
 ) -> NodeStatus {
     let ip = settings.node_ip.borrow().to_string();
@@ -112,7 +113,7 @@ pub fn status(
         addresses: Some(addresses.map(|(kind, address)| NodeAddress { type_: kind.to_owned(), address }).collect()),
         allocatable: Some(capacity.clone()),
         capacity: Some(capacity),
-        conditions: Some(conditions(old, problem, now)),
+        conditions: Some(conditions(old, problem, full, now)),
         daemon_endpoints: Some(NodeDaemonEndpoints { kubelet_endpoint: Some(endpoint) }),
         node_info: Some(facts.info.clone()),
         ..NodeStatus::default()
@@ -121,8 +122,13 @@ pub fn status(
 
 /// Whether a node says that it is ready; none when nothing is known, as of a new node or of one that was out of reach.
 pub fn is_ready(status: Option<&NodeStatus>) -> Option<bool> {
+    says(status, "Ready")
+}
+
+/// What a node says of one condition; none as with [`is_ready`].
+pub fn says(status: Option<&NodeStatus>, kind: &str) -> Option<bool> {
     let mut conditions = status?.conditions.iter().flatten();
-    match conditions.find(|condition| condition.type_ == "Ready")?.status.as_str() {
+    match conditions.find(|condition| condition.type_ == kind)?.status.as_str() {
         "True" => Some(true),
         "False" => Some(false),
         _ => None,
@@ -134,25 +140,32 @@ pub fn contradicts(node: &Node, said: &NodeStatus) -> bool {
     is_ready(node.status.as_ref()) != is_ready(Some(said))
 }
 
-fn conditions(old: Option<&NodeStatus>, problem: Option<&str>, now: Timestamp) -> Vec<NodeCondition> {
+fn conditions(old: Option<&NodeStatus>, problem: Option<&str>, full: bool, now: Timestamp) -> Vec<NodeCondition> {
     let before = old.and_then(|old| old.conditions.as_deref()).unwrap_or_default();
     let ready = match problem {
         None => ("Ready", true, "KubeletReady", "kubelet is posting ready status".to_owned()),
         Some(problem) => ("Ready", false, "KubeletNotReady", problem.to_owned()),
     };
-    // Pressure is not measured yet, and is not claimed: only Ready is ours.
-    let mut all: Vec<NodeCondition> = before.iter().filter(|condition| condition.type_ != "Ready").cloned().collect();
-    let (kind, value, reason, message) = ready;
-    let status = if value { "True" } else { "False" };
-    let same = before.iter().find(|condition| condition.type_ == kind && condition.status == status);
-    all.push(NodeCondition {
-        type_: kind.to_owned(),
-        status: status.to_owned(),
-        reason: Some(reason.to_owned()),
-        message: Some(message),
-        last_heartbeat_time: Some(Time(now)),
-        last_transition_time: same.and_then(|same| same.last_transition_time.clone()).or(Some(Time(now))),
-    });
+    let disk = match full {
+        false => ("DiskPressure", false, "KubeletHasNoDiskPressure", "kubelet has no disk pressure".to_owned()),
+        true => ("DiskPressure", true, "KubeletHasDiskPressure", "kubelet has disk pressure".to_owned()),
+    };
+    // Other pressure is not measured, and is not claimed: these are ours.
+    let ours = [disk, ready];
+    let is_ours = |condition: &NodeCondition| ours.iter().any(|own| own.0 == condition.type_);
+    let mut all: Vec<NodeCondition> = before.iter().filter(|condition| !is_ours(condition)).cloned().collect();
+    all.extend(ours.map(|(kind, value, reason, message)| {
+        let status = if value { "True" } else { "False" };
+        let same = before.iter().find(|condition| condition.type_ == kind && condition.status == status);
+        NodeCondition {
+            type_: kind.to_owned(),
+            status: status.to_owned(),
+            reason: Some(reason.to_owned()),
+            message: Some(message),
+            last_heartbeat_time: Some(Time(now)),
+            last_transition_time: same.and_then(|same| same.last_transition_time.clone()).or(Some(Time(now))),
+        }
+    }));
     all
 }
 

@@ -14,6 +14,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::json;
 
 use crate::agent::Shared;
+use crate::disk;
 use crate::events::Happening;
 use crate::node::{self, Facts};
 
@@ -45,19 +46,22 @@ pub(crate) async fn report_node(shared: Arc<Shared>) {
     }
 }
 
-/// Returns once somebody else says another thing of the node's readiness than `said`, the node has another address, or
-/// after `time`: a node whose Lease was not renewed for a while is `Unknown`, and its pods leave their Services, until it
+/// Returns once somebody else says another thing of the node's readiness than `said`, the node has another address,
+/// its disks fill or empty, or after `time`: a node whose Lease was not renewed for a while is `Unknown`, and its pods leave their Services, until it
 /// speaks again.
 async fn contradicted(shared: &Shared, said: &NodeStatus, time: Duration) {
     let mut seen = shared.node.subscribe();
     let other = seen.wait_for(|node| node.as_ref().is_some_and(|node| node::contradicts(node, said)));
     let mut node_ip = shared.settings.node_ip.clone();
     let ip = node_ip.borrow_and_update().to_string();
+    let mut full = shared.disk_pressure.subscribe();
+    let told_full = node::says(Some(said), "DiskPressure");
     let told = said.addresses.iter().flatten().any(|told| told.address == ip);
     tokio::select! {
         () = std::future::ready(()), if !told => {}
         Ok(()) = node_ip.changed() => {}
         _ = other => {}
+        _ = full.wait_for(|full| Some(*full) != told_full) => {}
         () = tokio::time::sleep(time) => {}
     }
 }
@@ -109,22 +113,36 @@ async fn report_once(shared: &Shared, nodes: &Api<Node>) -> Result<NodeStatus, k
         let patch = json!({"metadata": {"labels": labels}});
         nodes.patch(&settings.node_name, &PatchParams::default(), &Patch::Merge(patch)).await?;
     }
-    let status = node::status(settings, &facts, existing.status.as_ref(), problem.as_deref(), now);
+    let status = node::status(
+        settings,
+        &facts,
+        existing.status.as_ref(),
+        problem.as_deref(),
+        *shared.disk_pressure.borrow(),
+        now,
+    );
     let patch = json!({"status": status});
     nodes.patch_status(&settings.node_name, &PatchParams::default(), &Patch::Merge(patch)).await?;
     if node::is_ready(existing.status.as_ref()) != node::is_ready(Some(&status)) {
         let (node, ready) = (settings.node_name.clone(), node::is_ready(Some(&status)) == Some(true));
         shared.tell_of_node(&Happening::NodeStatus { node, ready });
     }
+    let (was, is) = [existing.status.as_ref(), Some(&status)].map(|status| node::says(status, "DiskPressure")).into();
+    if was != is && (was, is) != (None, Some(false)) {
+        let (node, holds) = (settings.node_name.clone(), is == Some(true));
+        shared.tell_of_node(&Happening::DiskPressure { node, holds });
+    }
     Ok(status)
 }
 
-/// Renews the node's Lease, for ever.
+/// Renews the node's Lease, for ever, and looks at its disks on the way.
 pub(crate) async fn renew_lease(shared: Arc<Shared>) {
     let leases: Api<Lease> = Api::namespaced(shared.client.clone(), LEASE_NAMESPACE);
     let nodes: Api<Node> = Api::all(shared.client.clone());
     let name = &shared.settings.node_name;
+    let mut disk = disk::Watch::default();
     loop {
+        disk.look(&shared);
         let renewed = async {
             let renew_time = Some(MicroTime(shared.world.clock.wall()));
             let patch = json!({"spec": {"holderIdentity": name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": renew_time}});

@@ -321,6 +321,10 @@ impl Worker {
                 }
                 let own = self.memory.of(&name);
                 own.busy = false;
+                if result.is_err() {
+                    // It may have gone meanwhile: looked for again before the next attempt.
+                    own.image = ImageState::Unknown;
+                }
                 own.start_problem = result.err().map(|problem| (problem, now + RETRY));
             }
             Outcome::PostStart(name, id, result) => {

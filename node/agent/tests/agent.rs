@@ -127,6 +127,12 @@ impl Box_ {
         self.api.get("pods", &format!("default/{name}")).map(|pod| pod["status"].clone()).unwrap_or_default()
     }
 
+    fn condition(&self, kind: &str) -> String {
+        let node = self.api.get("nodes", "n1").unwrap_or_default();
+        let found = node["status"]["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == kind).cloned();
+        found.map(|found| found["status"].as_str().unwrap_or_default().to_owned()).unwrap_or_default()
+    }
+
     async fn until_phase(&self, name: &str, phase: &str) {
         self.until(&format!("{name} is {phase}"), |this| this.status(name)["phase"] == phase).await;
     }
@@ -136,8 +142,7 @@ impl Box_ {
 async fn the_node_registers_and_heartbeats() {
     let this = Box_::new();
     this.until("the node is ready", |this| {
-        let node = this.api.get("nodes", "n1").unwrap_or_default();
-        node["status"]["conditions"][0]["type"] == "Ready" && node["status"]["conditions"][0]["status"] == "True"
+        this.condition("Ready") == "True" && this.condition("DiskPressure") == "False"
     })
     .await;
     let node = this.api.get("nodes", "n1").unwrap();
@@ -149,6 +154,34 @@ async fn the_node_registers_and_heartbeats() {
         (lease["spec"]["holderIdentity"].as_str(), lease["spec"]["leaseDurationSeconds"].as_i64()),
         (Some("n1"), Some(40))
     );
+}
+
+/// A disk that is full needs a file system of its own.
+#[tokio::test]
+async fn a_node_whose_disk_is_nearly_full_says_so_and_takes_critical_pods_alone() {
+    if !nix::unistd::Uid::effective().is_root() {
+        return println!("skipped: this test needs root");
+    }
+    let this = Box_::new();
+    let logs = this.settings().log_dir;
+    std::fs::create_dir_all(&logs).unwrap();
+    nix::mount::mount(Some("tmpfs"), &logs, Some("tmpfs"), nix::mount::MsFlags::empty(), Some("size=1m")).unwrap();
+    std::fs::write(logs.join("much"), vec![0; 960 << 10]).unwrap();
+    this.until("the node says that it has no room", |this| this.condition("DiskPressure") == "True").await;
+    this.apply("late", json!({"containers": [{"name": "late", "image": "busybox"}]}));
+    this.until_phase("late", "Failed").await;
+    let status = this.status("late");
+    assert_eq!(
+        (status["reason"].as_str(), status["message"].as_str()),
+        (Some("Evicted"), Some("Pod was rejected: The node had condition: [DiskPressure]. "))
+    );
+    this.fake.behave("critical", Behaviour::Run { ignores_term: false });
+    let containers = json!([{"name": "critical", "image": "busybox"}]);
+    this.apply("critical", json!({"priority": 2_000_001_000, "containers": containers}));
+    this.until_phase("critical", "Running").await;
+    let told = this.api.dump().contains("NodeHasDiskPressure");
+    nix::mount::umount2(&logs, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    assert!(told);
 }
 
 #[tokio::test]

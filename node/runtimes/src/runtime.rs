@@ -33,6 +33,18 @@ pub trait Runtime: Send + Sync + 'static {
     async fn resolve_image(&self, reference: &str) -> Result<Option<Image>, RuntimeError>;
     /// All local images.
     async fn list_images(&self) -> Result<Vec<Image>, RuntimeError>;
+    /// Remembers that image `id` came from the registry that `reference` names, where it can be had again.
+    async fn note_pulled(&self, _id: &str, _reference: &str) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+    /// The local images all of whose names came from registries.
+    async fn pulled_images(&self) -> Result<Vec<Image>, RuntimeError> {
+        Ok(Vec::new())
+    }
+    /// Where images are on this machine's disk, if anywhere.
+    fn image_folder(&self) -> Option<PathBuf> {
+        None
+    }
     /// Forgets the names of image `id`, after which its bytes are collected.
     async fn remove_image(&self, id: &str) -> Result<(), RuntimeError>;
     /// Unpacks an image whose blobs `blobs` can open, and names it. All or nothing.

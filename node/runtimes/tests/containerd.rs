@@ -160,6 +160,7 @@ cases!(
     memory_limits_kill_and_say_so,
     a_killed_shim_is_told,
     what_containerd_lost_is_ended,
+    what_was_pulled_is_known_until_it_is_imported,
     broken_archives_leave_nothing,
     a_killed_containerd_loses_no_exit,
     two_that_start_at_once_share_one,
@@ -465,6 +466,23 @@ async fn what_containerd_lost_is_ended(node: &Node) {
         std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let left = pids.filter(|pid| String::from_utf8_lossy(&line(*pid)).contains(specs[0].id.as_str())).count();
     assert_eq!(left, 0, "shim or logger are left");
+}
+
+async fn what_was_pulled_is_known_until_it_is_imported(node: &Node) {
+    let _daemon = node.containerd().await;
+    let (runtime, id) = node.ready().await;
+    let pulled = async || runtime.pulled_images().await.unwrap().into_iter().map(|image| image.id).collect::<Vec<_>>();
+    assert!(pulled().await.is_empty());
+    let name = runtime.list_images().await.unwrap()[0].names[0].clone();
+    runtime.note_pulled(&id, "example.test/another:1").await.unwrap();
+    assert!(pulled().await.is_empty());
+    runtime.note_pulled(&id, &name).await.unwrap();
+    assert_eq!(pulled().await, [id.clone()]);
+    node.ready().await;
+    assert!(pulled().await.is_empty());
+    runtime.note_pulled(&id, &name).await.unwrap();
+    runtime.remove_image(&id).await.unwrap();
+    assert_eq!(runtime.list_images().await.unwrap(), []);
 }
 
 async fn broken_archives_leave_nothing(node: &Node) {

@@ -280,6 +280,9 @@ async fn pull(shared: &Shared, puller: &dyn Puller, pod: &Pod, container: &Conta
     match puller.pull(&image, &logins).await {
         Ok(pulled) => {
             let took = shared.world.clock.monotonic().saturating_sub(begun);
+            if let Err(error) = shared.runtime.note_pulled(&pulled.id, &image).await {
+                tracing::warn!(image, %error, "the image will be kept when the disk is full, as if it had been imported");
+            }
             tell(Happening::Pulled { image, took, size_bytes: pulled.size_bytes });
             Ok(pulled)
         }

@@ -27,6 +27,8 @@ use crate::runtime::RuntimeError;
 const CHUNK_BYTES: usize = 1 << 20;
 /// How long the leftovers of a server that died while importing stay.
 const LEASE_HOURS: i64 = 24;
+/// The label of a name that came from a registry.
+const PULLED: &str = "kedge.dev/pulled";
 /// The name of an image that has none; containerd keeps images by name only.
 const UNNAMED: &str = "kedge.local/unnamed";
 
@@ -76,18 +78,54 @@ impl Inner {
         Ok(by_id.into_values().collect())
     }
 
+    /// Naming an image anew, as an import does, takes this back.
+    pub(super) async fn note_pulled(&self, id: &str, reference: &str) -> Result<(), RuntimeError> {
+        let pulled = Reference::parse(reference)?.repository;
+        let is_of_it = |name: &str| Reference::parse(name).is_ok_and(|name| name.repository == pulled);
+        for record in self.records_of(id).await?.into_iter().filter(|record| is_of_it(&record.name)) {
+            let labels = HashMap::from([(PULLED.to_owned(), "true".to_owned())]);
+            let image = api::Image { labels, ..record };
+            let mask = prost_types::FieldMask { paths: vec![format!("labels.{PULLED}")] };
+            let request =
+                api::UpdateImageRequest { image: Some(image), update_mask: Some(mask), source_date_epoch: None };
+            let updated = self.rpc.images().update(self.rpc.request(request)).await;
+            rpc::answer("note that an image was pulled", updated)?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn pulled_images(&self) -> Result<Vec<Image>, RuntimeError> {
+        let mut pulled = Vec::new();
+        for image in self.list_images().await? {
+            let records = self.records_of(&image.id).await?;
+            if records.iter().all(|record| record.labels.contains_key(PULLED)) {
+                pulled.push(image);
+            }
+        }
+        Ok(pulled)
+    }
+
+    /// The names of the image with this id.
+    async fn records_of(&self, id: &str) -> Result<Vec<api::Image>, RuntimeError> {
+        let mut records = Vec::new();
+        for record in self.image_records().await? {
+            let Some(target) = &record.target else { continue };
+            if self.image_facts(&target.digest).await?.is_some_and(|facts| facts.id == id) {
+                records.push(record);
+            }
+        }
+        Ok(records)
+    }
+
     async fn image_records(&self) -> Result<Vec<api::Image>, RuntimeError> {
         let request = self.rpc.request(api::ListImagesRequest { filters: vec![] });
         Ok(rpc::answer("list images", self.rpc.images().list(request).await)?.images)
     }
 
     pub(super) async fn remove_image(&self, id: &str) -> Result<(), RuntimeError> {
-        for record in self.image_records().await? {
-            let Some(target) = record.target else { continue };
-            if self.image_facts(&target.digest).await?.is_some_and(|facts| facts.id == id) {
-                let request = api::DeleteImageRequest { name: record.name, sync: true, target: None };
-                rpc::find("remove an image", self.rpc.images().delete(self.rpc.request(request)).await)?;
-            }
+        for record in self.records_of(id).await? {
+            let request = api::DeleteImageRequest { name: record.name, sync: true, target: None };
+            rpc::find("remove an image", self.rpc.images().delete(self.rpc.request(request)).await)?;
         }
         Ok(())
     }

@@ -169,6 +169,18 @@ impl Runtime for Containerd {
         self.0.list_images().await
     }
 
+    async fn note_pulled(&self, id: &str, reference: &str) -> Result<(), RuntimeError> {
+        self.0.note_pulled(id, reference).await
+    }
+
+    async fn pulled_images(&self) -> Result<Vec<Image>, RuntimeError> {
+        self.0.pulled_images().await
+    }
+
+    fn image_folder(&self) -> Option<PathBuf> {
+        Some(self.0.settings.layout().images())
+    }
+
     async fn remove_image(&self, id: &str) -> Result<(), RuntimeError> {
         self.0.remove_image(id).await
     }
