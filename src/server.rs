@@ -140,11 +140,13 @@ fn engine(world: &World, folder: &Path, datastore: Datastore) -> Result<Box<dyn 
     Ok(match datastore {
         Datastore::Redb => {
             let (disk, path) = (world.disk.clone(), folder.join("state.redb"));
-            Box::new(Reopening::new(move || Ok(Box::new(RedbEngine::open(&*disk, &path)?)))?)
+            let engine = Reopening::new(move || Ok(Box::new(RedbEngine::open(&*disk, &path)?)))?;
+            Box::new(engine.with_reserve(world.disk.clone()))
         }
         Datastore::Sled => {
             let path = folder.join("state.sled");
-            Box::new(Reopening::new(move || Ok(Box::new(SledEngine::open(&path)?)))?)
+            let engine = Reopening::new(move || Ok(Box::new(SledEngine::open(&path)?)))?;
+            Box::new(engine.with_reserve(world.disk.clone()))
         }
     })
 }

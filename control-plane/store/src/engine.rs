@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 mod redb_engine;
 mod reopening;
+mod reserve;
 mod sled_engine;
 #[cfg(test)]
 mod suite;
@@ -32,6 +33,14 @@ pub trait Engine: Send {
     /// Makes all changes, or none, and returns once they would survive a power cut. After an error it is open whether
     /// they were made.
     fn commit(&mut self, changes: &[Change]) -> Result<(), EngineError>;
+    /// Takes the room that is kept for when the disk is full; false where there is none of it left.
+    fn take_reserve(&mut self) -> bool {
+        true
+    }
+    /// Gives that room up to the commits that follow; whether there was any.
+    fn give_up_reserve(&mut self) -> bool {
+        false
+    }
     /// The file or folder that an error should name.
     fn location(&self) -> &Path;
 }

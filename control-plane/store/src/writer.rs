@@ -101,11 +101,13 @@ pub struct Writer {
     ceiling: u64,
     /// What a failed group may have left on the disk; the next one puts it back to what memory says.
     doubtful: BTreeSet<(ResourceId, ObjectKey)>,
+    /// The disk is full and what was kept for that is in use: what is there may change and go, nothing comes.
+    tight: bool,
 }
 
 impl Writer {
     /// Reads everything the engine holds. Fails with the record at fault when one cannot be understood.
-    pub fn open(engine: Box<dyn Engine>) -> Result<Self, EngineError> {
+    pub fn open(mut engine: Box<dyn Engine>) -> Result<Self, EngineError> {
         let mut ceiling = 0;
         let mut loaded = Vec::new();
         engine.load(&mut |key, value| {
@@ -125,23 +127,39 @@ impl Writer {
             }
             state.load(&resource, entry);
         }
-        Ok(Self { engine, state: Arc::new(RwLock::new(state)), ceiling, doubtful: BTreeSet::new() })
+        let tight = !engine.take_reserve();
+        Ok(Self { engine, state: Arc::new(RwLock::new(state)), ceiling, doubtful: BTreeSet::new(), tight })
     }
 
     pub(crate) fn state(&self) -> &Arc<RwLock<State>> {
         &self.state
     }
 
-    /// Carries out a group of transactions, each all or nothing, with one durable write for the group.
+    /// Carries out a group of transactions, each all or nothing, with one durable write for the group. When the disk is
+    /// full, those that make nothing new are carried out all the same, as long as what was kept for that lasts.
     pub fn write(&mut self, group: Vec<Vec<Write>>) -> Vec<Verdict> {
+        // Only for who would be refused: taking it again costs as much as it holds.
+        if self.tight && group.iter().any(|transaction| is_new(transaction)) {
+            self.tight = !self.engine.take_reserve();
+        }
+        let again = (!self.tight).then(|| group.clone());
+        match (self.try_write(group), again) {
+            (Err((_, error)), Some(again)) if is_full(&error) && self.engine.give_up_reserve() => {
+                self.tight = true;
+                self.try_write(again).unwrap_or_else(|(verdicts, error)| refused(verdicts, error))
+            }
+            (done, _) => done.unwrap_or_else(|(verdicts, error)| refused(verdicts, error)),
+        }
+    }
+
+    fn try_write(&mut self, group: Vec<Vec<Write>>) -> Result<Vec<Verdict>, (Vec<Verdict>, EngineError)> {
         let (verdicts, accepted, revision) = self.propose(group);
         if let Err(error) = self.commit(&accepted, revision) {
             self.doubtful.extend(accepted.iter().map(|pending| (pending.resource.clone(), pending.entry.key.clone())));
-            let error = Arc::new(error);
-            return verdicts.into_iter().map(|v| v.and(Err(Refusal::Engine(error.clone())))).collect();
+            return Err((verdicts, error));
         }
         self.apply(accepted);
-        verdicts
+        Ok(verdicts)
     }
 
     /// Gives every transaction that may happen its revisions; later ones see earlier ones.
@@ -152,6 +170,10 @@ impl Writer {
         // What the group has already changed, over what memory says.
         let mut overlay: HashMap<(ResourceId, ObjectKey), Option<Arc<Entry>>> = HashMap::new();
         let verdicts = group.into_iter().map(|transaction| {
+            if self.tight && is_new(&transaction) {
+                let full = EngineError::Full { location: self.engine.location().to_owned() };
+                return Err(Refusal::Engine(Arc::new(full)));
+            }
             let mut steps = Vec::with_capacity(transaction.len());
             let mut undo = Vec::new();
             for write in transaction {
@@ -226,6 +248,20 @@ impl Writer {
             state.apply(&pending.resource, pending.entry, pending.deleted);
         }
     }
+}
+
+fn refused(verdicts: Vec<Verdict>, error: EngineError) -> Vec<Verdict> {
+    let error = Arc::new(error);
+    verdicts.into_iter().map(|verdict| verdict.and(Err(Refusal::Engine(error.clone())))).collect()
+}
+
+fn is_full(error: &EngineError) -> bool {
+    matches!(error, EngineError::Full { .. })
+}
+
+/// Whether a transaction makes something durable that was not there.
+fn is_new(transaction: &[Write]) -> bool {
+    transaction.iter().any(|write| write.expect == Expect::Absent && write.durability == Durability::Durable)
 }
 
 fn check(expect: Expect, current: Option<&Arc<Entry>>) -> Result<(), Refusal> {

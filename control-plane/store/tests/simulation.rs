@@ -33,6 +33,54 @@ fn acknowledged_writes_survive_power_cuts_and_revisions_never_go_back() {
     );
 }
 
+/// On a full disk what is there changes and goes, and nothing comes, until there is room.
+#[test]
+fn a_full_disk_lets_things_go() {
+    let disk = SimDisk::new(Arc::new(SimRandom::seeded(1)));
+    let open = {
+        let disk = disk.clone();
+        move || Ok(Box::new(RedbEngine::open(&disk, Path::new(FILE))?) as Box<dyn Engine>)
+    };
+    let boot = || {
+        let engine = Reopening::new(open.clone()).unwrap().with_reserve(Arc::new(disk.clone()));
+        Writer::open(Box::new(engine)).unwrap()
+    };
+    let mut writer = boot();
+    let put = |name: &str, expect: Expect, bytes: usize| Write {
+        resource: things(),
+        key: ObjectKey::new("", name),
+        expect,
+        action: Action::Put(Payload::new(
+            format!("{{\"metadata\":{{\"name\":\"{name}\"}},\"x\":\"{}\"}}", "x".repeat(bytes)).into_bytes(),
+            13,
+            Facets::default(),
+        )),
+        durability: Durability::Durable,
+    };
+    let mut revisions = Vec::new();
+    disk.limit(Some(disk.used() + (64 << 10)));
+    while let Ok(done) = writer.write(vec![vec![put(&format!("n{}", revisions.len()), Expect::Absent, 3000)]]).remove(0)
+    {
+        revisions.push(done[0].entry.revision);
+    }
+    assert!(revisions.len() > 3, "{}", revisions.len());
+    // One after the other, as a graceful deletion goes; a creation in the same group is refused alone.
+    for (number, revision) in revisions.iter().copied().enumerate() {
+        let name = format!("n{number}");
+        let marked = put(&name, Expect::Revision(revision), 3000);
+        let mut verdicts = writer.write(vec![vec![put("late", Expect::Absent, 200_000)], vec![marked]]);
+        let marked = verdicts.remove(1).unwrap_or_else(|e| panic!("{name}: {e}"))[0].entry.revision;
+        assert!(matches!(&verdicts[0], Err(Refusal::Engine(e)) if matches!(**e, EngineError::Full { .. })), "{name}");
+        let delete = Write { action: Action::Delete, ..put(&name, Expect::Revision(marked), 0) };
+        writer.write(vec![vec![delete]]).remove(0).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+    assert_eq!(Store::peek(&writer, &things()).1, []);
+    drop(writer);
+    let mut writer = boot();
+    disk.limit(None);
+    writer.write(vec![vec![put("late", Expect::Absent, 200_000)]]).remove(0).unwrap();
+}
+
 /// What a client was told.
 #[derive(Default)]
 struct Told {

@@ -477,7 +477,7 @@ async fn what_was_pulled_is_known_until_it_is_imported(node: &Node) {
     runtime.note_pulled(&id, "example.test/another:1").await.unwrap();
     assert!(pulled().await.is_empty());
     runtime.note_pulled(&id, &name).await.unwrap();
-    assert_eq!(pulled().await, [id.clone()]);
+    assert_eq!(pulled().await, std::slice::from_ref(&id));
     node.ready().await;
     assert!(pulled().await.is_empty());
     runtime.note_pulled(&id, &name).await.unwrap();

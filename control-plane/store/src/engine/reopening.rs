@@ -5,7 +5,11 @@
 //! stands: what a disk holds after a sync that failed, nobody knows.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use kedge_world::Disk;
+
+use super::reserve::Reserve;
 use super::{Change, Engine, EngineError, Visit};
 
 type Open = Box<dyn Fn() -> Result<Box<dyn Engine>, EngineError> + Send>;
@@ -15,13 +19,20 @@ pub struct Reopening {
     open: Open,
     engine: Option<Box<dyn Engine>>,
     location: PathBuf,
+    reserve: Option<Reserve>,
 }
 
 impl Reopening {
     /// Opens an engine with `open`, and again whenever its disk was full.
     pub fn new(open: impl Fn() -> Result<Box<dyn Engine>, EngineError> + Send + 'static) -> Result<Self, EngineError> {
         let engine = open()?;
-        Ok(Self { location: engine.location().to_owned(), open: Box::new(open), engine: Some(engine) })
+        Ok(Self { location: engine.location().to_owned(), open: Box::new(open), engine: Some(engine), reserve: None })
+    }
+
+    /// With room beside it that is kept for when the disk is full.
+    pub fn with_reserve(mut self, disk: Arc<dyn Disk>) -> Self {
+        self.reserve = Some(Reserve::beside(disk, &self.location));
+        self
     }
 
     fn engine(&mut self) -> Result<&mut Box<dyn Engine>, EngineError> {
@@ -46,6 +57,14 @@ impl Engine for Reopening {
             self.engine = None;
         }
         result
+    }
+
+    fn take_reserve(&mut self) -> bool {
+        self.reserve.as_mut().is_none_or(Reserve::take)
+    }
+
+    fn give_up_reserve(&mut self) -> bool {
+        self.reserve.as_mut().is_some_and(Reserve::give_up)
     }
 
     fn location(&self) -> &Path {
