@@ -114,6 +114,8 @@ pub(crate) struct Shared {
     pub(crate) node: watch::Sender<Option<Arc<Node>>>,
     /// Whether the node's disks are nearly full.
     pub(crate) disk_pressure: watch::Sender<bool>,
+    /// Whether the namespace of the pods' network was removed.
+    pub(crate) network_gone: watch::Sender<bool>,
     /// Tokens in use, by pod, with the time for which each is used. By the wall clock, as their validity is: when that
     /// jumps, either way, they are of no use any more.
     pub(crate) tokens: Mutex<Tokens>,
@@ -193,8 +195,21 @@ impl Agent {
         let source = EventSource { component: Some("kubelet".to_owned()), host: Some(settings.node_name.clone()) };
         let events = Recorder::start(client.clone(), world.clone(), source);
         let (tokens, node, disk_pressure) = (Mutex::default(), watch::Sender::new(None), watch::Sender::new(false));
-        let shared =
-            Shared { client, runtime, network, puller, world, settings, cache, events, node, disk_pressure, tokens };
+        let network_gone = watch::Sender::new(false);
+        let shared = Shared {
+            client,
+            runtime,
+            network,
+            puller,
+            world,
+            settings,
+            cache,
+            events,
+            node,
+            disk_pressure,
+            network_gone,
+            tokens,
+        };
         Ok(Self { shared: Arc::new(shared), workers: BTreeMap::new(), taken_before: BTreeSet::new() })
     }
 

@@ -59,6 +59,27 @@ impl Room {
     }
 }
 
+/// Notices that the namespace of the pods' network was removed, or another put in its place.
+#[derive(Debug, Default)]
+pub(crate) struct NamespaceWatch(Option<(u64, u64)>);
+
+impl NamespaceWatch {
+    /// Looks at the file that pins it; where there is none, pods share the machine's network.
+    #[allow(clippy::disallowed_methods, reason = "a namespace is a file of the kernel")]
+    pub(crate) fn look(&mut self, shared: &Shared) {
+        use std::os::unix::fs::MetadataExt;
+        let Some(path) = &shared.settings.network_namespace else { return };
+        let found = std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+        let gone = self.is_gone(found);
+        shared.network_gone.send_if_modified(|said| std::mem::replace(said, gone) != gone);
+    }
+
+    fn is_gone(&mut self, found: Option<(u64, u64)>) -> bool {
+        let first = *self.0.get_or_insert(found.unwrap_or_default());
+        found != Some(first)
+    }
+}
+
 /// What is remembered from one look to the next.
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
@@ -167,6 +188,16 @@ mod tests {
         check(10 * GIB, 0, true, 2 * GIB);
         let few = Room { bytes: GIB, free_bytes: GIB, inodes: 1000, free_inodes: 49 };
         assert!(few.is_pressed() && !Room { free_inodes: 50, ..few }.is_pressed());
+    }
+
+    #[test]
+    fn another_namespace_is_not_the_one_that_was() {
+        let mut watch = NamespaceWatch::default();
+        let looks =
+            [(Some((4, 1)), false), (Some((4, 1)), false), (None, true), (Some((4, 2)), true), (Some((4, 1)), false)];
+        for (found, expected) in looks {
+            assert_eq!(watch.is_gone(found), expected, "{found:?}");
+        }
     }
 
     #[test]

@@ -146,6 +146,11 @@ pub enum Happening {
         /// Whether it is ready now.
         ready: bool,
     },
+    /// The namespace of the pods' network was removed.
+    NetworkGone {
+        /// The file that pinned it.
+        namespace: std::path::PathBuf,
+    },
     /// The node's disks fill or empty.
     DiskPressure {
         /// Its name.
@@ -235,6 +240,9 @@ impl Happening {
             Self::NodeStatus { node, ready } => {
                 let reason = if *ready { "NodeReady" } else { "NodeNotReady" };
                 (false, reason, format!("Node {node} status is now: {reason}"))
+            }
+            Self::NetworkGone { namespace } => {
+                (true, "NetworkNamespaceGone", crate::node::gone_words(&namespace.display().to_string()))
             }
             Self::DiskPressure { node, holds } => {
                 let reason = if *holds { "NodeHasDiskPressure" } else { "NodeHasNoDiskPressure" };

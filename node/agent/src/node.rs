@@ -50,6 +50,26 @@ impl Facts {
     }
 }
 
+/// What is not well with a node that runs pods all the same.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Troubles {
+    /// Its disks are nearly full.
+    pub full: bool,
+    /// The namespace of its pods' network was removed.
+    pub cut: bool,
+}
+
+/// The condition of a node whose pods cannot be reached.
+pub const NETWORK: &str = "NetworkUnavailable";
+
+/// What became of the namespace of the pods' network.
+pub fn gone_words(namespace: &str) -> String {
+    format!(
+        "the network namespace {namespace} was removed while the node ran: its pods cannot be reached; restart the server \
+         and make the pods anew"
+    )
+}
+
 fn labels(settings: &Settings, facts: &Facts) -> BTreeMap<String, String> {
     let arch = &facts.info.architecture;
     let usual = [
@@ -96,13 +116,13 @@ pub fn with_allocatable(settings: &Settings, node: &Node) -> Node {
     node
 }
 
-/// The node's status; `problem` is why it cannot run pods, `full` whether its disks nearly are.
+/// The node's status; `problem` is why it cannot run pods.
 pub fn status(
     settings: &Settings,
     facts: &Facts,
     old: Option<&NodeStatus>,
     problem: Option<&str>,
-    full: bool,
+    troubles: Troubles,
     now: Timestamp,
 ) -> NodeStatus {
     let ip = settings.node_ip.borrow().to_string();
@@ -113,7 +133,7 @@ pub fn status(
         addresses: Some(addresses.map(|(kind, address)| NodeAddress { type_: kind.to_owned(), address }).collect()),
         allocatable: Some(capacity.clone()),
         capacity: Some(capacity),
-        conditions: Some(conditions(old, problem, full, now)),
+        conditions: Some(conditions(settings, old, problem, troubles, now)),
         daemon_endpoints: Some(NodeDaemonEndpoints { kubelet_endpoint: Some(endpoint) }),
         node_info: Some(facts.info.clone()),
         ..NodeStatus::default()
@@ -140,21 +160,36 @@ pub fn contradicts(node: &Node, said: &NodeStatus) -> bool {
     is_ready(node.status.as_ref()) != is_ready(Some(said))
 }
 
-fn conditions(old: Option<&NodeStatus>, problem: Option<&str>, full: bool, now: Timestamp) -> Vec<NodeCondition> {
+fn conditions(
+    settings: &Settings,
+    old: Option<&NodeStatus>,
+    problem: Option<&str>,
+    troubles: Troubles,
+    now: Timestamp,
+) -> Vec<NodeCondition> {
     let before = old.and_then(|old| old.conditions.as_deref()).unwrap_or_default();
     let ready = match problem {
         None => ("Ready", true, "KubeletReady", "kubelet is posting ready status".to_owned()),
         Some(problem) => ("Ready", false, "KubeletNotReady", problem.to_owned()),
     };
-    let disk = match full {
+    let disk = match troubles.full {
         false => ("DiskPressure", false, "KubeletHasNoDiskPressure", "kubelet has no disk pressure".to_owned()),
         true => ("DiskPressure", true, "KubeletHasDiskPressure", "kubelet has disk pressure".to_owned()),
     };
     // Other pressure is not measured, and is not claimed: these are ours.
-    let ours = [disk, ready];
-    let is_ours = |condition: &NodeCondition| ours.iter().any(|own| own.0 == condition.type_);
+    let mut ours = vec![disk, ready];
+    // Not claimed as long as nothing was wrong with it.
+    if troubles.cut || before.iter().any(|condition| condition.type_ == NETWORK) {
+        let namespace = settings.network_namespace.as_deref().unwrap_or(std::path::Path::new("")).display();
+        ours.push(match troubles.cut {
+            true => (NETWORK, true, "NetworkNamespaceGone", gone_words(&namespace.to_string())),
+            false => (NETWORK, false, "NetworkNamespaceIsThere", format!("pods are connected in {namespace}")),
+        });
+    }
+    let names: Vec<&str> = ours.iter().map(|own| own.0).collect();
+    let is_ours = |condition: &NodeCondition| names.contains(&condition.type_.as_str());
     let mut all: Vec<NodeCondition> = before.iter().filter(|condition| !is_ours(condition)).cloned().collect();
-    all.extend(ours.map(|(kind, value, reason, message)| {
+    all.extend(ours.into_iter().map(|(kind, value, reason, message)| {
         let status = if value { "True" } else { "False" };
         let same = before.iter().find(|condition| condition.type_ == kind && condition.status == status);
         NodeCondition {

@@ -16,7 +16,7 @@ use serde_json::json;
 use crate::agent::Shared;
 use crate::disk;
 use crate::events::Happening;
-use crate::node::{self, Facts};
+use crate::node::{self, Facts, Troubles};
 
 /// The kubelet's figures: `nodeLeaseDurationSeconds` 40, renewed after a quarter of it.
 const LEASE_SECONDS: i32 = 40;
@@ -54,14 +54,15 @@ async fn contradicted(shared: &Shared, said: &NodeStatus, time: Duration) {
     let other = seen.wait_for(|node| node.as_ref().is_some_and(|node| node::contradicts(node, said)));
     let mut node_ip = shared.settings.node_ip.clone();
     let ip = node_ip.borrow_and_update().to_string();
-    let mut full = shared.disk_pressure.subscribe();
-    let told_full = node::says(Some(said), "DiskPressure");
+    let (mut full, mut gone) = (shared.disk_pressure.subscribe(), shared.network_gone.subscribe());
+    let (told_full, told_gone) = (node::says(Some(said), "DiskPressure"), node::says(Some(said), node::NETWORK));
     let told = said.addresses.iter().flatten().any(|told| told.address == ip);
     tokio::select! {
         () = std::future::ready(()), if !told => {}
         Ok(()) = node_ip.changed() => {}
         _ = other => {}
         _ = full.wait_for(|full| Some(*full) != told_full) => {}
+        _ = gone.wait_for(|gone| *gone != (told_gone == Some(true))) => {}
         () = tokio::time::sleep(time) => {}
     }
 }
@@ -113,14 +114,7 @@ async fn report_once(shared: &Shared, nodes: &Api<Node>) -> Result<NodeStatus, k
         let patch = json!({"metadata": {"labels": labels}});
         nodes.patch(&settings.node_name, &PatchParams::default(), &Patch::Merge(patch)).await?;
     }
-    let status = node::status(
-        settings,
-        &facts,
-        existing.status.as_ref(),
-        problem.as_deref(),
-        *shared.disk_pressure.borrow(),
-        now,
-    );
+    let status = node::status(settings, &facts, existing.status.as_ref(), problem.as_deref(), troubles(shared), now);
     let patch = json!({"status": status});
     nodes.patch_status(&settings.node_name, &PatchParams::default(), &Patch::Merge(patch)).await?;
     if node::is_ready(existing.status.as_ref()) != node::is_ready(Some(&status)) {
@@ -132,7 +126,19 @@ async fn report_once(shared: &Shared, nodes: &Api<Node>) -> Result<NodeStatus, k
         let (node, holds) = (settings.node_name.clone(), is == Some(true));
         shared.tell_of_node(&Happening::DiskPressure { node, holds });
     }
+    let (was, is) = [existing.status.as_ref(), Some(&status)].map(|status| node::says(status, node::NETWORK)).into();
+    if was != is
+        && is == Some(true)
+        && let Some(namespace) = settings.network_namespace.clone()
+    {
+        shared.tell_of_node(&Happening::NetworkGone { namespace });
+    }
     Ok(status)
+}
+
+/// What is not well with the node beside its readiness.
+fn troubles(shared: &Shared) -> Troubles {
+    Troubles { full: *shared.disk_pressure.borrow(), cut: *shared.network_gone.borrow() }
 }
 
 /// Renews the node's Lease, for ever, and looks at its disks on the way.
@@ -140,9 +146,10 @@ pub(crate) async fn renew_lease(shared: Arc<Shared>) {
     let leases: Api<Lease> = Api::namespaced(shared.client.clone(), LEASE_NAMESPACE);
     let nodes: Api<Node> = Api::all(shared.client.clone());
     let name = &shared.settings.node_name;
-    let mut disk = disk::Watch::default();
+    let (mut disk, mut namespace) = (disk::Watch::default(), disk::NamespaceWatch::default());
     loop {
         disk.look(&shared);
+        namespace.look(&shared);
         let renewed = async {
             let renew_time = Some(MicroTime(shared.world.clock.wall()));
             let patch = json!({"spec": {"holderIdentity": name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": renew_time}});

@@ -46,6 +46,7 @@ struct Box_ {
     fake: Fake,
     wires: Arc<Wires>,
     node_ip: watch::Sender<IpAddr>,
+    network_namespace: Option<std::path::PathBuf>,
     agent: Option<tokio::task::JoinHandle<()>>,
 }
 
@@ -55,7 +56,8 @@ impl Box_ {
         fake.add_image("busybox", ImageConfig { cmd: vec!["true".into()], ..ImageConfig::default() });
         let folder = tempfile::tempdir().unwrap();
         let node_ip = watch::Sender::new("192.0.2.1".parse().unwrap());
-        let mut this = Self { folder, api: ApiDouble::default(), fake, wires: Arc::default(), node_ip, agent: None };
+        let (api, wires, network_namespace) = (ApiDouble::default(), Arc::default(), None);
+        let mut this = Self { folder, api, fake, wires, node_ip, network_namespace, agent: None };
         this.start();
         this
     }
@@ -69,7 +71,7 @@ impl Box_ {
             data_dir: folder.join("data"),
             run_dir: folder.join("run"),
             log_dir: folder.join("log"),
-            network_namespace: None,
+            network_namespace: self.network_namespace.clone(),
             dns: kedge_node::etc::Dns {
                 server: Some("10.43.0.10".into()),
                 domain: "cluster.local".into(),
@@ -182,6 +184,24 @@ async fn a_node_whose_disk_is_nearly_full_says_so_and_takes_critical_pods_alone(
     let told = this.api.dump().contains("NodeHasDiskPressure");
     nix::mount::umount2(&logs, nix::mount::MntFlags::MNT_DETACH).unwrap();
     assert!(told);
+}
+
+#[tokio::test]
+async fn a_node_whose_network_was_removed_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let namespace = folder.path().join("netns");
+    std::fs::write(&namespace, "").unwrap();
+    let mut this = Box_::new();
+    this.kill_agent().await;
+    this.network_namespace = Some(namespace.clone());
+    this.start();
+    this.until("the node is ready", |this| this.condition("Ready") == "True").await;
+    assert_eq!(this.condition("NetworkUnavailable"), "", "nothing is claimed that was never wrong");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    std::fs::remove_file(&namespace).unwrap();
+    this.until("the node says that it is cut off", |this| this.condition("NetworkUnavailable") == "True").await;
+    this.until("it is told", |this| this.api.dump().contains("was removed while the node ran")).await;
+    assert_eq!(this.condition("Ready"), "True");
 }
 
 #[tokio::test]
