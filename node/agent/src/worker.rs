@@ -9,7 +9,7 @@ mod begin;
 mod steps;
 mod tell;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -126,6 +126,7 @@ pub(crate) fn spawn(shared: Arc<Shared>, id: PodId, pod: Pod, known: Sources) ->
         volumes: BTreeMap::new(),
         refresh_at: None,
         refresh_again: false,
+        logged: HashMap::new(),
         busy: HashSet::new(),
         commands: receiver,
         outcomes,
@@ -149,6 +150,8 @@ struct Worker {
     refresh_at: Option<Duration>,
     /// Something changed while they were brought up to date: once more after that.
     refresh_again: bool,
+    /// What was last written to the log about each thing that is tried again and again.
+    logged: HashMap<String, String>,
     /// Steps under way; the plan asks for them again, and they are not begun twice.
     busy: HashSet<String>,
     commands: mpsc::UnboundedReceiver<Command>,
@@ -271,12 +274,22 @@ impl Worker {
         }
     }
 
+    /// Whether `text` is another thing than what was said of `what` last; none said is forgotten.
+    fn is_news(&mut self, what: &str, text: Option<&str>) -> bool {
+        let Some(text) = text else {
+            self.logged.remove(what);
+            return false;
+        };
+        self.logged.insert(what.to_owned(), text.to_owned()).as_deref() != Some(text)
+    }
+
     /// False when the pod is over.
     fn take_in(&mut self, outcome: Outcome) -> bool {
         let now = self.shared.world.clock.monotonic();
         match outcome {
             Outcome::SetUp(result) => {
                 self.busy.remove("set-up");
+                let news = self.is_news("set-up", result.as_ref().err().map(|problem| problem.message.as_str()));
                 match result {
                     Ok(done) => {
                         self.memory.set_up = SetUp::Done;
@@ -286,7 +299,9 @@ impl Worker {
                         self.remember();
                     }
                     Err(problem) => {
-                        tracing::warn!(pod = %self.id.name, message = %problem.message, "the pod cannot be set up yet");
+                        if news {
+                            tracing::warn!(pod = %self.id.name, message = %problem.message, "the pod cannot be set up yet");
+                        }
                         self.shared.tell(&self.pod, None, &events::without_sandbox(&problem));
                         self.memory.set_up = SetUp::Failed { problem, retry_at: now + RETRY };
                     }
@@ -355,27 +370,35 @@ impl Worker {
             }
             Outcome::NetworkReleased(result) => {
                 self.busy.remove("release-network");
+                let news = self.is_news("release-network", result.as_ref().err().map(String::as_str));
                 match result {
                     Ok(()) => self.memory.network_released = true,
-                    Err(error) => {
-                        tracing::warn!(pod = %self.id.name, error, "the network of a pod that ended is not given back yet")
+                    Err(error) if news => {
+                        tracing::warn!(pod = %self.id.name, error, "the network of a pod that ended is not given back yet");
                     }
+                    Err(_) => {}
                 }
             }
             Outcome::TornDown(result) => {
                 self.busy.remove("tear-down");
+                let news = self.is_news("tear-down", result.as_ref().err().map(String::as_str));
                 match result {
                     Ok(()) => self.memory.set_up = SetUp::NotDone,
                     Err(error) => {
-                        tracing::warn!(pod = %self.id.name, error, "the pod cannot be taken down yet");
+                        if news {
+                            tracing::warn!(pod = %self.id.name, error, "the pod cannot be taken down yet");
+                        }
                         self.shared.tell(&self.pod, None, &Happening::TearDownFailed { error });
                     }
                 }
             }
             Outcome::Plain(step, result) => {
                 // What went well is not done twice; a signal takes its time to show.
+                let news = self.is_news(&step, result.as_ref().err().map(String::as_str));
                 if let Err(error) = result {
-                    tracing::warn!(pod = %self.id.name, step, error, "a step failed; it is planned again");
+                    if news {
+                        tracing::warn!(pod = %self.id.name, step, error, "a step failed; it is planned again");
+                    }
                     self.busy.remove(&step);
                 }
             }
@@ -388,8 +411,13 @@ impl Worker {
     }
 
     fn take_in_probe(&mut self, name: &str, kind: ProbeKind, started_at: jiff::Timestamp, answer: &Answer) {
-        if let Some(happening) = events::of_probe(kind, answer) {
-            tracing::info!(pod = %self.id.name, container = name, probe = kind.as_str(), ?answer, "a probe is not well");
+        let happening = events::of_probe(kind, answer);
+        let said = happening.as_ref().map(|_| format!("{answer:?}"));
+        let news = self.is_news(&format!("{} {name}", kind.as_str()), said.as_deref());
+        if let Some(happening) = happening {
+            if news {
+                tracing::info!(pod = %self.id.name, container = name, probe = kind.as_str(), ?answer, "a probe is not well");
+            }
             self.shared.tell(&self.pod, Some(name), &happening);
         }
         let now = self.shared.world.clock.monotonic();

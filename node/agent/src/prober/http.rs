@@ -34,6 +34,8 @@ pub(super) struct Ask {
     /// What the Host header says, if not host and port.
     host_header: Option<HeaderValue>,
     headers: HeaderMap,
+    /// Why nobody will be asked.
+    flaw: Option<String>,
 }
 
 /// What was answered.
@@ -86,11 +88,14 @@ impl Ask {
             Some(other) => return Err(format!("unsupported protocol scheme {other:?}")),
         };
         let path = get.path.as_deref().unwrap_or_default();
-        let mut headers = HeaderMap::new();
+        let (mut headers, mut flaw) = (HeaderMap::new(), None);
         for header in get.http_headers.iter().flatten() {
             let name: HeaderName = header.name.parse().map_err(|_| format!("invalid header name {:?}", header.name))?;
-            let value = HeaderValue::from_str(&header.value);
-            headers.append(name, value.map_err(|_| format!("invalid value of header {:?}", header.name))?);
+            match HeaderValue::from_str(&header.value) {
+                Ok(value) => drop(headers.append(name, value)),
+                // The API takes it, and Go's client finds out, once it is about to ask (`net/http.Transport`).
+                Err(_) => flaw = Some(format!("net/http: invalid header field value for {:?}", header.name)),
+            }
         }
         let host_header = headers.remove(HOST).filter(|host| !host.is_empty());
         let agent = HeaderValue::from_str(agent).map_err(|e| e.to_string())?;
@@ -99,7 +104,7 @@ impl Ask {
         if headers.entry(ACCEPT).or_insert(HeaderValue::from_static("*/*")).is_empty() {
             headers.remove(ACCEPT);
         }
-        Ok(Self { https, host, port, path: rooted(path), host_header, headers })
+        Ok(Self { https, host, port, path: rooted(path), host_header, headers, flaw })
     }
 
     /// The same without TLS.
@@ -153,7 +158,7 @@ impl Ask {
         let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
         let path = rooted(uri.path_and_query().map_or("", |path| path.as_str()));
         // A whole URL names its host itself.
-        Ok(Self { https, host, port, path, host_header: None, headers: self.headers.clone() })
+        Ok(Self { https, host, port, path, host_header: None, headers: self.headers.clone(), flaw: None })
     }
 
     fn request(&self, version: Version) -> Result<Request<Empty<Bytes>>, String> {
@@ -205,6 +210,9 @@ pub(super) async fn get(net: &dyn Net, first: Ask) -> Result<Reply, Trouble> {
 /// One question on a connection of its own: the answer, and where it sends on to.
 async fn once(net: &dyn Net, ask: &Ask) -> Result<(Reply, Option<Ask>), Trouble> {
     let failed = |error: &dyn std::fmt::Display| Trouble::Failed(error.to_string());
+    if let Some(flaw) = &ask.flaw {
+        return Err(failed(flaw));
+    }
     let stream = net.connect(&address(&ask.host, ask.port)).await.map_err(|e| failed(&e))?;
     if !ask.https {
         return talk_1(stream, ask).await;

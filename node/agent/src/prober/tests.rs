@@ -158,6 +158,11 @@ async fn http_probes_ask_and_follow_as_the_kubelets_do() {
     }
     let Answer::Failure(error) = pod.get(json!({"port": 1})).await else { panic!("nobody listens there") };
     assert!(error.starts_with("Get \"http://127.0.0.1:1/\": "), "{error}");
+    let broken = json!([{"name": "X", "value": "a\nb"}]);
+    let Answer::Failure(error) = pod.get(json!({"path": "/ok", "httpHeaders": broken})).await else {
+        panic!("no value")
+    };
+    assert!(error.ends_with("/ok\": net/http: invalid header field value for \"X\""), "{error}");
     let unknown = Answer::Unknown("the container has no port named \"no\"".into());
     assert_eq!(pod.get(json!({"port": "no"})).await, unknown);
 }
