@@ -171,6 +171,39 @@ fn append<W: std::io::Write>(archive: &mut tar::Builder<W>, name: &str, content:
     archive.append_data(&mut header, name, content).unwrap();
 }
 
+/// A logger that is killed: the container never hears of it, and its log goes on.
+#[test]
+fn a_killed_logger_is_replaced() {
+    if lacks(&[Need::Pods]) {
+        return;
+    }
+    let cluster = Cluster::start("logger");
+    cluster.run("talker", "n=0; while true; do n=$((n+1)); echo line $n; sleep 0.2; done");
+    let attach = cluster.server.folder.path().join("run/attach");
+    let marks = || {
+        let folders = std::fs::read_dir(&attach).into_iter().flatten().flatten();
+        folders.filter_map(|folder| std::fs::read_to_string(folder.path().join("logger")).ok()).collect::<Vec<_>>()
+    };
+    let pid = |mark: &str| mark.split(' ').next().unwrap().parse().unwrap();
+    let mark = marks().pop().expect("one container, one logger");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid(&mark)), nix::sys::signal::Signal::SIGKILL).unwrap();
+    eventually("another logger goes on", || {
+        let log = cluster.server.kubectl("logs talker");
+        let after = log.split("was killed").nth(1).is_some_and(|rest| rest.matches("line ").count() > 5);
+        if after && marks() != [mark.clone()] { Ok(()) } else { Err(log) }
+    });
+    assert_eq!(cluster.server.kubectl("get pod talker -o jsonpath={.status.containerStatuses[0].restartCount}"), "0");
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "stuck"}, "spec": {"containers": [
+        {"name": "main", "image": IMAGE, "envFrom": [{"configMapRef": {"name": "missing"}}]},
+    ]}});
+    assert!(cluster.server.try_kubectl("create -f -", &pod.to_string()).0);
+    eventually("a container that waits says why it has no log", || {
+        let (ok, text) = cluster.server.try_kubectl("logs stuck", "");
+        let expected = "container \"main\" in pod \"stuck\" is waiting to start: CreateContainerConfigError";
+        if !ok && text.contains(expected) && text.contains("BadRequest") { Ok(()) } else { Err(text) }
+    });
+}
+
 #[test]
 fn pods_run_serve_each_other_and_outlive_the_server() {
     if lacks(&[Need::Pods]) {

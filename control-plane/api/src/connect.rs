@@ -28,6 +28,7 @@ pub(crate) async fn connect(call: Call<'_>) -> Result<Response<Body>, ApiError> 
     }
     let handler =
         call.api.node(node).ok_or_else(|| ApiError::unavailable(format!("the node {node} is not connected")))?;
+    let waiting = container.as_deref().map(|name| waiting(&pod, name)).unwrap_or_default();
     let mut query: Vec<(String, String)> =
         call.query.pairs().filter(|(key, _)| *key != "container").map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
     query.extend(container.map(|name| ("container".to_owned(), name)));
@@ -36,6 +37,7 @@ pub(crate) async fn connect(call: Call<'_>) -> Result<Response<Body>, ApiError> 
         namespace: call.path.namespace.clone(),
         pod: call.path.name.clone(),
         uid: object::uid(&pod).to_owned(),
+        waiting,
         query,
         headers: call.incoming.headers.clone(),
         upgrade: call.incoming.upgrade.lock().take(),
@@ -43,6 +45,14 @@ pub(crate) async fn connect(call: Call<'_>) -> Result<Response<Body>, ApiError> 
     let (parts, chunks) = handler.handle(request).await.map_err(|refusal| told(&refusal))?.into_parts();
     let body = if parts.status == StatusCode::SWITCHING_PROTOCOLS { Body::empty() } else { Body::stream(chunks) };
     Ok(Response::from_parts(parts, body))
+}
+
+/// Why a container waits, in a word; empty when it does not.
+fn waiting(pod: &Value, container: &str) -> String {
+    let lists = ["containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses"];
+    let mut all = lists.iter().flat_map(|list| object::items(&pod["status"], list));
+    let found = all.find(|status| status["name"] == container).map(|status| &status["state"]["waiting"]["reason"]);
+    found.and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
 fn told(refusal: &NodeRefusal) -> ApiError {

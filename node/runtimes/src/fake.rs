@@ -315,7 +315,7 @@ impl Runtime for Fake {
                 Behaviour::ExitAfter { time, code, oom } => Ok(Some((time, code, oom))),
                 Behaviour::FailToStart(reason) => {
                     let message = Some(reason.clone());
-                    let exit = Exit { code: 128, oom: false, started_at: None, finished_at: now, message };
+                    let exit = Exit { code: 128, oom: false, started_at: Some(now), finished_at: now, message };
                     container.state = ContainerState::Exited(exit);
                     Err(RuntimeError::Backend { attempt: "start the container".into(), reason })
                 }

@@ -312,7 +312,7 @@ pub struct Exit {
     pub code: i32,
     /// Whether the kernel killed something in it for memory.
     pub oom: bool,
-    /// When it started; absent if it never did.
+    /// When it started, or was to; absent if that was never known.
     pub started_at: Option<jiff::Timestamp>,
     /// When it ended.
     pub finished_at: jiff::Timestamp,

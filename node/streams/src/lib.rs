@@ -40,6 +40,8 @@ pub struct NodeRequest {
     pub pod: String,
     /// The pod's uid, so that another pod of that name never answers.
     pub uid: String,
+    /// Why the container that is asked for waits, as the pod's status has it; empty for none that waits.
+    pub waiting: String,
     /// The query, in order.
     pub query: Vec<(String, String)>,
     /// The client's headers.

@@ -274,7 +274,8 @@ fn terminated(input: &Input<'_>, own: &ContainerMemory, run: &ObservedContainer)
         exit_code: exit.code,
         reason: Some(reason.to_owned()),
         message,
-        started_at: exit.started_at.map(Time),
+        // Clients print an absent time as the year 1.
+        started_at: Some(Time(exit.started_at.unwrap_or(exit.finished_at))),
         finished_at: Some(Time(exit.finished_at)),
         container_id: Some(format!("{}://{}", input.node.runtime_name, run.id)),
         signal: None,

@@ -31,23 +31,20 @@ impl Streams {
         Self { runtime, world }
     }
 
-    /// The newest run of the asked container, or the one before it.
+    /// The run of the asked container whose log is meant: the newest, or the one before what the container is now. One
+    /// that waits is nothing now. (`pkg/kubelet/kubelet_pods.go`, `validateContainerLogStatus`.)
     async fn container(&self, request: &NodeRequest, previous: bool) -> Result<ObservedContainer, NodeRefusal> {
         let uid = PodUid::new(request.uid.as_str()).map_err(|e| NodeRefusal::new(400, e.to_string()))?;
         let name = request.parameter("container").unwrap_or_default();
         let observed = self.runtime.observe().await.map_err(|e| NodeRefusal::new(500, e.to_string()))?;
         let mut runs: Vec<ObservedContainer> =
             observed.containers.into_iter().filter(|c| c.pod.uid == uid && c.name == name).collect();
+        runs.retain(|container| container.state != ContainerState::Created);
         runs.sort_by_key(|container| container.attempt);
-        let newest = runs.pop();
-        let found = if previous { runs.pop() } else { newest };
-        found.ok_or_else(|| {
-            let what = if previous { "previous terminated container" } else { "container" };
-            NodeRefusal::new(
-                400,
-                format!("{what} \"{name}\" in pod \"{}\" is waiting to start or not found", request.pod),
-            )
-        })
+        if previous && request.waiting.is_empty() {
+            runs.pop();
+        }
+        runs.pop().ok_or_else(|| NodeRefusal::new(400, without_log(request, name, previous)))
     }
 
     /// The newest run of the asked container, which runs (`pkg/kubelet/kubelet_pods.go`, `GetExec`).
@@ -190,6 +187,20 @@ impl Streams {
     }
 }
 
+/// Why there is no log, in the kubelet's words.
+fn without_log(request: &NodeRequest, name: &str, previous: bool) -> String {
+    let which = format!("container {name:?} in pod {:?}", request.pod);
+    if previous {
+        return format!("previous terminated {which} not found");
+    }
+    match request.waiting.as_str() {
+        "ErrImagePull" => format!("{which} is waiting to start: image can't be pulled"),
+        "ImagePullBackOff" => format!("{which} is waiting to start: trying and failing to pull image"),
+        "" => format!("{which} is not available"),
+        reason => format!("{which} is waiting to start: {reason}"),
+    }
+}
+
 /// Which streams the client wants (`remotecommand.NewOptions`).
 fn wanted(request: &NodeRequest) -> Result<Wanted, NodeRefusal> {
     let tty = request.flag("tty");
@@ -283,6 +294,38 @@ impl NodeHandler for Streams {
             "attach" => self.attach(request).await,
             "portforward" => self.portforward(request).await,
             other => Err(NodeRefusal::new(501, format!("pods/{other} is not supported yet"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_without_a_log_says_why() {
+        for (waiting, previous, expected) in [
+            ("ContainerCreating", false, "container \"c\" in pod \"p\" is waiting to start: ContainerCreating"),
+            ("ErrImagePull", false, "container \"c\" in pod \"p\" is waiting to start: image can't be pulled"),
+            (
+                "ImagePullBackOff",
+                false,
+                "container \"c\" in pod \"p\" is waiting to start: trying and failing to pull image",
+            ),
+            ("", false, "container \"c\" in pod \"p\" is not available"),
+            ("CrashLoopBackOff", true, "previous terminated container \"c\" in pod \"p\" not found"),
+        ] {
+            let request = NodeRequest {
+                verb: "log".into(),
+                namespace: "n".into(),
+                pod: "p".into(),
+                uid: "u".into(),
+                waiting: waiting.into(),
+                query: vec![],
+                headers: http::HeaderMap::new(),
+                upgrade: None,
+            };
+            assert_eq!(without_log(&request, "c", previous), expected);
         }
     }
 }

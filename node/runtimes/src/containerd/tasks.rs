@@ -114,7 +114,7 @@ impl Inner {
             let exit = Exit {
                 code: START_ERROR_CODE,
                 oom: false,
-                started_at: None,
+                started_at: Some(started_at),
                 finished_at: self.world.clock.wall(),
                 message: Some(reason.clone()),
             };
