@@ -47,6 +47,35 @@ fn controllers_tell_what_they_did() {
     );
     told("statefulset db", &["SuccessfulCreate", "create Pod db-0 in StatefulSet db successful"]);
 
+    // How a Job ends, as upstream's controller says it.
+    let job = |name: &str, more: serde_json::Value| {
+        let mut spec = more;
+        spec["template"] = template(name);
+        spec["template"]["spec"]["restartPolicy"] = json!("Never");
+        create("Job", "batch/v1", name, spec);
+    };
+    let end = |job: &str, phase: &str| {
+        let mut pod = String::new();
+        eventually("the job has a pod", || {
+            pod = server.kubectl(&format!("get pods -l job-name={job} -o name")).trim().to_owned();
+            if pod.is_empty() { Err(server.log()) } else { Ok(()) }
+        });
+        let patch = format!("{{\"status\":{{\"phase\":\"{phase}\"}}}}");
+        server.kubectl(&format!("patch {pod} --subresource=status --type=merge -p {patch}"));
+    };
+    job("good", json!({}));
+    end("good", "Succeeded");
+    told("job good", &["Normal", "Completed", "Job completed"]);
+    job("bad", json!({"backoffLimit": 0}));
+    end("bad", "Failed");
+    told("job bad", &["Warning", "BackoffLimitExceeded", "Job has reached the specified backoff limit"]);
+    job("late", json!({"activeDeadlineSeconds": 1}));
+    told("job late", &["Warning", "DeadlineExceeded", "Job was active longer than specified deadline"]);
+    job("paused", json!({"suspend": true}));
+    told("job paused", &["Suspended", "Job suspended"]);
+    server.kubectl("patch job paused --type=merge -p {\"spec\":{\"suspend\":false}}");
+    told("job paused", &["Resumed", "Job resumed"]);
+
     // What is refused is told, too.
     create("ResourceQuota", "v1", "none", json!({"hard": {"pods": "0"}}));
     eventually("the quota counts", || {
