@@ -1,7 +1,7 @@
 //! Texts to vectors: tokenizing, batching by length, and running a plan for each batch.
 //!
-//! Texts are sorted by length and taken 32 at a time; a batch is padded to the next multiple of eight tokens, so that
-//! a few plans serve every length. What must hold: the answer is in the order of the texts, and truncation is that
+//! Texts are sorted by length and taken 32 at a time, one after the other without padding; plans are made for token
+//! counts in steps, so that a few serve every batch. What must hold: the answer is in the order of the texts, and truncation is that
 //! of sentence-transformers (the special tokens are kept, the text's end goes).
 
 use std::collections::HashMap;
@@ -11,14 +11,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokenizers::{Tokenizer, TruncationParams};
 
 use crate::EngineError;
-use crate::backend::{Backend, Capabilities, Input, Prepared};
-use crate::model::{EncoderConfig, EncoderWeights};
-use crate::plan::Plan;
+use crate::backend::{Backend, Capabilities, Prepared, Sequence, Step};
+use crate::graph::Graph;
+use crate::model::{EncoderConfig, bert};
+use crate::plan::{Plan, Shape};
 
 /// Most texts in one run of a plan.
 pub const BATCH_MAX: usize = 32;
-/// Sequences are padded to a multiple of this.
-const SEQUENCE_STEP: usize = 8;
+/// Plans are made for multiples of so many tokens.
+const ROWS_STEP: usize = 256;
 /// Most plans kept; all are dropped when there would be more, which a steady load never reaches.
 const PLANS_KEPT_MAX: usize = 1024;
 
@@ -26,10 +27,11 @@ const PLANS_KEPT_MAX: usize = 1024;
 pub struct Encoder {
     config: EncoderConfig,
     tokenizer: Tokenizer,
+    graph: Arc<Graph>,
     prepared: Box<dyn Prepared>,
     capabilities: Capabilities,
-    /// Plans by (batch, sequence). Held only to look one up or put one in.
-    plans: Mutex<HashMap<(usize, usize), Arc<Plan>>>,
+    /// Plans by shape. Held only to look one up or put one in.
+    plans: Mutex<HashMap<Shape, Arc<Plan>>>,
 }
 
 /// A text as the model sees it, special tokens included.
@@ -56,9 +58,9 @@ impl Encoder {
         let (directory, weights) = locate(path);
         let config = EncoderConfig::read(&directory)?;
         let tokenizer = read_tokenizer(&directory.join("tokenizer.json"), &config)?;
-        let weights = EncoderWeights::read(&weights, &config)?;
-        let prepared = backend.prepare(weights)?;
-        Ok(Self { config, tokenizer, prepared, capabilities: backend.capabilities(), plans: Mutex::default() })
+        let graph = Arc::new(bert::read(&weights, &config)?);
+        let prepared = backend.prepare(graph.clone(), 0)?;
+        Ok(Self { config, tokenizer, graph, prepared, capabilities: backend.capabilities(), plans: Mutex::default() })
     }
 
     /// Length of every vector.
@@ -110,11 +112,11 @@ impl Encoder {
         let mut order: Vec<usize> = (0..inputs.len()).collect();
         order.sort_by_key(|index| inputs[*index].ids.len());
         let mut out: Vec<Option<Embedding>> = vec![None; inputs.len()];
+        let mut vectors = Vec::new();
         for batch in order.chunks(BATCH_MAX) {
-            let longest = batch.last().map_or(1, |index| inputs[*index].ids.len());
-            let sequence = longest.next_multiple_of(SEQUENCE_STEP).min(self.config.positions);
-            let plan = self.plan(batch.len(), sequence);
-            let vectors = self.prepared.run(&plan, &pad(batch.iter().map(|index| &inputs[*index]), sequence))?;
+            let step = step_of(batch.iter().map(|index| &inputs[*index]));
+            let plan = self.plan(batch.len(), step.ids.len().next_multiple_of(ROWS_STEP));
+            self.prepared.run(&plan, &step, &mut vectors)?;
             for (index, vector) in batch.iter().zip(vectors.chunks_exact(self.config.hidden)) {
                 out[*index] = Some(Embedding { vector: vector.to_vec(), tokens: inputs[*index].ids.len() });
             }
@@ -139,12 +141,13 @@ impl Encoder {
         }
     }
 
-    fn plan(&self, batch: usize, sequence: usize) -> Arc<Plan> {
+    fn plan(&self, outputs: usize, rows: usize) -> Arc<Plan> {
+        let shape = Shape { rows, outputs };
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         if plans.len() >= PLANS_KEPT_MAX {
             plans.clear();
         }
-        plans.entry((batch, sequence)).or_insert_with(|| Arc::new(Plan::encoder(&self.config, batch, sequence))).clone()
+        plans.entry(shape).or_insert_with(|| Arc::new(Plan::new(&self.graph, shape))).clone()
     }
 }
 
@@ -177,14 +180,12 @@ pub(crate) fn read_tokenizer(path: &Path, config: &EncoderConfig) -> Result<Toke
     Ok(tokenizer)
 }
 
-fn pad<'a>(inputs: impl Iterator<Item = &'a Tokens>, sequence: usize) -> Input {
-    let mut input = Input { ids: Vec::new(), types: Vec::new(), lengths: Vec::new() };
+fn step_of<'a>(inputs: impl Iterator<Item = &'a Tokens>) -> Step {
+    let mut step = Step::default();
     for tokens in inputs {
-        input.lengths.push(tokens.ids.len());
-        input.ids.extend(&tokens.ids);
-        input.types.extend(&tokens.types);
-        input.ids.resize(input.lengths.len() * sequence, 0);
-        input.types.resize(input.lengths.len() * sequence, 0);
+        step.sequences.push(Sequence { rows: tokens.ids.len(), ..Sequence::default() });
+        step.ids.extend(&tokens.ids);
+        step.types.extend(&tokens.types);
     }
-    input
+    step
 }

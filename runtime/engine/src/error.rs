@@ -23,24 +23,9 @@ pub enum EngineError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The weights file is not a sound safetensors file as a whole.
-    #[error("{}: {reason}", path.display())]
-    Weights {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// One tensor is missing, has the wrong shape, or lies about where its bytes are.
-    #[error("{}: tensor {tensor}: {reason}", path.display())]
-    Tensor {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        tensor: String,
-        /// What is wrong with it.
-        reason: String,
-    },
+    /// The weights are not sound.
+    #[error(transparent)]
+    Format(#[from] kedge_formats::FormatError),
     /// A text could not be turned into tokens.
     #[error("tokenizing text {index}: {reason}")]
     Tokenize {

@@ -4,14 +4,14 @@ use std::path::Path;
 
 use crate::EngineError;
 use crate::encoder::{locate, read_tokenizer};
-use crate::model::{EncoderConfig, EncoderWeights};
+use crate::model::{EncoderConfig, bert};
 
 /// The format of the model at `path` (a folder, or its `.safetensors` file), such as `bert`. Reads its settings and the
 /// tokenizer, and the header of its weights: every tensor by its shape. The numbers are looked at when the model is opened.
 pub fn inspect(path: &Path) -> Result<String, EngineError> {
     let (directory, weights) = locate(path);
     let config = EncoderConfig::read(&directory)?;
-    EncoderWeights::check(&weights, &config)?;
+    bert::check(&weights, &config)?;
     read_tokenizer(&directory.join("tokenizer.json"), &config)?;
     Ok("bert".into())
 }

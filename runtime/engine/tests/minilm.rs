@@ -60,7 +60,7 @@ fn cpu_agrees_with_numpy_on_all_texts() {
     let Some(directory) = model() else { return };
     let (texts, expected) = texts();
     assert_eq!((texts.len(), expected.len()), (100, 100));
-    for backend in [Cpu::new(None).unwrap(), Cpu::portable(None).unwrap()] {
+    for backend in Cpu::levels(None).unwrap() {
         let got = Encoder::open(&directory, &backend).unwrap().encode(&texts).unwrap();
         for ((text, got), expected) in texts.iter().zip(&got).zip(&expected) {
             assert_eq!(got.tokens, expected.tokens, "{text:?}");

@@ -115,7 +115,7 @@ fn cpu_agrees_with_the_plain_backend() {
             "different texts must have different vectors"
         );
         for threads in [1, 3] {
-            for backend in [Cpu::new(Some(threads)).unwrap(), Cpu::portable(Some(threads)).unwrap()] {
+            for backend in Cpu::levels(Some(threads)).unwrap() {
                 for (index, (actual, expected)) in encode(directory.path(), &backend).iter().zip(&expected).enumerate()
                 {
                     let close = cosine(&actual.vector, &expected.vector);

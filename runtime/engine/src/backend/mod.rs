@@ -1,13 +1,16 @@
-//! What runs a plan. A backend takes the weights once, in the form it likes, and then runs plans on them.
+//! What runs a plan. A backend takes a graph's weights once, in the form it likes, and then runs plans on them.
 //!
-//! What must hold: every backend gives the same result as [`reference::Reference`] within the tolerance its tests
-//! name. Both traits are object-safe: schedulers and servers hold a `Box<dyn Prepared>` and never a device type.
+//! What must hold: every backend gives the same answers as [`reference::Reference`] within the tolerance its tests
+//! name, and an answer does not depend on what else is in the step. Both traits are object-safe: schedulers and servers
+//! hold a `Box<dyn Prepared>` and never a device type.
 
 pub mod cpu;
 pub mod reference;
 
+use std::sync::Arc;
+
 use crate::EngineError;
-use crate::model::EncoderWeights;
+use crate::graph::{Graph, Op, PAGE_TOKENS};
 use crate::plan::Plan;
 
 /// What a backend is and can do, for logs and metrics.
@@ -25,67 +28,101 @@ pub struct Capabilities {
 pub trait Backend: Send + Sync {
     /// What it is and can do.
     fn capabilities(&self) -> Capabilities;
-    /// Takes the weights, packed or uploaded as it needs them.
-    fn prepare(&self, weights: EncoderWeights) -> Result<Box<dyn Prepared>, EngineError>;
+    /// Bytes that weights and pages may still take.
+    fn memory_bytes_free(&self) -> u64;
+    /// Takes a graph, its weights packed or uploaded as it needs them, with room for so many pages.
+    fn prepare(&self, graph: Arc<Graph>, pages: usize) -> Result<Box<dyn Prepared>, EngineError>;
 }
 
-/// Weights on a device, ready to run plans.
+/// A graph on a device, ready to run plans.
 pub trait Prepared: Send + Sync {
-    /// Runs the plan; the answer is `batch × hidden`.
-    fn run(&self, plan: &Plan, input: &Input) -> Result<Vec<f32>, EngineError>;
+    /// Runs a plan of the graph; `answers` becomes one vector for each output of the step.
+    fn run(&self, plan: &Plan, step: &Step, answers: &mut Vec<f32>) -> Result<(), EngineError>;
+    /// Copies what the first `tokens` places of a page hold into another page.
+    fn copy_page(&self, from: u32, to: u32, tokens: usize);
 }
 
-/// What a plan is run on. Every text is padded to the plan's sequence, at its end.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Input {
-    /// Token ids, `batch × sequence`; what stands in the padding does not matter but must be a known id.
+/// Tokens to run a plan on: the new ones of a few sequences, one sequence after the other.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Step {
+    /// Token ids.
     pub ids: Vec<u32>,
-    /// Token types, the same shape.
+    /// Token types (segments); empty when all are zero.
     pub types: Vec<u32>,
-    /// Tokens of each text that are not padding: the attention mask, at least 1 and at most the sequence.
-    pub lengths: Vec<usize>,
+    /// The sequences.
+    pub sequences: Vec<Sequence>,
+    /// For graphs that take rows: the rows whose answers are wanted, ascending. Others answer for each sequence.
+    pub outputs: Vec<u32>,
 }
 
-impl Input {
-    /// Refuses an input that would make a backend read outside its tables.
-    pub(crate) fn check(&self, plan: &Plan, weights: Tables) -> Result<(), EngineError> {
-        let expected = format!("{} texts of {} tokens", plan.batch, plan.sequence);
-        let shape = |actual| Err(EngineError::Shape { expected: expected.clone(), actual });
-        if self.ids.len() != plan.rows() || self.types.len() != plan.rows() || self.lengths.len() != plan.batch {
-            return shape(format!(
-                "{} ids, {} types, {} lengths",
-                self.ids.len(),
-                self.types.len(),
-                self.lengths.len()
-            ));
-        }
-        if plan.sequence > weights.positions {
-            return shape(format!("a table of {} positions", weights.positions));
-        }
-        if let Some(length) = self.lengths.iter().find(|length| **length == 0 || **length > plan.sequence) {
-            return shape(format!("a text of {length} tokens"));
-        }
-        if let Some(id) = self.ids.iter().find(|id| **id as usize >= weights.words) {
-            return shape(format!("token id {id} of {}", weights.words));
-        }
-        match self.types.iter().find(|kind| **kind as usize >= weights.types) {
-            Some(kind) => shape(format!("token type {kind} of {}", weights.types)),
-            None => Ok(()),
-        }
+/// One sequence of a step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sequence {
+    /// How many of the step's tokens are its.
+    pub rows: usize,
+    /// Tokens that its pages hold already: the first new one has this position.
+    pub past: usize,
+    /// Its pages, [`PAGE_TOKENS`] tokens each: enough for the past and the new ones. Empty for graphs without pages.
+    pub pages: Vec<u32>,
+}
+
+impl Step {
+    /// For each row its sequence and its position in it.
+    pub(crate) fn places(&self) -> impl Iterator<Item = (usize, usize)> {
+        let each = |(index, sequence): (usize, &Sequence)| {
+            let past = sequence.past;
+            (0..sequence.rows).map(move |row| (index, past + row))
+        };
+        self.sequences.iter().enumerate().flat_map(each)
     }
-}
 
-/// How many rows each embedding table has.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Tables {
-    words: usize,
-    positions: usize,
-    types: usize,
-}
+    /// Refuses a step that would make a backend read or write outside its tables.
+    pub(crate) fn check(&self, graph: &Graph, plan: &Plan, pages: usize) -> Result<(), EngineError> {
+        let expected = || format!("at most {} rows and {} outputs", plan.shape.rows, plan.shape.outputs);
+        let wrong = |actual: String| Err(EngineError::Shape { expected: expected(), actual });
+        let rows = self.ids.len();
+        let counted: usize = self.sequences.iter().map(|sequence| sequence.rows).sum();
+        if rows == 0 || rows > plan.shape.rows || counted != rows {
+            return wrong(format!("{rows} ids, {counted} rows in sequences"));
+        }
+        if !self.types.is_empty() && self.types.len() != rows {
+            return wrong(format!("{} types for {rows} ids", self.types.len()));
+        }
+        if self.answers(graph) > plan.shape.outputs || self.outputs.iter().any(|row| *row as usize >= rows) {
+            return wrong(format!("{} answers of {rows} rows", self.answers(graph)));
+        }
+        for sequence in &self.sequences {
+            let length = sequence.past + sequence.rows;
+            if sequence.rows == 0 {
+                return wrong("a sequence without tokens".into());
+            }
+            if graph.pages.is_some()
+                && (sequence.pages.len() * PAGE_TOKENS < length || sequence.pages.iter().any(|p| *p as usize >= pages))
+            {
+                return wrong(format!("{length} tokens in pages {:?} of {pages}", sequence.pages));
+            }
+        }
+        for op in &graph.ops {
+            if let Op::Embed { words, positions, types, .. } = op {
+                let bound = |weight: &usize| graph.weights[*weight].rows();
+                if let Some(id) = self.ids.iter().find(|id| **id as usize >= bound(words)) {
+                    return wrong(format!("token id {id} of {}", bound(words)));
+                }
+                let last = self.places().map(|(_, position)| position).max().unwrap_or_default();
+                if positions.as_ref().is_some_and(|table| last >= bound(table)) {
+                    return wrong(format!("position {last}"));
+                }
+                if types.as_ref().is_some_and(|table| self.types.iter().any(|kind| *kind as usize >= bound(table))) {
+                    return wrong("an unknown token type".into());
+                }
+            }
+        }
+        Ok(())
+    }
 
-impl Tables {
-    pub(crate) fn of(weights: &EncoderWeights) -> Self {
-        let rows = |table: &[f32]| table.len() / weights.embedding_norm.gamma.len();
-        Self { words: rows(&weights.words), positions: rows(&weights.positions), types: rows(&weights.types) }
+    /// How many answers it asks for.
+    pub(crate) fn answers(&self, graph: &Graph) -> usize {
+        let takes_rows = graph.ops.iter().any(|op| matches!(op, Op::Take { .. }));
+        if takes_rows { self.outputs.len() } else { self.sequences.len() }
     }
 }

@@ -2,11 +2,14 @@
 //!
 //! It exists to be read and to be compared with. Nothing here is ever made fast.
 
-use super::{Backend, Capabilities, Input, Prepared, Tables};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kedge_formats::Tensor;
+
+use super::{Backend, Capabilities, Prepared, Step};
 use crate::EngineError;
-use crate::model::weights::{Linear, Norm};
-use crate::model::{EncoderWeights, Pooling};
-use crate::plan::{Matrix, NormOf, Op, Plan};
+use crate::graph::{Activation, Graph, Heads, Norm, Op, PAGE_TOKENS, Pages, Pairs, Part, Pooling, Rope};
+use crate::plan::Plan;
 
 /// The backend every other is compared with.
 #[derive(Clone, Copy, Debug, Default)]
@@ -17,161 +20,339 @@ impl Backend for Reference {
         Capabilities { name: "reference", features: "f64 scalar", threads: 1 }
     }
 
-    fn prepare(&self, weights: EncoderWeights) -> Result<Box<dyn Prepared>, EngineError> {
-        Ok(Box::new(Plain { weights }))
+    fn memory_bytes_free(&self) -> u64 {
+        u64::MAX
+    }
+
+    fn prepare(&self, graph: Arc<Graph>, pages: usize) -> Result<Box<dyn Prepared>, EngineError> {
+        let store = Mutex::new(vec![0.0; graph.pages.map_or(0, Pages::values) * pages]);
+        Ok(Box::new(Plain { graph, store, pages }))
     }
 }
 
 struct Plain {
-    weights: EncoderWeights,
+    graph: Arc<Graph>,
+    /// Keys and values by page, layer, which of the two, head, token and dimension. Held for a whole run.
+    store: Mutex<Vec<f64>>,
+    pages: usize,
 }
 
+/// Vectors of equal width.
+type Rows = Vec<Vec<f64>>;
+
 impl Prepared for Plain {
-    fn run(&self, plan: &Plan, input: &Input) -> Result<Vec<f32>, EngineError> {
-        input.check(plan, Tables::of(&self.weights))?;
-        let mut buffers: Vec<Vec<f64>> = plan.buffers.iter().map(|length| vec![0.0; *length]).collect();
+    fn run(&self, plan: &Plan, step: &Step, answers: &mut Vec<f32>) -> Result<(), EngineError> {
+        step.check(&self.graph, plan, self.pages)?;
+        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buffers: Vec<Rows> = vec![Vec::new(); plan.buffers.len()];
         for op in &plan.ops {
-            self.step(op, plan, input, &mut buffers);
+            self.step(op, step, &mut buffers, &mut store);
         }
-        Ok(buffers[plan.result][..plan.batch * plan.hidden].iter().map(|value| *value as f32).collect())
+        answers.clear();
+        answers.extend(buffers[plan.result].iter().flatten().map(|value| *value as f32));
+        Ok(())
+    }
+
+    fn copy_page(&self, from: u32, to: u32, _tokens: usize) {
+        let length = self.graph.pages.map_or(0, Pages::values);
+        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        store.copy_within(from as usize * length..(from as usize + 1) * length, to as usize * length);
     }
 }
 
 impl Plain {
-    fn step(&self, op: &Op, plan: &Plan, input: &Input, buffers: &mut [Vec<f64>]) {
-        let (rows, d) = (plan.rows(), plan.hidden);
-        let (to, result) = match *op {
-            Op::Embed { out } => (out, embed(&self.weights, input, plan)),
-            Op::LayerNorm { x, residual, norm, out } => {
-                let sum: Vec<f64> =
-                    (0..rows * d).map(|i| buffers[x][i] + residual.map_or(0.0, |r| buffers[r][i])).collect();
-                (out, layer_norm(&sum, norm_of(&self.weights, norm), plan.epsilon))
-            }
-            Op::Linear { x, layer, matrix, gelu, out } => {
-                (out, linear(&buffers[x], matrix_of(&self.weights, layer, matrix), rows, gelu))
-            }
-            Op::Attention { qkv, out } => (out, attention(&buffers[qkv], plan, &input.lengths)),
-            Op::Pool { x, pooling, out } => (out, pool(&buffers[x], pooling, plan, &input.lengths)),
-            Op::Normalize { x, out } => (out, normalize(&buffers[x], plan)),
-        };
-        buffers[to][..result.len()].copy_from_slice(&result);
+    fn weight(&self, weight: usize) -> &Tensor {
+        &self.graph.weights[weight]
     }
-}
 
-/// The matrix an operation names.
-pub(crate) fn matrix_of(weights: &EncoderWeights, layer: usize, matrix: Matrix) -> &Linear {
-    let layer = &weights.layers[layer];
-    match matrix {
-        Matrix::Qkv => &layer.qkv,
-        Matrix::AttentionOutput => &layer.attention_output,
-        Matrix::Up => &layer.up,
-        Matrix::Down => &layer.down,
+    fn vector(&self, weight: usize) -> Vec<f64> {
+        self.weight(weight).to_f32().into_iter().map(f64::from).collect()
     }
-}
 
-/// The layer norm an operation names.
-pub(crate) fn norm_of(weights: &EncoderWeights, norm: NormOf) -> &Norm {
-    match norm {
-        NormOf::Embedding => &weights.embedding_norm,
-        NormOf::Attention(layer) => &weights.layers[layer].attention_norm,
-        NormOf::Output(layer) => &weights.layers[layer].output_norm,
+    fn row(&self, weight: usize, row: usize) -> Vec<f64> {
+        let mut out = vec![0.0; self.weight(weight).columns()];
+        self.weight(weight).row_f32(row, &mut out);
+        out.into_iter().map(f64::from).collect()
     }
-}
 
-fn embed(weights: &EncoderWeights, input: &Input, plan: &Plan) -> Vec<f64> {
-    let d = plan.hidden;
-    let mut out = Vec::with_capacity(plan.rows() * d);
-    for row in 0..plan.rows() {
-        let (word, position, kind) = (input.ids[row] as usize, row % plan.sequence, input.types[row] as usize);
-        for i in 0..d {
-            let sum = f64::from(weights.words[word * d + i]) + f64::from(weights.positions[position * d + i]);
-            out.push(sum + f64::from(weights.types[kind * d + i]));
-        }
-    }
-    out
-}
-
-fn layer_norm(x: &[f64], norm: &Norm, epsilon: f64) -> Vec<f64> {
-    let d = norm.gamma.len();
-    let mut out = Vec::with_capacity(x.len());
-    for row in x.chunks(d) {
-        let mean = row.iter().sum::<f64>() / d as f64;
-        let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / d as f64;
-        for (i, value) in row.iter().enumerate() {
-            let scaled = (value - mean) / (variance + epsilon).sqrt();
-            out.push(scaled * f64::from(norm.gamma[i]) + f64::from(norm.beta[i]));
-        }
-    }
-    out
-}
-
-fn linear(x: &[f64], weights: &Linear, rows: usize, gelu: bool) -> Vec<f64> {
-    let (inputs, outputs) = (weights.inputs, weights.outputs);
-    let mut out = Vec::with_capacity(rows * outputs);
-    for row in 0..rows {
-        for o in 0..outputs {
-            let mut sum = f64::from(weights.bias[o]);
-            for i in 0..inputs {
-                sum += x[row * inputs + i] * f64::from(weights.weight[o * inputs + i]);
-            }
-            out.push(if gelu { 0.5 * sum * (1.0 + erf(sum / 2f64.sqrt())) } else { sum });
-        }
-    }
-    out
-}
-
-fn attention(qkv: &[f64], plan: &Plan, lengths: &[usize]) -> Vec<f64> {
-    let (d, s) = (plan.hidden, plan.sequence);
-    let width = d / plan.heads;
-    let at = |text: usize, token: usize, part: usize, i: usize| qkv[(text * s + token) * 3 * d + part * d + i];
-    let mut out = vec![0.0; plan.rows() * d];
-    for (text, length) in lengths.iter().copied().enumerate() {
-        for head in 0..plan.heads {
-            let columns = head * width..(head + 1) * width;
-            for query in 0..s {
-                let score = |key| {
-                    columns.clone().map(|i| at(text, query, 0, i) * at(text, key, 1, i)).sum::<f64>()
-                        / (width as f64).sqrt()
+    fn step(&self, op: &Op, step: &Step, buffers: &mut [Rows], store: &mut [f64]) {
+        let (to, rows) = match op {
+            Op::Embed { words, positions, types, scale, out } => {
+                let row = |(index, (_, position)): (usize, (usize, usize))| {
+                    let mut sum = self.row(*words, step.ids[index] as usize);
+                    let kind = step.types.get(index).copied().unwrap_or(0) as usize;
+                    for (table, at) in [(positions, position), (types, kind)] {
+                        if let Some(table) = table {
+                            sum.iter_mut().zip(self.row(*table, at)).for_each(|(sum, more)| *sum += more);
+                        }
+                    }
+                    sum.into_iter().map(|value| value * scale).collect()
                 };
-                let scores: Vec<f64> = (0..length).map(score).collect();
-                let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let shares: Vec<f64> = scores.iter().map(|score| (score - top).exp()).collect();
-                let total: f64 = shares.iter().sum();
-                for i in columns.clone() {
-                    let mixed: f64 = (0..length).map(|key| shares[key] * at(text, key, 2, i)).sum();
-                    out[(text * s + query) * d + i] = mixed / total;
+                (*out, step.places().enumerate().map(row).collect())
+            }
+            Op::Norm { x, residual, norm, epsilon, sum, out } => {
+                let mut added = buffers[*x].clone();
+                if let Some(residual) = residual {
+                    add(&mut added, &buffers[*residual]);
                 }
+                let scaled = added.iter().map(|row| self.norm(row, *norm, *epsilon)).collect();
+                if let Some(sum) = sum {
+                    buffers[*sum] = added;
+                }
+                (*out, scaled)
+            }
+            Op::Linear { x, parts, activation, out } => {
+                let row = |row: &Vec<f64>| {
+                    let products = parts.iter().flat_map(|part| self.linear(row, part));
+                    products.map(|value| activation.map_or(value, |activation| activate(activation, value))).collect()
+                };
+                (*out, buffers[*x].iter().map(row).collect())
+            }
+            Op::Attend { qkv, heads, out } => (*out, attend(&buffers[*qkv], *heads, step)),
+            Op::Place { qkv, heads, norms, epsilon, rope, layer, out } => {
+                let mut queries = Rows::new();
+                for (row, (sequence, position)) in buffers[*qkv].iter().zip(step.places()) {
+                    let place = self.place(&step.sequences[sequence].pages, position, *layer);
+                    let mut turned = Vec::new();
+                    for (index, head) in row.chunks_exact(heads.width).enumerate() {
+                        let is_query = index < heads.query;
+                        let is_value = index >= heads.query + heads.key;
+                        let mut head = head.to_vec();
+                        if let (Some((q, k)), false) = (norms, is_value) {
+                            head = self.norm(&head, if is_query { *q } else { *k }, *epsilon);
+                        }
+                        if let (Some(rope), false) = (rope, is_value) {
+                            turn(&mut head, rope, position);
+                        }
+                        if is_query {
+                            turned.extend(head);
+                        } else {
+                            let key_head = (index - heads.query) % heads.key;
+                            let at = place.at(is_value, key_head);
+                            store[at..at + heads.width].copy_from_slice(&head);
+                        }
+                    }
+                    queries.push(turned);
+                }
+                (*out, queries)
+            }
+            Op::Paged { q, heads, scale, window, softcap, layer, out } => {
+                let row = |(row, (sequence, position)): (&Vec<f64>, (usize, usize))| {
+                    let pages = &step.sequences[sequence].pages;
+                    let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
+                    let mut out = Vec::new();
+                    for (index, query) in row.chunks_exact(heads.width).enumerate() {
+                        let key_head = index / (heads.query / heads.key);
+                        let stored = |is_value: bool, at: usize| {
+                            let at = self.place(pages, at, *layer).at(is_value, key_head);
+                            &store[at..at + heads.width]
+                        };
+                        let score = |at: usize| {
+                            let score = dot(query, stored(false, at)) * scale;
+                            softcap.map_or(score, |bound| bound * (score / bound).tanh())
+                        };
+                        let weights = softmax((first..=position).map(score).collect());
+                        let mut sum = vec![0.0; heads.width];
+                        for (weight, at) in weights.into_iter().zip(first..) {
+                            sum.iter_mut().zip(stored(true, at)).for_each(|(sum, value)| *sum += weight * value);
+                        }
+                        out.extend(sum);
+                    }
+                    out
+                };
+                (*out, buffers[*q].iter().zip(step.places()).map(row).collect())
+            }
+            Op::Gate { x, activation, out } => {
+                let row = |row: &Vec<f64>| {
+                    let (gate, up) = row.split_at(row.len() / 2);
+                    gate.iter().zip(up).map(|(gate, up)| activate(*activation, *gate) * up).collect()
+                };
+                (*out, buffers[*x].iter().map(row).collect())
+            }
+            Op::Experts { x, router, gate, up, down, used, normalize, activation, out } => {
+                let row = |(row, logits): (&Vec<f64>, &Vec<f64>)| {
+                    let mut sum = vec![0.0; row.len()];
+                    for (expert, weight) in choose(logits, *used, *normalize) {
+                        let product = |matrix: usize, x: &[f64]| -> Vec<f64> {
+                            let outputs = self.weight(matrix).shape[1];
+                            (0..outputs).map(|output| dot(&self.row(matrix, expert * outputs + output), x)).collect()
+                        };
+                        let (gates, ups) = (product(*gate, row), product(*up, row));
+                        let inner: Vec<f64> =
+                            gates.iter().zip(ups).map(|(gate, up)| activate(*activation, *gate) * up).collect();
+                        sum.iter_mut().zip(product(*down, &inner)).for_each(|(sum, value)| *sum += weight * value);
+                    }
+                    sum
+                };
+                (*out, buffers[*x].iter().zip(&buffers[*router]).map(row).collect())
+            }
+            Op::Add { x, y, out } => {
+                let mut sum = buffers[*x].clone();
+                add(&mut sum, &buffers[*y]);
+                (*out, sum)
+            }
+            Op::Take { x, out } => (*out, step.outputs.iter().map(|row| buffers[*x][*row as usize].clone()).collect()),
+            Op::Softcap { x, bound, out } => {
+                let row = |row: &Vec<f64>| row.iter().map(|value| bound * (value / bound).tanh()).collect();
+                (*out, buffers[*x].iter().map(row).collect())
+            }
+            Op::Pool { x, pooling, out } => (*out, pool(&buffers[*x], *pooling, step)),
+            Op::Normalize { x, out } => {
+                let row = |row: &Vec<f64>| {
+                    let length = dot(row, row).sqrt().max(1e-12);
+                    row.iter().map(|value| value / length).collect()
+                };
+                (*out, buffers[*x].iter().map(row).collect())
+            }
+        };
+        buffers[to] = rows;
+    }
+
+    fn norm(&self, x: &[f64], norm: Norm, epsilon: f64) -> Vec<f64> {
+        let count = x.len() as f64;
+        match norm {
+            Norm::Layer { gamma, beta } => {
+                let mean = x.iter().sum::<f64>() / count;
+                let variance = x.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / count;
+                let scale = 1.0 / (variance + epsilon).sqrt();
+                let scaled = x.iter().zip(self.vector(gamma)).map(|(value, gamma)| (value - mean) * scale * gamma);
+                scaled.zip(self.vector(beta)).map(|(value, beta)| value + beta).collect()
+            }
+            Norm::Rms { gamma, plus_one } => {
+                let scale = 1.0 / (dot(x, x) / count + epsilon).sqrt();
+                let more = if plus_one { 1.0 } else { 0.0 };
+                x.iter().zip(self.vector(gamma)).map(|(value, gamma)| value * scale * (gamma + more)).collect()
             }
         }
     }
-    out
+
+    fn linear(&self, x: &[f64], part: &Part) -> Vec<f64> {
+        let rows = self.weight(part.weight).rows();
+        let bias = part.bias.map_or(vec![0.0; rows], |bias| self.vector(bias));
+        (0..rows).zip(bias).map(|(row, bias)| dot(&self.row(part.weight, row), x) + bias).collect()
+    }
+
+    /// Where the keys and values of a position lie.
+    fn place(&self, pages: &[u32], position: usize, layer: usize) -> Place {
+        let shape = self.graph.pages.expect("a graph with pages says their shape");
+        Place { page: pages[position / PAGE_TOKENS] as usize, token: position % PAGE_TOKENS, layer, shape }
+    }
 }
 
-fn pool(x: &[f64], pooling: Pooling, plan: &Plan, lengths: &[usize]) -> Vec<f64> {
-    let (d, s) = (plan.hidden, plan.sequence);
-    let mut out = Vec::with_capacity(plan.batch * d);
-    for (text, length) in lengths.iter().copied().enumerate() {
-        for i in 0..d {
-            let mut column = (0..length).map(|token| x[(text * s + token) * d + i]);
-            out.push(match pooling {
-                Pooling::Mean => column.sum::<f64>() / length as f64,
-                Pooling::Max => column.fold(f64::NEG_INFINITY, f64::max),
-                Pooling::Cls => column.next().expect("a text has a first token"),
-            });
+struct Place {
+    page: usize,
+    token: usize,
+    layer: usize,
+    shape: Pages,
+}
+
+impl Place {
+    fn at(&self, is_value: bool, head: usize) -> usize {
+        let layer = self.page * self.shape.layers + self.layer;
+        let kind = layer * 2 + usize::from(is_value);
+        ((kind * self.shape.heads + head) * PAGE_TOKENS + self.token) * self.shape.width
+    }
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn add(to: &mut Rows, more: &Rows) {
+    for (to, more) in to.iter_mut().zip(more) {
+        to.iter_mut().zip(more).for_each(|(to, more)| *to += more);
+    }
+}
+
+fn softmax(scores: Vec<f64>) -> Vec<f64> {
+    let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let powers: Vec<f64> = scores.into_iter().map(|score| (score - top).exp()).collect();
+    let total: f64 = powers.iter().sum();
+    powers.into_iter().map(|power| power / total).collect()
+}
+
+fn activate(activation: Activation, x: f64) -> f64 {
+    match activation {
+        Activation::Gelu => 0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2)),
+        Activation::GeluTanh => {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
         }
+        Activation::Silu => x / (1.0 + (-x).exp()),
+    }
+}
+
+/// Rotates the pairs of a head by angles that grow with its position.
+fn turn(head: &mut [f64], rope: &Rope, position: usize) {
+    let half = rope.frequencies.len();
+    for (index, frequency) in rope.frequencies.iter().enumerate() {
+        let (a, b) = match rope.pairs {
+            Pairs::Halves => (index, index + half),
+            Pairs::Neighbours => (2 * index, 2 * index + 1),
+        };
+        let (sin, cos) = (position as f64 * frequency).sin_cos();
+        let (x, y) = (head[a], head[b]);
+        head[a] = (x * cos - y * sin) * rope.magnitude;
+        head[b] = (y * cos + x * sin) * rope.magnitude;
+    }
+}
+
+/// The best experts and their weights: a softmax over all of them, and the largest few; of equals the first.
+pub(crate) fn choose(logits: &[f64], used: usize, normalize: bool) -> Vec<(usize, f64)> {
+    let weights = softmax(logits.to_vec());
+    let mut order: Vec<usize> = (0..weights.len()).collect();
+    order.sort_by(|a, b| weights[*b].total_cmp(&weights[*a]).then(a.cmp(b)));
+    order.truncate(used);
+    let total: f64 = if normalize { order.iter().map(|expert| weights[*expert]).sum() } else { 1.0 };
+    order.into_iter().map(|expert| (expert, weights[expert] / total)).collect()
+}
+
+fn attend(qkv: &Rows, heads: Heads, step: &Step) -> Rows {
+    let mut out = Rows::new();
+    let mut first = 0;
+    for sequence in &step.sequences {
+        let rows = &qkv[first..first + sequence.rows];
+        for row in rows {
+            let mut sums = Vec::new();
+            for head in 0..heads.query {
+                let key_head = head / (heads.query / heads.key);
+                let at = |index: usize| index * heads.width..(index + 1) * heads.width;
+                let (key, value) = (at(heads.query + key_head), at(heads.query + heads.key + key_head));
+                let scale = 1.0 / (heads.width as f64).sqrt();
+                let scores = rows.iter().map(|other| dot(&row[at(head)], &other[key.clone()]) * scale).collect();
+                let mut sum = vec![0.0; heads.width];
+                for (weight, other) in softmax(scores).into_iter().zip(rows) {
+                    sum.iter_mut().zip(&other[value.clone()]).for_each(|(sum, value)| *sum += weight * value);
+                }
+                sums.extend(sum);
+            }
+            out.push(sums);
+        }
+        first += sequence.rows;
     }
     out
 }
 
-/// As `torch.nn.functional.normalize`: a length below 1e-12 counts as 1e-12, so that zero stays zero.
-fn normalize(x: &[f64], plan: &Plan) -> Vec<f64> {
-    let row = |row: &[f64]| {
-        let length = row.iter().map(|v| v * v).sum::<f64>().sqrt().max(1e-12);
-        row.iter().map(|v| v / length).collect::<Vec<_>>()
-    };
-    x[..plan.batch * plan.hidden].chunks(plan.hidden).flat_map(row).collect()
+fn pool(x: &Rows, pooling: Pooling, step: &Step) -> Rows {
+    let mut out = Rows::new();
+    let mut first = 0;
+    for sequence in &step.sequences {
+        let rows = &x[first..first + sequence.rows];
+        first += sequence.rows;
+        out.push(match pooling {
+            Pooling::Cls => rows[0].clone(),
+            Pooling::Last => rows[rows.len() - 1].clone(),
+            Pooling::Mean => {
+                let of = |i: usize| rows.iter().map(|row| row[i]).sum::<f64>() / rows.len() as f64;
+                (0..rows[0].len()).map(of).collect()
+            }
+            Pooling::Max => {
+                let of = |i: usize| rows.iter().map(|row| row[i]).fold(f64::NEG_INFINITY, f64::max);
+                (0..rows[0].len()).map(of).collect()
+            }
+        });
+    }
+    out
 }
-
 /// The error function: `2/√π · e^(-x²) · Σ 2ⁿ x^(2n+1) / (2n+1)!!`, whose terms are all of one sign.
 pub(crate) fn erf(x: f64) -> f64 {
     if x.abs() > 6.0 {

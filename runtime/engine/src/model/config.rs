@@ -14,20 +14,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::EngineError;
+use crate::graph::Pooling;
 
 /// No settings file is larger than this; a larger one is refused unread.
 const SETTINGS_BYTES_MAX: u64 = 64 << 20;
-
-/// How the vectors of the tokens become the one of the text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pooling {
-    /// The mean over the tokens that are not padding.
-    Mean,
-    /// The vector of the first token.
-    Cls,
-    /// For each dimension the largest over the tokens that are not padding.
-    Max,
-}
 
 /// The shape of an encoder and what surrounds it.
 #[derive(Clone, Debug, PartialEq)]

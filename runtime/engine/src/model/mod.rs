@@ -2,9 +2,7 @@
 //!
 //! What must hold: no allocation is larger than the file that asked for it, but for the widening of 16-bit weights.
 
+pub mod bert;
 pub mod config;
-pub mod safetensors;
-pub mod weights;
 
-pub use config::{EncoderConfig, Pooling};
-pub use weights::EncoderWeights;
+pub use config::EncoderConfig;

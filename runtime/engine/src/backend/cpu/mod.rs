@@ -1,27 +1,42 @@
-//! The CPU backend: 32-bit floats, packed weights, and a few threads that sleep when there is nothing to do.
+//! The CPU backend: packed weights, whole-number products where weights are quantised, and a few threads that sleep when
+//! there is nothing to do.
 //!
-//! Rows of an operation are cut into chunks and the pool's threads take them one at a time. What must hold: a
-//! chunk's result does not depend on which thread computed it or on how many there are, so the same input gives the
-//! same bits every time. Not here: NUMA placement, AVX-512, 8-bit weights.
+//! An operation is one or two stages of tasks ([`pool`]); a task computes a few rows, heads or panels of outputs. What
+//! must hold: what a task computes does not depend on which thread it runs on, on how many there are, or on what else is
+//! in the step, so the same tokens give the same bits every time. Not here: NUMA placement, AMX.
 
-mod gemm;
+#![allow(unsafe_code, reason = "tasks of one stage write disjoint parts of shared buffers")]
+
+mod dense;
+mod pages;
 mod pool;
+mod quant;
 mod simd;
 
+use std::cell::UnsafeCell;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::reference::norm_of;
-use super::{Backend, Capabilities, Input, Prepared, Tables};
+use kedge_formats::Tensor;
+
+use super::reference::choose;
+use super::{Backend, Capabilities, Prepared, Step};
 use crate::EngineError;
-use crate::model::weights::Norm;
-use crate::model::{EncoderWeights, Pooling};
-use crate::plan::{Matrix, Op, Plan};
-use gemm::Packed;
+use crate::graph::{Activation, Graph, Heads, Norm, Op, PAGE_TOKENS, Pairs, Part, Pooling, Rope};
+use crate::plan::{Buffer, Plan};
+use dense::Dense;
+use pages::{Store, load_block};
 use pool::Pool;
+use quant::{Quant, Rows};
 use simd::Simd;
 
-/// Most buffer sets kept between runs; more are made when more plans run at once.
-const SCRATCH_KEPT_MAX: usize = 2;
+/// Rows of one task of a product: they and a panel stay in the second cache. A multiple of both kinds of tile.
+const PRODUCT_ROWS: usize = 96;
+/// Rows of one task that handles each row by itself.
+const PLAIN_ROWS: usize = 8;
+/// Query rows of one task of attention: keys are converted once for all of them.
+const QUERY_ROWS: usize = 16;
+/// Tasks for each thread that a product is cut into, so that one that was held up is made up for by others.
+const TASKS_PER_THREAD: usize = 6;
 
 /// The CPU backend.
 pub struct Cpu {
@@ -32,12 +47,12 @@ pub struct Cpu {
 impl Cpu {
     /// With that many threads, or as many as this process may use (which respects affinity and cgroup quotas).
     pub fn new(threads: Option<usize>) -> Result<Self, EngineError> {
-        Self::with(threads, Simd::detect())
+        Self::with(threads, *Simd::available().last().expect("there is always a portable level"))
     }
 
-    /// Without vector instructions beyond what every machine has; tests compare it with the detected ones.
-    pub fn portable(threads: Option<usize>) -> Result<Self, EngineError> {
-        Self::with(threads, Simd::Portable)
+    /// One for each level of instructions that this machine has, the plainest first; tests compare them.
+    pub fn levels(threads: Option<usize>) -> Result<Vec<Self>, EngineError> {
+        Simd::available().into_iter().map(|simd| Self::with(threads, simd)).collect()
     }
 
     fn with(threads: Option<usize>, simd: Simd) -> Result<Self, EngineError> {
@@ -51,181 +66,826 @@ impl Backend for Cpu {
         Capabilities { name: "cpu", features: self.simd.name(), threads: self.pool.threads() }
     }
 
-    fn prepare(&self, mut weights: EncoderWeights) -> Result<Box<dyn Prepared>, EngineError> {
-        let layers = std::mem::take(&mut weights.layers);
-        let tables = Tables::of(&weights);
-        let mut packed = Vec::with_capacity(layers.len());
-        for mut layer in layers {
-            packed.push([&layer.qkv, &layer.attention_output, &layer.up, &layer.down].map(Packed::new));
-            for linear in [&mut layer.qkv, &mut layer.attention_output, &mut layer.up, &mut layer.down] {
-                linear.weight = Vec::new();
+    fn memory_bytes_free(&self) -> u64 {
+        crate::memory::bytes_free()
+    }
+
+    fn prepare(&self, graph: Arc<Graph>, pages: usize) -> Result<Box<dyn Prepared>, EngineError> {
+        let mut weights: Vec<Packed> = graph.weights.iter().map(|_| Packed::AsStored).collect();
+        for op in &graph.ops {
+            match op {
+                Op::Linear { parts, .. } => {
+                    for Part { weight, bias } in parts {
+                        weights[*weight] = Packed::Matrix(Matrix::new(&graph.weights[*weight]));
+                        if let Some(bias) = bias {
+                            weights[*bias] = Packed::Vector(graph.weights[*bias].to_f32());
+                        }
+                    }
+                }
+                Op::Experts { gate, up, down, .. } => {
+                    for weight in [gate, up, down] {
+                        weights[*weight] = Packed::Experts(experts(&graph.weights[*weight]));
+                    }
+                }
+                Op::Norm { norm, .. } => keep_norm(&graph, *norm, &mut weights),
+                Op::Place { norms: Some((q, k)), .. } => {
+                    [q, k].iter().for_each(|n| keep_norm(&graph, **n, &mut weights))
+                }
+                _ => {}
             }
-            weights.layers.push(layer);
         }
-        Ok(Box::new(Loaded {
-            weights,
-            tables,
-            packed,
-            pool: self.pool.clone(),
-            simd: self.simd,
-            scratch: Mutex::default(),
-        }))
+        let ropes = ropes(&graph);
+        let store = graph.pages.map(|shape| Store::new(shape, pages));
+        let (pool, simd) = (self.pool.clone(), self.simd);
+        Ok(Box::new(Loaded { graph, weights, ropes, store, pages, pool, simd, scratch: Mutex::default() }))
+    }
+}
+
+fn keep_norm(graph: &Graph, norm: Norm, weights: &mut [Packed]) {
+    let (Norm::Layer { gamma, .. } | Norm::Rms { gamma, .. }) = norm;
+    weights[gamma] = Packed::Vector(graph.weights[gamma].to_f32());
+    if let Norm::Layer { beta, .. } = norm {
+        weights[beta] = Packed::Vector(graph.weights[beta].to_f32());
+    }
+}
+
+/// The distinct ways of turning that a graph has, so that angles are computed once for all its layers.
+fn ropes(graph: &Graph) -> Vec<Rope> {
+    let mut found: Vec<Rope> = Vec::new();
+    for op in &graph.ops {
+        if let Op::Place { rope: Some(rope), .. } = op
+            && !found.contains(rope)
+        {
+            found.push(rope.clone());
+        }
+    }
+    found
+}
+
+/// A matrix of each expert.
+fn experts(stacked: &Tensor) -> Vec<Matrix> {
+    let (count, rows) = (stacked.shape[0], stacked.shape[1]);
+    (0..count).map(|expert| Matrix::new(&stacked.slice_rows(expert * rows..(expert + 1) * rows))).collect()
+}
+
+/// A weight in the form that operations want.
+enum Packed {
+    /// Read from the file row by row: tables of vectors.
+    AsStored,
+    Vector(Vec<f32>),
+    Matrix(Matrix),
+    Experts(Vec<Matrix>),
+}
+
+enum Matrix {
+    Dense(Dense),
+    Quant(Quant),
+}
+
+impl Matrix {
+    fn new(tensor: &Tensor) -> Self {
+        match Quant::new(tensor) {
+            Some(quant) => Self::Quant(quant),
+            None => Self::Dense(Dense::new(tensor)),
+        }
+    }
+
+    fn inputs(&self) -> usize {
+        match self {
+            Self::Dense(dense) => dense.inputs,
+            Self::Quant(quant) => quant.inputs,
+        }
+    }
+
+    fn outputs(&self) -> usize {
+        match self {
+            Self::Dense(dense) => dense.outputs,
+            Self::Quant(quant) => quant.outputs,
+        }
+    }
+
+    fn panels(&self) -> usize {
+        match self {
+            Self::Dense(dense) => dense.panels(),
+            Self::Quant(quant) => quant.panels(),
+        }
+    }
+
+    /// Products of `rows` rows with a panel: calls `put` with the row, the first output and the products.
+    fn panel(
+        &self,
+        simd: Simd,
+        x: &[f32],
+        bytes: &Option<Rows>,
+        rows: usize,
+        panel: usize,
+        put: &mut dyn FnMut(usize, usize, &mut [f32]),
+    ) {
+        match self {
+            Self::Dense(dense) => {
+                let width = dense::PANEL.min(dense.outputs - panel * dense::PANEL);
+                for first in (0..rows).step_by(dense::TILE_ROWS) {
+                    let count = dense::TILE_ROWS.min(rows - first);
+                    let mut tile = [[0.0; dense::PANEL]; dense::TILE_ROWS];
+                    let x = &x[first * dense.inputs..(first + count) * dense.inputs];
+                    dense.tile(simd, x, panel, &mut tile[..count]);
+                    let all = tile[..count].iter_mut().enumerate();
+                    all.for_each(|(row, sums)| put(first + row, panel * dense::PANEL, &mut sums[..width]));
+                }
+            }
+            Self::Quant(quant) => {
+                let width = quant::PANEL.min(quant.outputs - panel * quant::PANEL);
+                let bytes = bytes.as_ref().expect("rows are made bytes for quantised weights");
+                for first in (0..rows).step_by(quant::TILE_ROWS) {
+                    let count = quant::TILE_ROWS.min(rows - first);
+                    let mut tile = [[0.0; quant::PANEL]; quant::TILE_ROWS];
+                    quant.tile(simd, &bytes.slice(quant.inputs, first, count), panel, &mut tile[..count]);
+                    let all = tile[..count].iter_mut().enumerate();
+                    all.for_each(|(row, sums)| put(first + row, panel * quant::PANEL, &mut sums[..width]));
+                }
+            }
+        }
+    }
+
+    /// The product of one row, by one thread.
+    fn single(&self, simd: Simd, x: &[f32], out: &mut [f32]) {
+        let rounded = matches!(self, Self::Quant(_)).then(|| Rounded::of(simd, x));
+        let bytes = rounded.as_ref().map(Rounded::rows);
+        for panel in 0..self.panels() {
+            self.panel(simd, x, &bytes, 1, panel, &mut |_, first, sums| {
+                out[first..first + sums.len()].copy_from_slice(sums)
+            });
+        }
+    }
+}
+
+/// One row as bytes.
+struct Rounded {
+    bytes: Vec<i8>,
+    scales: Vec<f32>,
+    sums: Vec<i32>,
+}
+
+impl Rounded {
+    fn of(simd: Simd, x: &[f32]) -> Self {
+        let mut rounded =
+            Self { bytes: vec![0; x.len()], scales: vec![0.0; x.len() / 32], sums: vec![0; x.len() / 16] };
+        simd.quantize(x, &mut rounded.bytes, &mut rounded.scales, &mut rounded.sums);
+        rounded
+    }
+
+    fn rows(&self) -> Rows<'_> {
+        Rows { bytes: &self.bytes, scales: &self.scales, sums: &self.sums }
     }
 }
 
 struct Loaded {
-    /// Tables and norms; the matrices are in `packed`.
-    weights: EncoderWeights,
-    tables: Tables,
-    packed: Vec<[Packed; 4]>,
+    graph: Arc<Graph>,
+    weights: Vec<Packed>,
+    ropes: Vec<Rope>,
+    store: Option<Store>,
+    pages: usize,
     pool: Arc<Pool>,
     simd: Simd,
-    /// Buffers of finished runs. Held for a push or a pop only.
-    scratch: Mutex<Vec<Vec<Vec<f32>>>>,
+    /// What a run works in. Held for a whole run: one at a time.
+    scratch: Mutex<Scratch>,
+}
+
+#[derive(Default)]
+struct Scratch {
+    /// The plan's buffers.
+    values: Vec<Shared<f32>>,
+    /// Rows of the product at hand as bytes, their scales and sums.
+    bytes: Shared<i8>,
+    scales: Shared<f32>,
+    sums: Shared<i32>,
+    /// Cosine and sine for each way of turning: `rows × pairs × 2`.
+    angles: Vec<Shared<f32>>,
+}
+
+/// A buffer that the tasks of one stage write in disjoint parts.
+#[derive(Default)]
+struct Shared<T>(UnsafeCell<Vec<T>>);
+
+// SAFETY: access goes through `read` and `write`, whose callers keep parts apart.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T: Copy + Default> Shared<T> {
+    fn resize(&mut self, length: usize) {
+        let buffer = self.0.get_mut();
+        if buffer.len() < length {
+            buffer.resize(length, T::default());
+        }
+    }
+
+    /// # Safety
+    /// Nobody writes that part meanwhile: a stage reads only what an earlier stage wrote.
+    unsafe fn read(&self, from: usize, length: usize) -> &[T] {
+        // SAFETY: the vector itself is changed only by `resize`, between runs; the rest is the caller's promise.
+        let all = unsafe { &*self.0.get() };
+        &all[from..from + length]
+    }
+
+    /// # Safety
+    /// Nobody else reads or writes that part meanwhile: tasks of a stage write disjoint parts.
+    #[allow(clippy::mut_from_ref, reason = "the point of the type")]
+    unsafe fn write(&self, from: usize, length: usize) -> &mut [T] {
+        // SAFETY: the vector itself is changed only by `resize`, between runs; the slice is made from its pointer, so
+        // that no reference to all of it exists.
+        unsafe {
+            let all = &*self.0.get();
+            assert!(from <= all.len() && length <= all.len() - from, "the part lies in the buffer");
+            std::slice::from_raw_parts_mut(all.as_ptr().cast_mut().add(from), length)
+        }
+    }
+}
+
+/// What the tasks of a stage do.
+#[derive(Clone, Copy)]
+enum Work {
+    Angles,
+    /// Rows of an operation's input to bytes.
+    Round {
+        op: usize,
+    },
+    /// An operation, in tasks of so many rows, queries or panels.
+    Op {
+        op: usize,
+    },
 }
 
 impl Prepared for Loaded {
-    fn run(&self, plan: &Plan, input: &Input) -> Result<Vec<f32>, EngineError> {
-        input.check(plan, self.tables)?;
-        let mut buffers = self.scratch.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
-        buffers.resize_with(plan.buffers.len().max(buffers.len()), Vec::new);
-        for (buffer, length) in buffers.iter_mut().zip(&plan.buffers) {
-            buffer.resize(*length, 0.0);
+    fn run(&self, plan: &Plan, step: &Step, answers: &mut Vec<f32>) -> Result<(), EngineError> {
+        step.check(&self.graph, plan, self.pages)?;
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let run = Run::new(self, plan, step);
+        run.make_room(&mut scratch);
+        let (works, tasks): (Vec<Work>, Vec<usize>) = run.stages().into_iter().unzip();
+        let scratch_ref = &*scratch;
+        self.pool.run(&tasks, &|stage, task| run.work(scratch_ref, works[stage], task));
+        let count = step.answers(&self.graph) * self.graph.result_width();
+        answers.clear();
+        answers.extend_from_slice(&scratch.values[plan.result].0.get_mut()[..count]);
+        Ok(())
+    }
+
+    fn copy_page(&self, from: u32, to: u32, tokens: usize) {
+        let _turn = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(store) = &self.store {
+            store.copy(from as usize, to as usize, tokens);
         }
-        for op in &plan.ops {
-            self.step(op, plan, input, &mut buffers);
+    }
+}
+
+/// One run of a plan.
+struct Run<'a> {
+    on: &'a Loaded,
+    plan: &'a Plan,
+    step: &'a Step,
+    rows: usize,
+    outputs: usize,
+    /// For each row its sequence and its position in it.
+    places: Vec<(usize, usize)>,
+    /// For each sequence its first row.
+    firsts: Vec<usize>,
+    /// Blocks of query rows: sequence, first row in it, and how many.
+    queries: Vec<(usize, usize, usize)>,
+}
+
+impl<'a> Run<'a> {
+    fn new(on: &'a Loaded, plan: &'a Plan, step: &'a Step) -> Self {
+        let mut first = 0;
+        let (mut firsts, mut queries) = (Vec::new(), Vec::new());
+        for (index, sequence) in step.sequences.iter().enumerate() {
+            firsts.push(first);
+            first += sequence.rows;
+            let blocks = (0..sequence.rows).step_by(QUERY_ROWS);
+            queries.extend(blocks.map(|row| (index, row, QUERY_ROWS.min(sequence.rows - row))));
         }
-        let result = buffers[plan.result][..plan.batch * plan.hidden].to_vec();
-        let mut kept = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() < SCRATCH_KEPT_MAX {
-            kept.push(buffers);
+        let (rows, outputs) = (step.ids.len(), step.answers(&on.graph));
+        Self { on, plan, step, rows, outputs, places: step.places().collect(), firsts, queries }
+    }
+
+    fn make_room(&self, scratch: &mut Scratch) {
+        let buffers = &self.plan.buffers;
+        scratch.values.resize_with(buffers.len().max(scratch.values.len()), Shared::default);
+        scratch.values.iter_mut().zip(buffers).for_each(|(buffer, length)| buffer.resize(*length));
+        scratch.angles.resize_with(self.on.ropes.len(), Shared::default);
+        for (angles, rope) in scratch.angles.iter_mut().zip(&self.on.ropes) {
+            angles.resize(self.rows * rope.frequencies.len() * 2);
         }
-        Ok(result)
+        let widest = self.plan.ops.iter().filter_map(|op| self.rounded_width(op)).max().unwrap_or(0);
+        let most = self.rows.max(self.outputs) * widest;
+        scratch.bytes.resize(most);
+        scratch.scales.resize(most / 32);
+        scratch.sums.resize(most / 16);
+    }
+
+    /// Width of the rows that have to become bytes for an operation.
+    fn rounded_width(&self, op: &Op) -> Option<usize> {
+        let Op::Linear { parts, .. } = op else { return None };
+        let quantised =
+            parts.iter().map(|part| self.on.matrix(part.weight)).find(|matrix| matches!(matrix, Matrix::Quant(_)));
+        quantised.map(Matrix::inputs)
+    }
+
+    /// The stages in order, with their numbers of tasks.
+    fn stages(&self) -> Vec<(Work, usize)> {
+        let mut stages = Vec::with_capacity(self.plan.ops.len() * 2);
+        if !self.on.ropes.is_empty() {
+            stages.push((Work::Angles, self.rows.div_ceil(PLAIN_ROWS)));
+        }
+        for (index, op) in self.plan.ops.iter().enumerate() {
+            let count = self.count(index);
+            if self.rounded_width(op).is_some() {
+                stages.push((Work::Round { op: index }, count.div_ceil(PLAIN_ROWS)));
+            }
+            let tasks = match op {
+                Op::Linear { parts, .. } => {
+                    let chunk = self.panels_of_task(parts, count);
+                    let chunks: usize =
+                        parts.iter().map(|part| self.on.matrix(part.weight).panels().div_ceil(chunk)).sum();
+                    chunks * count.div_ceil(PRODUCT_ROWS)
+                }
+                Op::Attend { heads, .. } | Op::Paged { heads, .. } => self.queries.len() * heads.key,
+                Op::Experts { .. } => count,
+                Op::Pool { .. } => self.step.sequences.len(),
+                _ => count.div_ceil(PLAIN_ROWS),
+            };
+            stages.push((Work::Op { op: index }, tasks));
+        }
+        stages
+    }
+
+    /// How many vectors an operation makes.
+    fn count(&self, op: usize) -> usize {
+        match self.plan.sizes[op].per {
+            crate::graph::Per::Row => self.rows,
+            crate::graph::Per::Output => self.outputs,
+        }
+    }
+
+    fn panels_of_task(&self, parts: &[Part], rows: usize) -> usize {
+        let panels: usize = parts.iter().map(|part| self.on.matrix(part.weight).panels()).sum();
+        let tasks = self.on.pool.threads() * TASKS_PER_THREAD;
+        (panels * rows.div_ceil(PRODUCT_ROWS) / tasks).clamp(1, 64)
+    }
+
+    fn work(&self, scratch: &Scratch, work: Work, task: usize) {
+        match work {
+            Work::Angles => self.angles(scratch, task),
+            Work::Round { op } => self.round(scratch, op, task),
+            Work::Op { op } => self.op(scratch, op, task),
+        }
+    }
+
+    /// The rows of a task that handles each by itself.
+    fn plain_rows(count: usize, task: usize) -> std::ops::Range<usize> {
+        task * PLAIN_ROWS..count.min((task + 1) * PLAIN_ROWS)
+    }
+
+    fn angles(&self, scratch: &Scratch, task: usize) {
+        for (rope, angles) in self.on.ropes.iter().zip(&scratch.angles) {
+            let pairs = rope.frequencies.len();
+            for row in Self::plain_rows(self.rows, task) {
+                // SAFETY: each row's angles are written by the one task that has the row.
+                let out = unsafe { angles.write(row * pairs * 2, pairs * 2) };
+                for (out, frequency) in out.chunks_exact_mut(2).zip(&rope.frequencies) {
+                    let (sin, cos) = (self.places[row].1 as f64 * frequency).sin_cos();
+                    out.copy_from_slice(&[(cos * rope.magnitude) as f32, (sin * rope.magnitude) as f32]);
+                }
+            }
+        }
+    }
+
+    fn round(&self, scratch: &Scratch, op: usize, task: usize) {
+        let Op::Linear { x, .. } = &self.plan.ops[op] else { return };
+        let Some(width) = self.rounded_width(&self.plan.ops[op]) else { return };
+        let rows = Self::plain_rows(self.count(op), task);
+        let (first, count) = (rows.start * width, rows.len() * width);
+        // SAFETY: `x` was written by an earlier stage; the rows' bytes, scales and sums belong to this task alone.
+        unsafe {
+            let x = scratch.values[*x].read(first, count);
+            self.on.simd.quantize(
+                x,
+                scratch.bytes.write(first, count),
+                scratch.scales.write(first / 32, count / 32),
+                scratch.sums.write(first / 16, count / 16),
+            );
+        }
+    }
+
+    fn op(&self, scratch: &Scratch, index: usize, task: usize) {
+        let (simd, on) = (self.on.simd, self.on);
+        let count = self.count(index);
+        let size = self.plan.sizes[index].width;
+        // SAFETY (both): operations read what earlier stages wrote; a task writes its own rows, and a plan never gives an
+        // operation's input and output the same buffer.
+        let read =
+            |buffer: Buffer, row: usize, width: usize| unsafe { scratch.values[buffer].read(row * width, width) };
+        let write =
+            |buffer: Buffer, row: usize, width: usize| unsafe { scratch.values[buffer].write(row * width, width) };
+        match &self.plan.ops[index] {
+            Op::Embed { words, positions, types, scale, out } => {
+                let mut more = vec![0.0; size];
+                for row in Self::plain_rows(count, task) {
+                    let out = write(*out, row, size);
+                    on.graph.weights[*words].row_f32(self.step.ids[row] as usize, out);
+                    let kind = self.step.types.get(row).copied().unwrap_or(0) as usize;
+                    for (table, at) in [(positions, self.places[row].1), (types, kind)] {
+                        if let Some(table) = table {
+                            on.graph.weights[*table].row_f32(at, &mut more);
+                            simd.add_scaled(out, 1.0, &more);
+                        }
+                    }
+                    if *scale != 1.0 {
+                        out.iter_mut().for_each(|value| *value *= *scale as f32);
+                    }
+                }
+            }
+            Op::Norm { x, residual, norm, epsilon, sum, out } => {
+                let mut added = vec![0.0; size];
+                for row in Self::plain_rows(count, task) {
+                    let mut x = read(*x, row, size);
+                    if let Some(residual) = residual {
+                        added.copy_from_slice(x);
+                        simd.add_scaled(&mut added, 1.0, read(*residual, row, size));
+                        x = &added;
+                    }
+                    if let Some(sum) = sum {
+                        write(*sum, row, size).copy_from_slice(x);
+                    }
+                    on.norm(*norm, *epsilon, x, write(*out, row, size));
+                }
+            }
+            Op::Linear { x, parts, activation, out } => {
+                self.product(scratch, *x, parts, *activation, *out, count, size, task)
+            }
+            Op::Attend { qkv, heads, out } => self.attend(scratch, *qkv, *heads, *out, task),
+            Op::Place { qkv, heads, norms, epsilon, rope, layer, out } => {
+                let angles = rope.as_ref().map(|rope| {
+                    let index = on.ropes.iter().position(|known| known == rope).expect("all ropes were gathered");
+                    (rope, &scratch.angles[index])
+                });
+                let store = on.store.as_ref().expect("a graph that places has pages");
+                let mut head = vec![0.0; heads.width];
+                for row in Self::plain_rows(count, task) {
+                    let (sequence, position) = self.places[row];
+                    let page = self.step.sequences[sequence].pages[position / PAGE_TOKENS] as usize;
+                    let queries = write(*out, row, heads.query * heads.width);
+                    for (index, from) in read(*qkv, row, heads.qkv()).chunks_exact(heads.width).enumerate() {
+                        let is_query = index < heads.query;
+                        if index >= heads.query + heads.key {
+                            let key_head = index - heads.query - heads.key;
+                            // SAFETY: this position of the page is this row's alone, and nobody reads it yet.
+                            unsafe { store.put_value(page, *layer, key_head, position % PAGE_TOKENS, from) };
+                            continue;
+                        }
+                        match norms {
+                            Some((q, k)) => on.norm(if is_query { *q } else { *k }, *epsilon, from, &mut head),
+                            None => head.copy_from_slice(from),
+                        }
+                        if let Some((rope, angles)) = angles {
+                            let pairs = rope.frequencies.len();
+                            // SAFETY: the angles were written by an earlier stage.
+                            turn(&mut head, rope.pairs, unsafe { angles.read(row * pairs * 2, pairs * 2) });
+                        }
+                        if is_query {
+                            queries[index * heads.width..][..heads.width].copy_from_slice(&head);
+                        } else {
+                            // SAFETY: as above.
+                            unsafe { store.put_key(page, *layer, index - heads.query, position % PAGE_TOKENS, &head) };
+                        }
+                    }
+                }
+            }
+            Op::Paged { q, heads, scale, window, softcap, layer, out } => {
+                self.paged(
+                    scratch,
+                    *q,
+                    *heads,
+                    *scale as f32,
+                    *window,
+                    softcap.map(|bound| bound as f32),
+                    *layer,
+                    *out,
+                    task,
+                );
+            }
+            Op::Gate { x, activation, out } => {
+                for row in Self::plain_rows(count, task) {
+                    let (gate, up) = read(*x, row, 2 * size).split_at(size);
+                    simd.gate(*activation, gate, up, write(*out, row, size));
+                }
+            }
+            Op::Experts { x, router, gate, up, down, used, normalize, activation, out } => {
+                let x = read(*x, task, size);
+                let experts = |weight: usize| match &on.weights[weight] {
+                    Packed::Experts(all) => all,
+                    _ => unreachable!("experts' weights were packed as such"),
+                };
+                let (gates, ups, downs) = (experts(*gate), experts(*up), experts(*down));
+                let logits: Vec<f64> = read(*router, task, gates.len()).iter().map(|logit| f64::from(*logit)).collect();
+                let (out, inner) = (write(*out, task, size), gates[0].outputs());
+                let (mut a, mut b, mut c, mut sum) =
+                    (vec![0.0; inner], vec![0.0; inner], vec![0.0; inner], vec![0.0; size]);
+                out.fill(0.0);
+                for (expert, weight) in choose(&logits, *used, *normalize) {
+                    gates[expert].single(simd, x, &mut a);
+                    ups[expert].single(simd, x, &mut b);
+                    simd.gate(*activation, &a, &b, &mut c);
+                    downs[expert].single(simd, &c, &mut sum);
+                    simd.add_scaled(out, weight as f32, &sum);
+                }
+            }
+            Op::Add { x, y, out } => {
+                for row in Self::plain_rows(count, task) {
+                    let out = write(*out, row, size);
+                    out.copy_from_slice(read(*x, row, size));
+                    simd.add_scaled(out, 1.0, read(*y, row, size));
+                }
+            }
+            Op::Take { x, out } => {
+                for row in Self::plain_rows(count, task) {
+                    write(*out, row, size).copy_from_slice(read(*x, self.step.outputs[row] as usize, size));
+                }
+            }
+            Op::Softcap { x, bound, out } => {
+                for row in Self::plain_rows(count, task) {
+                    let out = write(*out, row, size);
+                    out.copy_from_slice(read(*x, row, size));
+                    simd.softcap(*bound as f32, out);
+                }
+            }
+            Op::Pool { x, pooling, out } => {
+                let (first, rows) = (self.firsts[task], self.step.sequences[task].rows);
+                let out = write(*out, task, size);
+                pool_rows(*pooling, rows, |row| read(*x, first + row, size), out);
+            }
+            Op::Normalize { x, out } => {
+                for row in Self::plain_rows(count, task) {
+                    let x = read(*x, row, size);
+                    let length = simd.dot(x, x).sqrt().max(1e-12);
+                    write(*out, row, size).iter_mut().zip(x).for_each(|(out, x)| *out = x / length);
+                }
+            }
+        }
+    }
+
+    /// A task is a chunk of panels of one part by a chunk of rows.
+    #[allow(clippy::too_many_arguments, reason = "the fields of one operation")]
+    fn product(
+        &self,
+        scratch: &Scratch,
+        x: Buffer,
+        parts: &[Part],
+        activation: Option<Activation>,
+        out: Buffer,
+        count: usize,
+        width: usize,
+        task: usize,
+    ) {
+        let chunk = self.panels_of_task(parts, count);
+        let row_chunks = count.div_ceil(PRODUCT_ROWS);
+        let (mut at, row_chunk) = (task / row_chunks, task % row_chunks);
+        let mut column = 0;
+        for part in parts {
+            let matrix = self.on.matrix(part.weight);
+            let chunks = matrix.panels().div_ceil(chunk);
+            if at >= chunks {
+                at -= chunks;
+                column += matrix.outputs();
+                continue;
+            }
+            let first = row_chunk * PRODUCT_ROWS;
+            let (rows, inputs) = (PRODUCT_ROWS.min(count - first), matrix.inputs());
+            // SAFETY: earlier stages wrote these.
+            let (x, bytes) = unsafe {
+                let bytes = matches!(matrix, Matrix::Quant(_)).then(|| Rows {
+                    bytes: scratch.bytes.read(first * inputs, rows * inputs),
+                    scales: scratch.scales.read(first * inputs / 32, rows * inputs / 32),
+                    sums: scratch.sums.read(first * inputs / 16, rows * inputs / 16),
+                });
+                (scratch.values[x].read(first * inputs, rows * inputs), bytes)
+            };
+            let bias = part.bias.map(|bias| self.on.vector(bias));
+            for panel in at * chunk..matrix.panels().min((at + 1) * chunk) {
+                matrix.panel(self.on.simd, x, &bytes, rows, panel, &mut |row, output, sums| {
+                    if let Some(bias) = bias {
+                        sums.iter_mut().zip(&bias[output..]).for_each(|(sum, bias)| *sum += bias);
+                    }
+                    if let Some(activation) = activation {
+                        self.on.simd.activate(activation, sums);
+                    }
+                    // SAFETY: these outputs of these rows are this task's alone.
+                    let out = unsafe { scratch.values[out].write((first + row) * width + column + output, sums.len()) };
+                    out.copy_from_slice(sums);
+                });
+            }
+            return;
+        }
+    }
+
+    /// A task is a block of queries by one key head with all query heads that it serves.
+    fn attend(&self, scratch: &Scratch, qkv: Buffer, heads: Heads, out: Buffer, task: usize) {
+        let (block, key_head) = (task / heads.key, task % heads.key);
+        let (sequence, first_query, count) = self.queries[block];
+        let (first_row, length) = (self.firsts[sequence], self.step.sequences[sequence].rows);
+        let width = heads.width;
+        // SAFETY: an earlier stage wrote this.
+        let head = |row: usize, head: usize| unsafe {
+            scratch.values[qkv].read((first_row + row) * heads.qkv() + head * width, width)
+        };
+        let mut keys = vec![0.0; width * PAGE_TOKENS];
+        let mut values = vec![0.0; width * PAGE_TOKENS];
+        let mut items = self.items(scratch, out, heads, first_row + first_query, count, key_head);
+        let scale = 1.0 / (width as f32).sqrt();
+        for start in (0..length).step_by(PAGE_TOKENS) {
+            let present = PAGE_TOKENS.min(length - start);
+            for token in 0..present {
+                let (key, value) = (
+                    head(start + token, heads.query + key_head),
+                    head(start + token, heads.query + heads.key + key_head),
+                );
+                key.iter().enumerate().for_each(|(i, key)| keys[i * PAGE_TOKENS + token] = *key);
+                values[token * width..][..width].copy_from_slice(value);
+            }
+            for item in &mut items {
+                let query = head(first_query + item.row, item.head);
+                item.look(self.on.simd, query, &keys, &values, scale, None, 0..present);
+            }
+        }
+        items.iter_mut().for_each(Item::finish);
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the fields of one operation")]
+    fn paged(
+        &self,
+        scratch: &Scratch,
+        q: Buffer,
+        heads: Heads,
+        scale: f32,
+        window: Option<usize>,
+        softcap: Option<f32>,
+        layer: usize,
+        out: Buffer,
+        task: usize,
+    ) {
+        let (block, key_head) = (task / heads.key, task % heads.key);
+        let (sequence, first_query, count) = self.queries[block];
+        let first_row = self.firsts[sequence] + first_query;
+        let Step { sequences, .. } = self.step;
+        let position = |row: usize| sequences[sequence].past + first_query + row;
+        let store = self.on.store.as_ref().expect("a graph that looks at pages has them");
+        let width = heads.width;
+        let mut keys = vec![0.0; width * PAGE_TOKENS];
+        let mut values = vec![0.0; width * PAGE_TOKENS];
+        let mut items = self.items(scratch, out, heads, first_row, count, key_head);
+        let oldest = |row: usize| window.map_or(0, |window| (position(row) + 1).saturating_sub(window));
+        for index in oldest(0) / PAGE_TOKENS..=position(count - 1) / PAGE_TOKENS {
+            let start = index * PAGE_TOKENS;
+            // SAFETY: earlier stages wrote what is looked at; what lies behind it is masked.
+            let (stored_keys, stored_values) =
+                unsafe { store.head(sequences[sequence].pages[index] as usize, layer, key_head) };
+            load_block(self.on.simd, stored_keys, stored_values, &mut keys, &mut values);
+            for item in &mut items {
+                let seen = oldest(item.row).max(start)..(position(item.row) + 1).min(start + PAGE_TOKENS);
+                if seen.is_empty() {
+                    continue;
+                }
+                // SAFETY: an earlier stage wrote this.
+                let query = unsafe {
+                    scratch.values[q].read(((first_row + item.row) * heads.query + item.head) * width, width)
+                };
+                item.look(self.on.simd, query, &keys, &values, scale, softcap, seen.start - start..seen.end - start);
+            }
+        }
+        items.iter_mut().for_each(Item::finish);
+    }
+
+    /// The outputs of a block of queries for the query heads that a key head serves.
+    fn items<'s>(
+        &self,
+        scratch: &'s Scratch,
+        out: Buffer,
+        heads: Heads,
+        first_row: usize,
+        count: usize,
+        key_head: usize,
+    ) -> Vec<Item<'s>> {
+        let group = heads.query / heads.key;
+        let all = (0..count).flat_map(|row| (0..group).map(move |head| (row, key_head * group + head)));
+        let item = |(row, head): (usize, usize)| {
+            let at = ((first_row + row) * heads.query + head) * heads.width;
+            // SAFETY: these heads of these rows are this task's alone.
+            let out = unsafe { scratch.values[out].write(at, heads.width) };
+            out.fill(0.0);
+            Item { row, head, top: f32::NEG_INFINITY, total: 0.0, out }
+        };
+        all.map(item).collect()
+    }
+}
+
+/// The attention of one query, kept up while blocks of keys go by: the largest score so far, the sum of the powers of e
+/// of the distances to it, and the values weighed by those.
+struct Item<'a> {
+    row: usize,
+    head: usize,
+    top: f32,
+    total: f32,
+    out: &'a mut [f32],
+}
+
+impl Item<'_> {
+    #[allow(clippy::too_many_arguments, reason = "what one block of attention takes")]
+    fn look(
+        &mut self,
+        simd: Simd,
+        query: &[f32],
+        keys: &[f32],
+        values: &[f32],
+        scale: f32,
+        softcap: Option<f32>,
+        seen: std::ops::Range<usize>,
+    ) {
+        let mut scores = [0.0; PAGE_TOKENS];
+        simd.scores(query, keys, &mut scores);
+        scores.iter_mut().for_each(|score| *score *= scale);
+        if let Some(bound) = softcap {
+            simd.softcap(bound, &mut scores);
+        }
+        scores[..seen.start].fill(f32::NEG_INFINITY);
+        scores[seen.end..].fill(f32::NEG_INFINITY);
+        let top = scores[seen.clone()].iter().copied().fold(self.top, f32::max);
+        if top > self.top {
+            let shrink = if self.top == f32::NEG_INFINITY { 0.0 } else { (self.top - top).exp() };
+            self.out.iter_mut().for_each(|out| *out *= shrink);
+            self.total *= shrink;
+            self.top = top;
+        }
+        let powers = &mut scores[seen.clone()];
+        self.total += simd.powers(top, powers);
+        simd.mix(powers, &values[seen.start * query.len()..], self.out);
+    }
+
+    fn finish(&mut self) {
+        let by = 1.0 / self.total;
+        self.out.iter_mut().for_each(|out| *out *= by);
     }
 }
 
 impl Loaded {
-    fn step(&self, op: &Op, plan: &Plan, input: &Input, buffers: &mut [Vec<f32>]) {
-        let (rows, d) = (plan.rows(), plan.hidden);
-        match *op {
-            Op::Embed { out } => self.embed(plan, input, &mut buffers[out][..rows * d]),
-            Op::LayerNorm { x, residual, norm, out } => {
-                let mut into = std::mem::take(&mut buffers[out]);
-                let residual = residual.map(|residual| &buffers[residual][..rows * d]);
-                self.layer_norm(&buffers[x], residual, norm_of(&self.weights, norm), plan, &mut into[..rows * d]);
-                buffers[out] = into;
-            }
-            Op::Linear { x, layer, matrix, gelu, out } => {
-                let slot =
-                    [Matrix::Qkv, Matrix::AttentionOutput, Matrix::Up, Matrix::Down].iter().position(|m| *m == matrix);
-                let packed = &self.packed[layer][slot.expect("every matrix has a slot")];
-                let mut into = std::mem::take(&mut buffers[out]);
-                packed.multiply(
-                    &self.pool,
-                    self.simd,
-                    &buffers[x][..rows * packed.inputs],
-                    gelu,
-                    &mut into[..rows * packed.outputs],
-                );
-                buffers[out] = into;
-            }
-            Op::Attention { qkv, out } => {
-                let mut into = std::mem::take(&mut buffers[out]);
-                self.attention(&buffers[qkv], plan, &input.lengths, &mut into[..rows * d]);
-                buffers[out] = into;
-            }
-            Op::Pool { x, pooling, out } => {
-                let mut into = std::mem::take(&mut buffers[out]);
-                pool_tokens(&buffers[x], pooling, plan, &input.lengths, &mut into[..plan.batch * d]);
-                buffers[out] = into;
-            }
-            Op::Normalize { x, out } => {
-                let mut into = std::mem::take(&mut buffers[out]);
-                for (from, to) in buffers[x].chunks_exact(d).zip(into[..plan.batch * d].chunks_exact_mut(d)) {
-                    let length = self.simd.dot(from, from).sqrt().max(1e-12);
-                    to.iter_mut().zip(from).for_each(|(to, from)| *to = from / length);
-                }
-                buffers[out] = into;
-            }
+    fn matrix(&self, weight: usize) -> &Matrix {
+        match &self.weights[weight] {
+            Packed::Matrix(matrix) => matrix,
+            _ => unreachable!("matrices were packed as such"),
         }
     }
 
-    fn embed(&self, plan: &Plan, input: &Input, out: &mut [f32]) {
-        let d = plan.hidden;
-        let row_of = |table: &'_ [f32], row: usize, i: usize| table[row * d + i];
-        for (row, to) in out.chunks_exact_mut(d).enumerate() {
-            let (word, position, kind) = (input.ids[row] as usize, row % plan.sequence, input.types[row] as usize);
-            for (i, to) in to.iter_mut().enumerate() {
-                *to = row_of(&self.weights.words, word, i)
-                    + row_of(&self.weights.positions, position, i)
-                    + row_of(&self.weights.types, kind, i);
-            }
+    fn vector(&self, weight: usize) -> &[f32] {
+        match &self.weights[weight] {
+            Packed::Vector(vector) => vector,
+            _ => unreachable!("vectors were kept as such"),
         }
     }
 
-    fn layer_norm(&self, x: &[f32], residual: Option<&[f32]>, norm: &Norm, plan: &Plan, out: &mut [f32]) {
-        let d = plan.hidden;
-        let rows = 32;
-        self.pool.chunks(out, rows * d, &|index, out: &mut [f32]| {
-            let start = index * rows * d;
-            out.copy_from_slice(&x[start..start + out.len()]);
-            if let Some(residual) = residual {
-                out.iter_mut().zip(&residual[start..]).for_each(|(to, add)| *to += add);
+    fn norm(&self, norm: Norm, epsilon: f64, x: &[f32], out: &mut [f32]) {
+        match norm {
+            Norm::Layer { gamma, beta } => {
+                self.simd.layer_norm(x, self.vector(gamma), self.vector(beta), epsilon as f32, out);
             }
-            out.chunks_exact_mut(d)
-                .for_each(|row| self.simd.layer_norm(row, &norm.gamma, &norm.beta, plan.epsilon as f32));
-        });
-    }
-
-    /// One chunk is a few query rows of one text, all heads.
-    fn attention(&self, qkv: &[f32], plan: &Plan, lengths: &[usize], out: &mut [f32]) {
-        let (d, s) = (plan.hidden, plan.sequence);
-        let rows = [8, 4, 2, 1].into_iter().find(|rows| s % rows == 0).expect("1 divides every number");
-        let width = d / plan.heads;
-        let scale = 1.0 / (width as f32).sqrt();
-        self.pool.chunks(out, rows * d, &|index, out: &mut [f32]| {
-            let text = index * rows / s;
-            let length = lengths[text];
-            let part = |token: usize, part: usize, head: usize| {
-                &qkv[(text * s + token) * 3 * d + part * d + head * width..][..width]
-            };
-            let mut shares = vec![0.0; length];
-            for (row, out) in out.chunks_exact_mut(d).enumerate() {
-                let query = index * rows % s + row;
-                out.fill(0.0);
-                if query >= length {
-                    continue;
-                }
-                for (head, out) in out.chunks_exact_mut(width).enumerate() {
-                    let q = part(query, 0, head);
-                    shares
-                        .iter_mut()
-                        .enumerate()
-                        .for_each(|(key, share)| *share = self.simd.dot(q, part(key, 1, head)) * scale);
-                    self.simd.softmax(&mut shares);
-                    shares
-                        .iter()
-                        .enumerate()
-                        .for_each(|(key, share)| self.simd.add_scaled(out, *share, part(key, 2, head)));
-                }
+            Norm::Rms { gamma, plus_one } => {
+                let more = if plus_one { 1.0 } else { 0.0 };
+                self.simd.rms_norm(x, self.vector(gamma), more, epsilon as f32, out);
             }
-        });
+        }
     }
 }
 
-fn pool_tokens(x: &[f32], pooling: Pooling, plan: &Plan, lengths: &[usize], out: &mut [f32]) {
-    let (d, s) = (plan.hidden, plan.sequence);
-    for (text, (to, length)) in out.chunks_exact_mut(d).zip(lengths.iter().copied()).enumerate() {
-        to.copy_from_slice(&x[text * s * d..][..d]);
-        for token in x[text * s * d..][..length * d].chunks_exact(d).skip(1) {
-            match pooling {
-                Pooling::Mean => to.iter_mut().zip(token).for_each(|(to, from)| *to += from),
-                Pooling::Max => to.iter_mut().zip(token).for_each(|(to, from)| *to = to.max(*from)),
-                Pooling::Cls => {}
-            }
+/// Turns the pairs of a head by angles given as cosine and sine.
+fn turn(head: &mut [f32], pairs: Pairs, angles: &[f32]) {
+    let half = angles.len() / 2;
+    for (index, angle) in angles.chunks_exact(2).enumerate() {
+        let (a, b) = match pairs {
+            Pairs::Halves => (index, index + half),
+            Pairs::Neighbours => (2 * index, 2 * index + 1),
+        };
+        let (x, y) = (head[a], head[b]);
+        head[a] = x * angle[0] - y * angle[1];
+        head[b] = y * angle[0] + x * angle[1];
+    }
+}
+
+fn pool_rows<'a>(pooling: Pooling, rows: usize, row: impl Fn(usize) -> &'a [f32], out: &mut [f32]) {
+    out.copy_from_slice(row(if pooling == Pooling::Last { rows - 1 } else { 0 }));
+    for index in 1..rows {
+        match pooling {
+            Pooling::Mean => out.iter_mut().zip(row(index)).for_each(|(out, x)| *out += x),
+            Pooling::Max => out.iter_mut().zip(row(index)).for_each(|(out, x)| *out = out.max(*x)),
+            Pooling::Cls | Pooling::Last => return,
         }
-        if pooling == Pooling::Mean {
-            to.iter_mut().for_each(|to| *to /= length as f32);
-        }
+    }
+    if pooling == Pooling::Mean {
+        out.iter_mut().for_each(|out| *out /= rows as f32);
     }
 }

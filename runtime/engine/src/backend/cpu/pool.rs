@@ -1,7 +1,11 @@
-//! A few threads that share one piece of work at a time, and sleep in between.
+//! A few threads that work through a list of stages together, and sleep when there is none.
 //!
-//! What must hold: [`Pool::run`] returns only when no thread can touch the work any more, so the work may borrow;
-//! a panic in the work comes out of `run` and leaves the pool usable. One `run` at a time; others wait their turn.
+//! A stage is a number of tasks that may run in any order on any thread; the next stage begins when the last task of
+//! the one before has ended. Threads wake once for the whole list and wait for each other between stages by looking at
+//! counters, so that a stage of microseconds costs no system call; one that was put off the processor without holding
+//! a task holds up nobody. What must hold: [`Pool::run`] returns only when no thread can touch the work any more, so
+//! the work may borrow; a panic in the work comes out of `run` and leaves the pool usable. One `run` at a time; others
+//! wait their turn.
 
 #![allow(unsafe_code, reason = "work that borrows is lent to threads that outlive it")]
 
@@ -12,10 +16,13 @@ use std::thread::JoinHandle;
 
 use crate::EngineError;
 
+/// Looks at a counter before the processor is offered to others: a few microseconds.
+const SPINS: u32 = 2_000;
+
 /// The threads. The caller of [`Pool::run`] is one of them.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
-    turn: Mutex<()>,
+    turn: Mutex<Vec<Counters>>,
     handles: Vec<JoinHandle<()>>,
 }
 
@@ -24,7 +31,6 @@ struct Shared {
     state: Mutex<State>,
     start: Condvar,
     idle: Condvar,
-    next: AtomicUsize,
     panicked: AtomicBool,
 }
 
@@ -36,16 +42,24 @@ struct State {
     stop: bool,
 }
 
+/// How far a stage is.
+#[derive(Default)]
+struct Counters {
+    next: AtomicUsize,
+    done: AtomicUsize,
+}
+
 #[derive(Clone, Copy)]
 struct Job {
-    work: &'static (dyn Fn(usize) + Sync),
-    total: usize,
+    work: &'static (dyn Fn(usize, usize) + Sync),
+    tasks: &'static [usize],
+    counters: &'static [Counters],
 }
 
 impl Pool {
     /// A pool of `threads`, the caller included.
     pub(crate) fn new(threads: usize) -> Result<Self, EngineError> {
-        let mut pool = Self { shared: Arc::default(), turn: Mutex::new(()), handles: Vec::new() };
+        let mut pool = Self { shared: Arc::default(), turn: Mutex::default(), handles: Vec::new() };
         for index in 1..threads {
             let shared = pool.shared.clone();
             let named = std::thread::Builder::new().name(format!("kedge-cpu-{index}"));
@@ -60,18 +74,26 @@ impl Pool {
         self.handles.len() + 1
     }
 
-    /// Calls `work` once for each number below `total`, on any of the threads.
-    pub(crate) fn run(&self, total: usize, work: &(dyn Fn(usize) + Sync)) {
-        if self.handles.is_empty() || total < 2 {
-            return (0..total).for_each(work);
+    /// Calls `work` with each stage and each number below that stage's count of tasks, stage by stage.
+    pub(crate) fn run(&self, tasks: &[usize], work: &(dyn Fn(usize, usize) + Sync)) {
+        if self.handles.is_empty() {
+            return tasks.iter().enumerate().for_each(|(stage, count)| (0..*count).for_each(|task| work(stage, task)));
         }
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: the borrow ends no earlier than this function returns. A thread reaches the work only through
-        // `state.job`, and counts itself in `state.active` under the same lock; below, the job is taken away and the
-        // count has come to zero before this function returns or unwinds (`work_on` catches panics).
-        let work: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(work) };
-        let job = Job { work, total };
-        self.shared.next.store(0, Ordering::Relaxed);
+        let mut counters = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        counters.clear();
+        counters.resize_with(tasks.len(), Counters::default);
+        // SAFETY: the borrows end no earlier than this function returns. A thread reaches them only through `state.job`,
+        // and counts itself in `state.active` under the same lock; below, the job is taken away and the count has come
+        // to zero before this function returns or unwinds (`work_on` catches panics).
+        let job = unsafe {
+            Job {
+                work: std::mem::transmute::<&(dyn Fn(usize, usize) + Sync), &'static (dyn Fn(usize, usize) + Sync)>(
+                    work,
+                ),
+                tasks: std::mem::transmute::<&[usize], &'static [usize]>(tasks),
+                counters: std::mem::transmute::<&[Counters], &'static [Counters]>(&counters),
+            }
+        };
         let mut state = self.shared.lock();
         state.job = Some(job);
         state.generation += 1;
@@ -88,12 +110,6 @@ impl Pool {
             !self.shared.panicked.swap(false, Ordering::Relaxed),
             "work on the pool panicked; its message is above"
         );
-    }
-
-    /// Cuts `out` into chunks of `length` (the last may be shorter) and calls `work` with each and its index.
-    pub(crate) fn chunks(&self, out: &mut [f32], length: usize, work: &(dyn Fn(usize, &mut [f32]) + Sync)) {
-        let chunks: Vec<Mutex<&mut [f32]>> = out.chunks_mut(length).map(Mutex::new).collect();
-        self.run(chunks.len(), &|index| work(index, &mut chunks[index].lock().unwrap_or_else(PoisonError::into_inner)));
     }
 }
 
@@ -136,12 +152,28 @@ impl Shared {
 
     fn work_on(&self, job: Job) {
         let all = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let index = self.next.fetch_add(1, Ordering::Relaxed);
-                if index >= job.total {
-                    return;
+            for (stage, (total, counters)) in job.tasks.iter().zip(job.counters).enumerate() {
+                loop {
+                    let task = counters.next.fetch_add(1, Ordering::Relaxed);
+                    if task >= *total {
+                        break;
+                    }
+                    (job.work)(stage, task);
+                    counters.done.fetch_add(1, Ordering::Release);
                 }
-                (job.work)(index);
+                let mut looked = 0;
+                // What the others wrote is seen once their tasks are counted.
+                while counters.done.load(Ordering::Acquire) < *total {
+                    if self.panicked.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    looked += 1;
+                    if looked < SPINS {
+                        std::hint::spin_loop();
+                    } else {
+                        std::thread::yield_now();
+                    }
+                }
             }
         }));
         if all.is_err() {
@@ -155,24 +187,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_number_is_worked_on_once() {
-        let pool = Pool::new(3).unwrap();
-        for total in [0, 1, 2, 7, 100] {
-            let counts: Vec<AtomicUsize> = (0..total).map(|_| AtomicUsize::new(0)).collect();
-            pool.run(total, &|index| {
-                counts[index].fetch_add(1, Ordering::Relaxed);
-            });
-            assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+    fn every_task_of_a_stage_runs_once_and_after_the_stage_before() {
+        for threads in [1, 2, 5] {
+            let pool = Pool::new(threads).unwrap();
+            for tasks in [vec![], vec![1], vec![3, 0, 7, 1, 40]] {
+                let counts: Vec<AtomicUsize> = tasks.iter().map(|_| AtomicUsize::new(0)).collect();
+                pool.run(&tasks, &|stage, task| {
+                    assert!(task < tasks[stage]);
+                    for before in 0..stage {
+                        assert_eq!(counts[before].load(Ordering::Relaxed), tasks[before]);
+                    }
+                    counts[stage].fetch_add(1, Ordering::Relaxed);
+                });
+                let counted: Vec<usize> = counts.iter().map(|count| count.load(Ordering::Relaxed)).collect();
+                assert_eq!(counted, tasks);
+            }
         }
     }
 
     #[test]
     fn a_panic_comes_out_and_the_pool_works_on() {
-        let pool = Pool::new(2).unwrap();
-        let panicked = catch_unwind(AssertUnwindSafe(|| pool.run(4, &|index| assert_ne!(index, 2))));
+        let pool = Pool::new(3).unwrap();
+        let panicked =
+            catch_unwind(AssertUnwindSafe(|| pool.run(&[4, 4], &|stage, task| assert!(stage == 0 || task != 2))));
         assert!(panicked.is_err());
-        let mut out = [0.0; 5];
-        pool.chunks(&mut out, 2, &|index, chunk: &mut [f32]| chunk.fill(index as f32));
-        assert_eq!(out, [0.0, 0.0, 1.0, 1.0, 2.0]);
+        let count = AtomicUsize::new(0);
+        pool.run(&[5, 6], &|_, _| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(count.load(Ordering::Relaxed), 11);
     }
 }

@@ -1,101 +1,139 @@
-//! The inner loops, twice: with AVX2 and FMA where the machine has them, and in plain Rust everywhere else.
+//! Which vector instructions are used, and the loops over vectors: written once in plain Rust, compiled again for each
+//! level.
 //!
-//! What must hold: [`Simd::Avx2`] exists only after the machine was asked, which is what makes the calls below sound;
-//! both ways agree within the tolerances of the tests below.
+//! What must hold: [`Simd::Avx2`] and [`Simd::Avx512`] exist only after the machine was asked, which is what makes calls
+//! of functions compiled for them sound; all levels agree within the tolerances of the tests below, and each gives the
+//! same bits for the same numbers every time.
 
 #![allow(unsafe_code, reason = "vector instructions, and calls to functions compiled for them")]
 
-/// Outputs in one panel of packed weights.
-pub(crate) const PANEL: usize = 16;
-/// Rows of one tile: six by two vectors of sums is what sixteen registers hold.
-pub(crate) const TILE_ROWS: usize = 6;
+use crate::graph::{Activation, PAGE_TOKENS};
 
 /// Which instructions are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Simd {
     /// What the compiler may assume of every machine.
     Portable,
-    /// AVX2 and FMA; made by [`Simd::detect`] only.
+    /// AVX2, FMA and F16C; made by [`Simd::available`] only.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// AVX-512 F, BW, VL, DQ and VNNI; made by [`Simd::available`] only.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
 }
 
-/// Calls the AVX2 build of a function where there is one.
+/// Calls the build of a function for the level of this machine.
 macro_rules! dispatch {
-    ($self:ident, $plain:expr, $fast:expr) => {
-        match $self {
-            Simd::Portable => $plain,
+    ($level:expr, $plain:expr, $avx2:expr, $avx512:expr) => {
+        match $level {
+            $crate::backend::cpu::simd::Simd::Portable => $plain,
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `Simd::Avx2` is only made when the machine has AVX2 and FMA.
-            Simd::Avx2 => unsafe { $fast },
+            // SAFETY: `Simd::Avx2` is only made when the machine has what the function is compiled for.
+            $crate::backend::cpu::simd::Simd::Avx2 => unsafe { $avx2 },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `Simd::Avx512` is only made when the machine has what the function is compiled for.
+            $crate::backend::cpu::simd::Simd::Avx512 => unsafe { $avx512 },
         }
     };
 }
+pub(crate) use dispatch;
 
 impl Simd {
-    /// The best this machine has.
-    pub(crate) fn detect() -> Self {
+    /// All that this machine has, the best last.
+    pub(crate) fn available() -> Vec<Self> {
+        let mut levels = vec![Simd::Portable];
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            return Simd::Avx2;
+        {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+                levels.push(Simd::Avx2);
+                if ["f", "bw", "vl", "dq", "vnni"].into_iter().all(has_avx512) {
+                    levels.push(Simd::Avx512);
+                }
+            }
         }
-        Simd::Portable
+        levels
     }
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Simd::Portable => "portable",
             #[cfg(target_arch = "x86_64")]
-            Simd::Avx2 => "avx2,fma",
+            Simd::Avx2 => "avx2,fma,f16c",
+            #[cfg(target_arch = "x86_64")]
+            Simd::Avx512 => "avx512,vnni",
         }
-    }
-
-    /// Sums of products of the rows of `x` (each `inputs` long, one for each row of `tile`) with a packed panel.
-    pub(crate) fn tile(self, x: &[f32], inputs: usize, panel: &[f32], tile: &mut [[f32; PANEL]]) {
-        assert!(tile.len() <= TILE_ROWS && x.len() == tile.len() * inputs && panel.len() == PANEL * inputs);
-        dispatch!(self, plain_tile(x, inputs, panel, tile), avx2::tile(x, inputs, panel, tile));
-    }
-
-    pub(crate) fn dot(self, a: &[f32], b: &[f32]) -> f32 {
-        assert_eq!(a.len(), b.len());
-        dispatch!(self, plain_dot(a, b), avx2::dot(a, b))
-    }
-
-    /// `to += factor · from`.
-    pub(crate) fn add_scaled(self, to: &mut [f32], factor: f32, from: &[f32]) {
-        dispatch!(self, plain_add_scaled(to, factor, from), avx2::add_scaled(to, factor, from));
-    }
-
-    /// The exact GELU, `x/2 · (1 + erf(x/√2))`.
-    pub(crate) fn gelu(self, x: &mut [f32; PANEL]) {
-        dispatch!(self, plain_gelu(x), avx2::gelu(x));
-    }
-
-    pub(crate) fn softmax(self, x: &mut [f32]) {
-        dispatch!(self, plain_softmax(x), avx2::softmax(x));
-    }
-
-    pub(crate) fn layer_norm(self, row: &mut [f32], gamma: &[f32], beta: &[f32], epsilon: f32) {
-        dispatch!(self, plain_layer_norm(row, gamma, beta, epsilon), avx2::layer_norm(row, gamma, beta, epsilon));
     }
 }
 
-fn plain_tile(x: &[f32], inputs: usize, panel: &[f32], tile: &mut [[f32; PANEL]]) {
-    for (row, sums) in x.chunks_exact(inputs).zip(tile) {
-        *sums = [0.0; PANEL];
-        for (x, weights) in row.iter().zip(panel.chunks_exact(PANEL)) {
-            sums.iter_mut().zip(weights).for_each(|(sum, weight)| *sum += x * weight);
-        }
+#[cfg(target_arch = "x86_64")]
+fn has_avx512(part: &str) -> bool {
+    match part {
+        "f" => is_x86_feature_detected!("avx512f"),
+        "bw" => is_x86_feature_detected!("avx512bw"),
+        "vl" => is_x86_feature_detected!("avx512vl"),
+        "dq" => is_x86_feature_detected!("avx512dq"),
+        _ => is_x86_feature_detected!("avx512vnni"),
     }
+}
+
+/// Functions over vectors: a method of [`Simd`] for each, whose body is compiled for every level.
+macro_rules! leveled {
+    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),*) $(-> $result:ty)? = $plain:ident;)*) => {
+        impl Simd {$(
+            $(#[$doc])*
+            pub(crate) fn $name(self, $($arg: $type),*) $(-> $result)? {
+                dispatch!(self, $plain($($arg),*), avx2::$name($($arg),*), avx512::$name($($arg),*))
+            }
+        )*}
+        #[cfg(target_arch = "x86_64")]
+        mod avx2 {
+            use super::*;
+            $(#[target_feature(enable = "avx2,fma,f16c")]
+            pub(super) fn $name($($arg: $type),*) $(-> $result)? { super::$plain($($arg),*) })*
+        }
+        #[cfg(target_arch = "x86_64")]
+        mod avx512 {
+            use super::*;
+            $(#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c")]
+            pub(super) fn $name($($arg: $type),*) $(-> $result)? { super::$plain($($arg),*) })*
+        }
+    };
+}
+
+leveled! {
+    /// The sum of the products.
+    fn dot(a: &[f32], b: &[f32]) -> f32 = plain_dot;
+    /// `to += factor · from`.
+    fn add_scaled(to: &mut [f32], factor: f32, from: &[f32]) = plain_add_scaled;
+    /// See [`crate::graph::Norm::Layer`].
+    fn layer_norm(x: &[f32], gamma: &[f32], beta: &[f32], epsilon: f32, out: &mut [f32]) = plain_layer_norm;
+    /// See [`crate::graph::Norm::Rms`]; `more` is added to the scale.
+    fn rms_norm(x: &[f32], gamma: &[f32], more: f32, epsilon: f32, out: &mut [f32]) = plain_rms_norm;
+    /// Applies a function to each number.
+    fn activate(activation: Activation, x: &mut [f32]) = plain_activate;
+    /// `out = activation(gate) · up`.
+    fn gate(activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) = plain_gate;
+    /// `bound · tanh(x / bound)` of each.
+    fn softcap(bound: f32, x: &mut [f32]) = plain_softcap;
+    /// Products of a query with the keys of a page, which lie dimension by dimension.
+    fn scores(query: &[f32], keys: &[f32], out: &mut [f32; PAGE_TOKENS]) = plain_scores;
+    /// Replaces scores by powers of e of their distance to `top`; their sum.
+    fn powers(top: f32, scores: &mut [f32]) -> f32 = plain_powers;
+    /// Adds vectors, one after the other in `values`, each multiplied by its weight.
+    fn mix(weights: &[f32], values: &[f32], out: &mut [f32]) = plain_mix;
+    /// Numbers to signed bytes for each block of 32: the scales, and sums of the bytes of each 16.
+    fn quantize(x: &[f32], bytes: &mut [i8], scales: &mut [f32], sums: &mut [i32]) = plain_quantize;
+    /// 16-bit floats to 32-bit ones.
+    fn widen(from: &[u16], to: &mut [f32]) = plain_widen;
 }
 
 /// Eight partial sums, so that the compiler may use vectors.
 #[inline(always)]
 fn sum_of(count: usize, term: impl Fn(usize) -> f32) -> f32 {
-    let mut sums = [0.0f32; 8];
-    let whole = count / 8 * 8;
-    for start in (0..whole).step_by(8) {
-        (0..8).for_each(|lane| sums[lane] += term(start + lane));
+    let mut sums = [0.0f32; 16];
+    let whole = count / 16 * 16;
+    for start in (0..whole).step_by(16) {
+        (0..16).for_each(|lane| sums[lane] += term(start + lane));
     }
     let rest: f32 = (whole..count).map(term).sum();
     sums.iter().sum::<f32>() + rest
@@ -113,34 +151,107 @@ fn plain_add_scaled(to: &mut [f32], factor: f32, from: &[f32]) {
 }
 
 #[inline(always)]
-fn plain_gelu(x: &mut [f32; PANEL]) {
-    x.iter_mut().for_each(|x| *x = 0.5 * *x * (1.0 + erf(*x * std::f32::consts::FRAC_1_SQRT_2)));
+fn plain_powers(top: f32, scores: &mut [f32]) -> f32 {
+    scores.iter_mut().for_each(|x| *x = exp(*x - top));
+    sum_of(scores.len(), |i| scores[i])
 }
 
 #[inline(always)]
-fn plain_softmax(x: &mut [f32]) {
-    let top = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    x.iter_mut().for_each(|x| *x = exp(*x - top));
-    let total = sum_of(x.len(), |i| x[i]);
-    x.iter_mut().for_each(|x| *x /= total);
-}
-
-#[inline(always)]
-fn plain_layer_norm(row: &mut [f32], gamma: &[f32], beta: &[f32], epsilon: f32) {
-    let count = row.len() as f32;
-    let mean = sum_of(row.len(), |i| row[i]) / count;
-    let variance = sum_of(row.len(), |i| (row[i] - mean) * (row[i] - mean)) / count;
+fn plain_layer_norm(x: &[f32], gamma: &[f32], beta: &[f32], epsilon: f32, out: &mut [f32]) {
+    let count = x.len() as f32;
+    let mean = sum_of(x.len(), |i| x[i]) / count;
+    let variance = sum_of(x.len(), |i| (x[i] - mean) * (x[i] - mean)) / count;
     let scale = 1.0 / (variance + epsilon).sqrt();
-    for ((x, gamma), beta) in row.iter_mut().zip(gamma).zip(beta) {
-        *x = (*x - mean) * scale * gamma + beta;
+    for (((out, x), gamma), beta) in out.iter_mut().zip(x).zip(gamma).zip(beta) {
+        *out = (x - mean) * scale * gamma + beta;
     }
 }
+
+#[inline(always)]
+fn plain_rms_norm(x: &[f32], gamma: &[f32], more: f32, epsilon: f32, out: &mut [f32]) {
+    let scale = 1.0 / (sum_of(x.len(), |i| x[i] * x[i]) / x.len() as f32 + epsilon).sqrt();
+    for ((out, x), gamma) in out.iter_mut().zip(x).zip(gamma) {
+        *out = x * scale * (gamma + more);
+    }
+}
+
+#[inline(always)]
+fn plain_activate(activation: Activation, x: &mut [f32]) {
+    match activation {
+        Activation::Gelu => {
+            x.iter_mut().for_each(|x| *x = 0.5 * *x * (1.0 + erf(*x * std::f32::consts::FRAC_1_SQRT_2)))
+        }
+        Activation::GeluTanh => x.iter_mut().for_each(|x| *x = gelu_tanh(*x)),
+        Activation::Silu => x.iter_mut().for_each(|x| *x = silu(*x)),
+    }
+}
+
+#[inline(always)]
+fn plain_gate(activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    out.copy_from_slice(gate);
+    plain_activate(activation, out);
+    out.iter_mut().zip(up).for_each(|(out, up)| *out *= up);
+}
+
+#[inline(always)]
+fn plain_softcap(bound: f32, x: &mut [f32]) {
+    x.iter_mut().for_each(|x| *x = bound * tanh(*x / bound));
+}
+
+#[inline(always)]
+fn plain_scores(query: &[f32], keys: &[f32], out: &mut [f32; PAGE_TOKENS]) {
+    let mut sums = [0.0; PAGE_TOKENS];
+    for (query, keys) in query.iter().zip(keys.chunks_exact(PAGE_TOKENS)) {
+        sums.iter_mut().zip(keys).for_each(|(sum, key)| *sum += query * key);
+    }
+    *out = sums;
+}
+
+#[inline(always)]
+fn plain_mix(weights: &[f32], values: &[f32], out: &mut [f32]) {
+    let width = out.len();
+    for (weight, value) in weights.iter().zip(values.chunks_exact(width)) {
+        out.iter_mut().zip(value).for_each(|(out, value)| *out += weight * value);
+    }
+}
+
+#[inline(always)]
+fn plain_quantize(x: &[f32], bytes: &mut [i8], scales: &mut [f32], sums: &mut [i32]) {
+    let blocks = x.chunks_exact(32).zip(bytes.chunks_exact_mut(32)).zip(scales).zip(sums.chunks_exact_mut(2));
+    for (((x, bytes), scale), sums) in blocks {
+        let mut tops = [0.0f32; 16];
+        (0..16).for_each(|lane| tops[lane] = x[lane].abs().max(x[lane + 16].abs()));
+        let top = tops.iter().copied().fold(0.0, f32::max);
+        *scale = top / 127.0;
+        let by = if top > 0.0 { 127.0 / top } else { 0.0 };
+        // Adding 1.5·2²³ rounds to a whole number, to even, and leaves it in the low bits. NaN and infinity become
+        // something or other here; they are found where answers are read, by their scale.
+        let mut whole = [0i32; 32];
+        (0..32).for_each(|i| whole[i] = (x[i] * by + ROUND).to_bits() as i32 - ROUND.to_bits() as i32);
+        (0..32).for_each(|i| bytes[i] = whole[i] as i8);
+        sums[0] = whole[..16].iter().sum();
+        sums[1] = whole[16..].iter().sum();
+    }
+}
+
+#[inline(always)]
+fn plain_widen(from: &[u16], to: &mut [f32]) {
+    // Exponent and mantissa moved to their place and scaled, which makes subnormals right too; the rest is infinity
+    // and NaN. (half::f16 says the same, a call for each number.)
+    for (to, from) in to.iter_mut().zip(from) {
+        let bits = u32::from(*from);
+        let moved = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits(0x7780_0000);
+        let special = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 | (bits & 0x3ff) << 13 } else { moved.to_bits() };
+        *to = f32::from_bits(special | (bits & 0x8000) << 16);
+    }
+}
+
+const ROUND: f32 = 12_582_912.0;
 
 /// `e^x` without a branch: `2^n · e^r` with `|r| ≤ ln 2 / 2` and a polynomial for `e^r` (the minimax coefficients of
 /// Cephes' `expf`). Adding 1.5·2²³ rounds to a whole number and leaves it in the low bits.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
-    const ROUND: f32 = 12_582_912.0;
     let x = x.clamp(-87.0, 88.0);
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
@@ -151,6 +262,23 @@ fn exp(x: f32) -> f32 {
     (p * r * r + r + 1.0) * f32::from_bits((power << 23) as u32)
 }
 
+#[inline(always)]
+fn tanh(x: f32) -> f32 {
+    // Near zero the difference below has no digits left; there x is its own tanh but for a third of its cube.
+    if x.abs() < 0.02 { x - x * x * x / 3.0 } else { 1.0 - 2.0 / (exp(2.0 * x) + 1.0) }
+}
+
+#[inline(always)]
+fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
+#[inline(always)]
+fn gelu_tanh(x: f32) -> f32 {
+    // x/2 · (1 + tanh(u)) = x / (1 + e^(−2u)).
+    x / (1.0 + exp(-1.595_769_1 * (x + 0.044_715 * x * x * x)))
+}
+
 /// The error function within 2e-7 (Abramowitz and Stegun, 7.1.26).
 #[inline(always)]
 fn erf(x: f32) -> f32 {
@@ -159,81 +287,13 @@ fn erf(x: f32) -> f32 {
     (1.0 - p * exp(-x * x)).copysign(x)
 }
 
-#[cfg(target_arch = "x86_64")]
-mod avx2 {
-    use std::arch::x86_64::*;
-
-    use super::PANEL;
-
-    /// The plain functions, compiled again with wider vectors.
-    macro_rules! recompiled {
-        ($($name:ident = $plain:ident($($arg:ident: $type:ty),*) $(-> $result:ty)?;)*) => {$(
-            #[target_feature(enable = "avx2,fma")]
-            pub(super) fn $name($($arg: $type),*) $(-> $result)? {
-                super::$plain($($arg),*)
-            }
-        )*};
-    }
-
-    recompiled! {
-        dot = plain_dot(a: &[f32], b: &[f32]) -> f32;
-        add_scaled = plain_add_scaled(to: &mut [f32], factor: f32, from: &[f32]);
-        gelu = plain_gelu(x: &mut [f32; PANEL]);
-        softmax = plain_softmax(x: &mut [f32]);
-        layer_norm = plain_layer_norm(row: &mut [f32], gamma: &[f32], beta: &[f32], epsilon: f32);
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) fn tile(x: &[f32], inputs: usize, panel: &[f32], tile: &mut [[f32; PANEL]]) {
-        match tile.len() {
-            6 => rows::<6>(x, inputs, panel, tile),
-            5 => rows::<5>(x, inputs, panel, tile),
-            4 => rows::<4>(x, inputs, panel, tile),
-            3 => rows::<3>(x, inputs, panel, tile),
-            2 => rows::<2>(x, inputs, panel, tile),
-            1 => rows::<1>(x, inputs, panel, tile),
-            _ => {}
-        }
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    fn rows<const R: usize>(x: &[f32], inputs: usize, panel: &[f32], tile: &mut [[f32; PANEL]]) {
-        assert!(tile.len() == R && x.len() == R * inputs && panel.len() == PANEL * inputs);
-        let mut sums = [[_mm256_setzero_ps(); 2]; R];
-        for input in 0..inputs {
-            // SAFETY: the panel is 16 · inputs long, so 16 floats from 16 · input are inside it; the loads may be
-            // unaligned.
-            let (low, high) = unsafe {
-                let weights = panel.as_ptr().add(input * PANEL);
-                (_mm256_loadu_ps(weights), _mm256_loadu_ps(weights.add(8)))
-            };
-            for (row, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: row < R and input < inputs, and `x` is R · inputs long.
-                let value = _mm256_set1_ps(unsafe { *x.get_unchecked(row * inputs + input) });
-                sums[0] = _mm256_fmadd_ps(value, low, sums[0]);
-                sums[1] = _mm256_fmadd_ps(value, high, sums[1]);
-            }
-        }
-        for (sums, out) in sums.iter().zip(tile) {
-            // SAFETY: `out` is 16 floats; the stores may be unaligned.
-            unsafe {
-                _mm256_storeu_ps(out.as_mut_ptr(), sums[0]);
-                _mm256_storeu_ps(out.as_mut_ptr().add(8), sums[1]);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    /// Relative to the largest sum of magnitudes; products of a few hundred terms round differently by this much.
-    const TILE_TOLERANCE: f32 = 1e-5;
-    const FUNCTION_TOLERANCE: f64 = 5e-7;
-
-    fn numbers(count: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed | 1;
+    /// Numbers between -1 and 1 from a fixed sequence.
+    pub(crate) fn numbers(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
         let mut next = || {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             (state >> 8) as f32 / (1 << 23) as f32 - 1.0
@@ -241,53 +301,60 @@ mod tests {
         (0..count).map(|_| next()).collect()
     }
 
+    fn close(found: f32, expected: f64, what: &str) {
+        let off = (f64::from(found) - expected).abs();
+        assert!(off <= 2e-6 * expected.abs().max(1.0), "{what}: {found}, not {expected}");
+    }
+
     #[test]
-    fn tiles_agree_with_the_plain_sum() {
-        for rows in 1..=TILE_ROWS {
-            for inputs in [1, 7, 64, 385] {
-                let (x, panel) = (numbers(rows * inputs, 3), numbers(PANEL * inputs, 5));
-                for simd in [Simd::Portable, Simd::detect()] {
-                    let mut tile = vec![[f32::NAN; PANEL]; rows];
-                    simd.tile(&x, inputs, &panel, &mut tile);
-                    for (row, sums) in tile.iter().enumerate() {
-                        for (column, sum) in sums.iter().enumerate() {
-                            let exact: f64 = (0..inputs)
-                                .map(|i| f64::from(x[row * inputs + i]) * f64::from(panel[i * PANEL + column]))
-                                .sum();
-                            assert!(
-                                (f64::from(*sum) - exact).abs() as f32 <= TILE_TOLERANCE * inputs as f32,
-                                "{simd:?} {rows}x{inputs}"
-                            );
-                        }
-                    }
-                }
+    fn functions_are_near_the_exact_ones_at_every_level() {
+        let x: Vec<f32> = numbers(333, 3).into_iter().map(|x| x * 12.0).chain([0.0, -30.0, 30.0, 1e-4]).collect();
+        for level in Simd::available() {
+            let mut gelu = x.clone();
+            level.activate(Activation::Gelu, &mut gelu);
+            let mut tanh = x.clone();
+            level.activate(Activation::GeluTanh, &mut tanh);
+            let mut silu = x.clone();
+            level.activate(Activation::Silu, &mut silu);
+            let mut cap = x.clone();
+            level.softcap(5.0, &mut cap);
+            for (i, x) in x.iter().map(|x| f64::from(*x)).enumerate() {
+                use super::super::super::reference::erf;
+                close(gelu[i], 0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2)), "gelu");
+                let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+                close(tanh[i], 0.5 * x * (1.0 + u.tanh()), "gelu tanh");
+                close(silu[i], x / (1.0 + (-x).exp()), "silu");
+                close(cap[i], 5.0 * (x / 5.0).tanh(), "softcap");
             }
         }
     }
 
     #[test]
-    fn functions_are_close_to_the_exact_ones() {
-        for step in -1200..1200 {
-            let x = step as f32 / 100.0;
-            let exact = f64::from(x).exp();
-            assert!((f64::from(exp(x)) - exact).abs() <= exact * FUNCTION_TOLERANCE, "exp({x})");
-            let exact = crate::backend::reference::erf(f64::from(x));
-            assert!((f64::from(erf(x)) - exact).abs() <= FUNCTION_TOLERANCE, "erf({x})");
+    fn half_floats_widen_as_they_should() {
+        let all: Vec<u16> = (0..=u16::MAX).collect();
+        for level in Simd::available() {
+            let mut wide = vec![0.0; all.len()];
+            level.widen(&all, &mut wide);
+            for (bits, wide) in all.iter().zip(&wide) {
+                let expected = half::f16::from_bits(*bits).to_f32();
+                assert!(expected.to_bits() == wide.to_bits() || expected.is_nan() && wide.is_nan(), "{bits:x}: {wide}");
+            }
         }
-        assert_eq!(exp(-1000.0), exp(-87.0));
     }
 
     #[test]
-    fn softmax_and_norm_do_what_they_say() {
-        for simd in [Simd::Portable, Simd::detect()] {
-            let mut shares = numbers(37, 9);
-            simd.softmax(&mut shares);
-            assert!((shares.iter().sum::<f32>() - 1.0).abs() < 1e-6);
-            let (mut row, gamma, beta) = (numbers(37, 11), vec![2.0; 37], vec![1.0; 37]);
-            simd.layer_norm(&mut row, &gamma, &beta, 1e-12);
-            let mean = row.iter().sum::<f32>() / 37.0;
-            let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / 37.0;
-            assert!((mean - 1.0).abs() < 1e-5 && (variance - 4.0).abs() < 1e-4, "{mean} {variance}");
+    fn quantized_numbers_are_within_half_a_step() {
+        let mut x = numbers(96, 9);
+        x[32..64].fill(0.0);
+        for level in Simd::available() {
+            let (mut bytes, mut scales, mut sums) = (vec![0i8; 96], [0.0; 3], [0; 6]);
+            level.quantize(&x, &mut bytes, &mut scales, &mut sums);
+            for (i, x) in x.iter().enumerate() {
+                assert!((f32::from(bytes[i]) * scales[i / 32] - x).abs() <= scales[i / 32] * 0.5001, "{i}");
+            }
+            let expected: Vec<i32> =
+                bytes.chunks(16).map(|part| part.iter().map(|byte| i32::from(*byte)).sum()).collect();
+            assert_eq!(sums.to_vec(), expected);
         }
     }
 }
