@@ -441,6 +441,7 @@ pub mod write {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "the tests write files")]
 mod tests {
     use proptest::prelude::*;
 

@@ -276,7 +276,7 @@ fn silu(x: f32) -> f32 {
 #[inline(always)]
 fn gelu_tanh(x: f32) -> f32 {
     // x/2 · (1 + tanh(u)) = x / (1 + e^(−2u)).
-    x / (1.0 + exp(-1.595_769_1 * (x + 0.044_715 * x * x * x)))
+    x / (1.0 + exp(-1.595_769 * (x + 0.044_715 * x * x * x)))
 }
 
 /// The error function within 2e-7 (Abramowitz and Stegun, 7.1.26).
