@@ -42,6 +42,12 @@ pub enum EngineError {
         /// What is wrong with them.
         reason: String,
     },
+    /// A chat template is not sound, or refused what it was given.
+    #[error("chat template {reason}")]
+    Template {
+        /// What is wrong.
+        reason: String,
+    },
     /// A plan and its inputs do not belong together.
     #[error("running a plan for {expected}: got {actual}")]
     Shape {

@@ -86,6 +86,17 @@ pub struct Part {
     pub bias: Option<Weight>,
 }
 
+/// The matrices of one expert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expert {
+    /// `[inner, width]`.
+    pub gate: Weight,
+    /// `[inner, width]`.
+    pub up: Weight,
+    /// `[width, inner]`.
+    pub down: Weight,
+}
+
 /// Heads of attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heads {
@@ -224,12 +235,8 @@ pub enum Op {
         x: Value,
         /// Logits of the experts for each token.
         router: Value,
-        /// `[experts, inner, width]`.
-        gate: Weight,
-        /// `[experts, inner, width]`.
-        up: Weight,
-        /// `[experts, width, inner]`.
-        down: Weight,
+        /// The feed-forward parts.
+        experts: Vec<Expert>,
         /// Experts for each token.
         used: usize,
         /// Whether the chosen experts' weights are scaled to a sum of one.

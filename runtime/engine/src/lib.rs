@@ -11,6 +11,7 @@
 pub mod backend;
 pub mod encoder;
 pub mod error;
+pub mod generate;
 pub mod graph;
 mod inspect;
 mod memory;
@@ -20,4 +21,5 @@ pub mod plan;
 pub use backend::{Backend, cpu::Cpu, reference::Reference};
 pub use encoder::{Embedding, Encoder, Tokens};
 pub use error::EngineError;
+pub use generate::{Decoder, DecoderOptions};
 pub use inspect::inspect;

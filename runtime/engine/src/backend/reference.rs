@@ -8,7 +8,7 @@ use kedge_formats::Tensor;
 
 use super::{Backend, Capabilities, Prepared, Step};
 use crate::EngineError;
-use crate::graph::{Activation, Graph, Heads, Norm, Op, PAGE_TOKENS, Pages, Pairs, Part, Pooling, Rope};
+use crate::graph::{Activation, Expert, Graph, Heads, Norm, Op, PAGE_TOKENS, Pages, Pairs, Part, Pooling, Rope};
 use crate::plan::Plan;
 
 /// The backend every other is compared with.
@@ -169,18 +169,16 @@ impl Plain {
                 };
                 (*out, buffers[*x].iter().map(row).collect())
             }
-            Op::Experts { x, router, gate, up, down, used, normalize, activation, out } => {
+            Op::Experts { x, router, experts, used, normalize, activation, out } => {
                 let row = |(row, logits): (&Vec<f64>, &Vec<f64>)| {
                     let mut sum = vec![0.0; row.len()];
                     for (expert, weight) in choose(logits, *used, *normalize) {
-                        let product = |matrix: usize, x: &[f64]| -> Vec<f64> {
-                            let outputs = self.weight(matrix).shape[1];
-                            (0..outputs).map(|output| dot(&self.row(matrix, expert * outputs + output), x)).collect()
-                        };
-                        let (gates, ups) = (product(*gate, row), product(*up, row));
+                        let Expert { gate, up, down } = experts[expert];
+                        let product = |weight: usize, x: &[f64]| self.linear(x, &Part { weight, bias: None });
+                        let (gates, ups) = (product(gate, row), product(up, row));
                         let inner: Vec<f64> =
                             gates.iter().zip(ups).map(|(gate, up)| activate(*activation, *gate) * up).collect();
-                        sum.iter_mut().zip(product(*down, &inner)).for_each(|(sum, value)| *sum += weight * value);
+                        sum.iter_mut().zip(product(down, &inner)).for_each(|(sum, value)| *sum += weight * value);
                     }
                     sum
                 };

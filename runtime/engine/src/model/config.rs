@@ -175,18 +175,18 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, EngineError> {
 }
 
 /// A JSON object and the file it came from, so that every complaint names both.
-struct Fields {
-    json: Value,
-    path: PathBuf,
+pub(crate) struct Fields {
+    pub(crate) json: Value,
+    pub(crate) path: PathBuf,
 }
 
 impl Fields {
-    fn wrong(&self, field: &str, reason: impl Into<String>) -> EngineError {
+    pub(crate) fn wrong(&self, field: &str, reason: impl Into<String>) -> EngineError {
         EngineError::Field { path: self.path.clone(), field: field.into(), reason: reason.into() }
     }
 
     /// A count between 1 and a bound far above every real model, so that products of two cannot overflow.
-    fn number(&self, field: &str) -> Result<usize, EngineError> {
+    pub(crate) fn number(&self, field: &str) -> Result<usize, EngineError> {
         let value = self.json[field]
             .as_u64()
             .ok_or_else(|| self.wrong(field, format!("must be a whole number, is {}", self.json[field])))?;
@@ -196,7 +196,7 @@ impl Fields {
         Ok(value as usize)
     }
 
-    fn positive(&self, field: &str) -> Result<f64, EngineError> {
+    pub(crate) fn positive(&self, field: &str) -> Result<f64, EngineError> {
         let value = self.json[field].as_f64().filter(|value| *value > 0.0);
         value.ok_or_else(|| self.wrong(field, format!("must be a number above zero, is {}", self.json[field])))
     }

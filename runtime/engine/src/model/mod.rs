@@ -4,5 +4,7 @@
 
 pub mod bert;
 pub mod config;
+pub mod decoder;
 
 pub use config::EncoderConfig;
+pub use decoder::DecoderConfig;

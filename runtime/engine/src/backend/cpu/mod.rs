@@ -21,7 +21,7 @@ use kedge_formats::Tensor;
 use super::reference::choose;
 use super::{Backend, Capabilities, Prepared, Step};
 use crate::EngineError;
-use crate::graph::{Activation, Graph, Heads, Norm, Op, PAGE_TOKENS, Pairs, Part, Pooling, Rope};
+use crate::graph::{Activation, Expert, Graph, Heads, Norm, Op, PAGE_TOKENS, Pairs, Part, Pooling, Rope};
 use crate::plan::{Buffer, Plan};
 use dense::Dense;
 use pages::{Store, load_block};
@@ -82,9 +82,9 @@ impl Backend for Cpu {
                         }
                     }
                 }
-                Op::Experts { gate, up, down, .. } => {
-                    for weight in [gate, up, down] {
-                        weights[*weight] = Packed::Experts(experts(&graph.weights[*weight]));
+                Op::Experts { experts, .. } => {
+                    for weight in experts.iter().flat_map(|expert| [expert.gate, expert.up, expert.down]) {
+                        weights[weight] = Packed::Matrix(Matrix::new(&graph.weights[weight]));
                     }
                 }
                 Op::Norm { norm, .. } => keep_norm(&graph, *norm, &mut weights),
@@ -122,19 +122,12 @@ fn ropes(graph: &Graph) -> Vec<Rope> {
     found
 }
 
-/// A matrix of each expert.
-fn experts(stacked: &Tensor) -> Vec<Matrix> {
-    let (count, rows) = (stacked.shape[0], stacked.shape[1]);
-    (0..count).map(|expert| Matrix::new(&stacked.slice_rows(expert * rows..(expert + 1) * rows))).collect()
-}
-
 /// A weight in the form that operations want.
 enum Packed {
     /// Read from the file row by row: tables of vectors.
     AsStored,
     Vector(Vec<f32>),
     Matrix(Matrix),
-    Experts(Vec<Matrix>),
 }
 
 enum Matrix {
@@ -578,23 +571,20 @@ impl<'a> Run<'a> {
                     simd.gate(*activation, gate, up, write(*out, row, size));
                 }
             }
-            Op::Experts { x, router, gate, up, down, used, normalize, activation, out } => {
+            Op::Experts { x, router, experts, used, normalize, activation, out } => {
                 let x = read(*x, task, size);
-                let experts = |weight: usize| match &on.weights[weight] {
-                    Packed::Experts(all) => all,
-                    _ => unreachable!("experts' weights were packed as such"),
-                };
-                let (gates, ups, downs) = (experts(*gate), experts(*up), experts(*down));
-                let logits: Vec<f64> = read(*router, task, gates.len()).iter().map(|logit| f64::from(*logit)).collect();
-                let (out, inner) = (write(*out, task, size), gates[0].outputs());
-                let (mut a, mut b, mut c, mut sum) =
-                    (vec![0.0; inner], vec![0.0; inner], vec![0.0; inner], vec![0.0; size]);
+                let logits =
+                    read(*router, task, experts.len()).iter().map(|logit| f64::from(*logit)).collect::<Vec<_>>();
+                let (out, inner) = (write(*out, task, size), on.matrix(experts[0].gate).outputs());
+                let (mut a, mut b, mut c) = (vec![0.0; inner], vec![0.0; inner], vec![0.0; inner]);
+                let mut sum = vec![0.0; size];
                 out.fill(0.0);
                 for (expert, weight) in choose(&logits, *used, *normalize) {
-                    gates[expert].single(simd, x, &mut a);
-                    ups[expert].single(simd, x, &mut b);
+                    let Expert { gate, up, down } = experts[expert];
+                    on.matrix(gate).single(simd, x, &mut a);
+                    on.matrix(up).single(simd, x, &mut b);
                     simd.gate(*activation, &a, &b, &mut c);
-                    downs[expert].single(simd, &c, &mut sum);
+                    on.matrix(down).single(simd, &c, &mut sum);
                     simd.add_scaled(out, weight as f32, &sum);
                 }
             }

@@ -1,0 +1,417 @@
+//! A decoder, loaded, with a thread of its own that computes for everybody who asks.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use kedge_formats::{Gguf, Tensors};
+use serde_json::Value;
+
+use super::chat::ChatTemplate;
+use super::sample;
+use super::schedule::{Batch, End, Event, Limits, Request, RequestId, Schedule};
+use super::text::TextTokenizer;
+use crate::EngineError;
+use crate::backend::{Backend, Capabilities, Prepared};
+use crate::graph::{Graph, PAGE_TOKENS, Pages};
+use crate::model::config::read_json;
+use crate::model::decoder::{DecoderConfig, Source, graph, weights_of};
+use crate::plan::{Plan, Shape};
+
+/// Bytes of a number in a page of keys and values.
+const PAGE_NUMBER_BYTES: u64 = 2;
+/// Of the memory that is free, a page store takes at most one part of so many, unless told otherwise.
+const PAGE_SHARE: u64 = 4;
+
+/// How a decoder is run.
+#[derive(Clone, Copy, Debug)]
+pub struct DecoderOptions {
+    /// Tokens for which keys and values are kept, of all requests together; none for what memory allows.
+    pub tokens_kept: Option<usize>,
+    /// Tokens of one step.
+    pub rows_max: usize,
+    /// Requests that run at once.
+    pub running_max: usize,
+}
+
+impl Default for DecoderOptions {
+    fn default() -> Self {
+        Self { tokens_kept: None, rows_max: 256, running_max: 64 }
+    }
+}
+
+/// Counts that change while a decoder works.
+#[derive(Debug, Default)]
+pub struct Figures {
+    /// Requests that wait.
+    pub waiting: AtomicU64,
+    /// Requests that run.
+    pub running: AtomicU64,
+    /// Tokens of prompts that were computed.
+    pub prompt_tokens: AtomicU64,
+    /// Tokens of prompts that were known from earlier requests.
+    pub cached_tokens: AtomicU64,
+    /// Tokens that were made.
+    pub made_tokens: AtomicU64,
+    /// Steps.
+    pub steps: AtomicU64,
+    /// Tokens for which there are pages nobody uses now.
+    pub tokens_free: AtomicU64,
+    /// Tokens for which there are pages.
+    pub tokens_kept: AtomicU64,
+}
+
+/// Whoever is told of events; false when nobody listens any more.
+pub type Listener = Box<dyn FnMut(Event) -> bool + Send>;
+
+enum Command {
+    Push(RequestId, Request, Listener),
+    Cancel(RequestId),
+}
+
+/// A model that makes text.
+pub struct Decoder {
+    config: DecoderConfig,
+    tokenizer: TextTokenizer,
+    template: Option<ChatTemplate>,
+    stop: Vec<u32>,
+    capabilities: Capabilities,
+    figures: Arc<Figures>,
+    next_id: AtomicU64,
+    commands: Mutex<Option<Sender<Command>>>,
+    worker: Option<JoinHandle<()>>,
+}
+
+/// What a model's files say beside its weights.
+struct Files {
+    source: Source,
+    config: DecoderConfig,
+    tokenizer: TextTokenizer,
+    template: Option<ChatTemplate>,
+    stop: Vec<u32>,
+}
+
+impl Decoder {
+    /// Opens the model at `path`: a GGUF file, or a folder with `config.json`, `tokenizer.json` and safetensors.
+    pub fn open(path: &Path, backend: &dyn Backend, options: DecoderOptions) -> Result<Self, EngineError> {
+        let Files { source, config, tokenizer, template, stop } = Files::open(path)?;
+        let graph = Arc::new(graph(&source, &config)?);
+        let kept = tokens_kept(&graph, &config, backend, options);
+        let context = config.context.min(kept);
+        let limits = Limits { rows_max: options.rows_max.max(1), running_max: options.running_max.max(1), context };
+        let pages = kept / PAGE_TOKENS;
+        let prepared = backend.prepare(graph.clone(), pages)?;
+        let figures = Arc::new(Figures::default());
+        figures.tokens_kept.store(kept as u64, Ordering::Relaxed);
+        figures.tokens_free.store(kept as u64, Ordering::Relaxed);
+        let (commands, inbox) = channel();
+        let schedule = Schedule::new(limits, pages as u32);
+        let plans = HashMap::new();
+        let mut worker =
+            Worker { graph, prepared, schedule, limits, plans, listeners: HashMap::new(), figures: figures.clone() };
+        let thread = std::thread::Builder::new().name("kedge-decoder".into());
+        let worker = thread.spawn(move || worker.work(&inbox));
+        let worker = worker.map_err(|source| EngineError::Threads { index: 0, source })?;
+        let config = DecoderConfig { context, ..config };
+        Ok(Self {
+            config,
+            tokenizer,
+            template,
+            stop,
+            capabilities: backend.capabilities(),
+            figures,
+            next_id: AtomicU64::new(0),
+            commands: Mutex::new(Some(commands)),
+            worker: Some(worker),
+        })
+    }
+
+    /// What the files at `path` are, without loading weights: whether this engine could run them, and why not.
+    pub fn inspect(path: &Path) -> Result<String, EngineError> {
+        let files = Files::open(path)?;
+        graph(&files.source, &files.config)?;
+        Ok(files.config.family.to_owned())
+    }
+
+    /// The settings and the graph of the model at `path`, for whoever runs steps by themselves.
+    pub fn read(path: &Path) -> Result<(DecoderConfig, Graph), EngineError> {
+        let files = Files::open(path)?;
+        let graph = graph(&files.source, &files.config)?;
+        Ok((files.config, graph))
+    }
+
+    /// The settings the model came with; the context is what fits in memory.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// Its tokenizer.
+    pub fn tokenizer(&self) -> &TextTokenizer {
+        &self.tokenizer
+    }
+
+    /// How it writes talks down, if it says so.
+    pub fn template(&self) -> Option<&ChatTemplate> {
+        self.template.as_ref()
+    }
+
+    /// The tokens by which it ends an answer.
+    pub fn stop(&self) -> &[u32] {
+        &self.stop
+    }
+
+    /// What it runs on.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// Counts.
+    pub fn figures(&self) -> &Figures {
+        &self.figures
+    }
+
+    /// Puts a request in line; `listener` is told of every event, on the decoder's thread.
+    pub fn submit(&self, request: Request, listener: Listener) -> Result<RequestId, EngineError> {
+        let wrong = |reason: String| EngineError::Tokens { index: 0, reason };
+        if request.prompt.is_empty() {
+            return Err(wrong("there are none".into()));
+        }
+        if request.prompt.len() >= self.config.context {
+            let (length, context) = (request.prompt.len(), self.config.context);
+            return Err(wrong(format!("there are {length}, and prompt and answer may have {context} together")));
+        }
+        if let Some(id) = request.prompt.iter().find(|id| **id as usize >= self.config.vocabulary) {
+            return Err(wrong(format!("id {id} is not below the vocabulary's {}", self.config.vocabulary)));
+        }
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        self.send(Command::Push(id, request, listener));
+        Ok(id)
+    }
+
+    /// Lets go of a request.
+    pub fn cancel(&self, id: RequestId) {
+        self.send(Command::Cancel(id));
+    }
+
+    fn send(&self, command: Command) {
+        let commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
+        let sent = commands.as_ref().expect("it is taken when the decoder is dropped").send(command);
+        // The thread ends before its decoder only by a panic; a request's listener is dropped then, which tells.
+        drop(sent);
+    }
+
+    /// Runs one request to its end: the tokens, and why it ended.
+    pub fn complete(&self, request: Request) -> Result<(Vec<u32>, End), EngineError> {
+        let (sender, events) = channel();
+        self.submit(request, Box::new(move |event| sender.send(event).is_ok()))?;
+        let mut tokens = Vec::new();
+        loop {
+            match events.recv() {
+                Ok(Event::Token(choice)) => tokens.push(choice.token),
+                Ok(Event::End { end, .. }) => return Ok((tokens, end)),
+                Err(_) => return Ok((tokens, End::Failed("the decoder's thread has ended".into()))),
+            }
+        }
+    }
+}
+
+impl Drop for Decoder {
+    fn drop(&mut self) {
+        *self.commands.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        if let Some(worker) = self.worker.take() {
+            // A panic was told by its message; there is nobody to pass it on to.
+            let _ = worker.join();
+        }
+    }
+}
+
+/// How many tokens are kept: as asked, or what a share of the free memory holds, and at least one request of full length
+/// where that is not more than memory has.
+fn tokens_kept(graph: &Graph, config: &DecoderConfig, backend: &dyn Backend, options: DecoderOptions) -> usize {
+    let shape = graph.pages.unwrap_or(Pages { layers: 1, heads: 1, width: 1 });
+    let page_bytes = shape.values() as u64 * PAGE_NUMBER_BYTES;
+    let context_pages = config.context.div_ceil(PAGE_TOKENS);
+    let wanted = options.tokens_kept.map(|tokens| tokens.div_ceil(PAGE_TOKENS));
+    let affordable = (backend.memory_bytes_free() / PAGE_SHARE / page_bytes).clamp(2, 1 << 20) as usize;
+    // Room for eight full requests is enough unless more is asked for.
+    wanted.unwrap_or_else(|| (8 * context_pages).min(affordable)).max(2) * PAGE_TOKENS
+}
+
+impl Files {
+    fn open(path: &Path) -> Result<Self, EngineError> {
+        if path.extension().is_some_and(|extension| extension == "gguf") {
+            return Self::of_gguf(path);
+        }
+        let folder = if path.is_file() { path.parent().unwrap_or(Path::new(".")) } else { path };
+        let config_path = folder.join("config.json");
+        let config = DecoderConfig::of_json(&config_path)?;
+        let tokenizer = TextTokenizer::of_file(&folder.join("tokenizer.json"))?;
+        let source = Source::Folder(Tensors::open_safetensors(&weights_of(folder))?);
+        let optional = |name: &str| -> Result<Value, EngineError> {
+            let path = folder.join(name);
+            if path.is_file() { read_json(&path) } else { Ok(Value::Null) }
+        };
+        let (settings, generation) = (optional("tokenizer_config.json")?, optional("generation_config.json")?);
+        let text_of = |field: &str| {
+            let token = &settings[field];
+            token.as_str().or(token["content"].as_str()).unwrap_or_default().to_owned()
+        };
+        let (bos, eos) = (text_of("bos_token"), text_of("eos_token"));
+        let mut stop: Vec<u32> = tokenizer.id(&eos).into_iter().collect();
+        for ids in [&read_json::<Value>(&config_path)?["eos_token_id"], &generation["eos_token_id"]] {
+            let all = ids.as_array().cloned().unwrap_or_else(|| vec![ids.clone()]);
+            stop.extend(all.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()));
+        }
+        let template = template_of(&settings["chat_template"]).or_else(|| read_template(folder));
+        let template = template.map(|text| ChatTemplate::new(&text, &bos, &eos)).transpose()?;
+        Self { source, config, tokenizer, template, stop }.checked(path)
+    }
+
+    fn of_gguf(path: &Path) -> Result<Self, EngineError> {
+        let file = Gguf::open(path)?;
+        let config = DecoderConfig::of_gguf(&file)?;
+        let beside = path.with_file_name("tokenizer.json");
+        let tokenizer =
+            if beside.is_file() { TextTokenizer::of_file(&beside)? } else { TextTokenizer::of_gguf(&file)? };
+        let id = |key: &str| file.number(key).ok().and_then(|id| u32::try_from(id).ok());
+        let eos = id("tokenizer.ggml.eos_token_id");
+        let stop = eos.into_iter().chain(id("tokenizer.ggml.eot_token_id")).collect();
+        let text = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
+        let (bos, eos) = (text(id("tokenizer.ggml.bos_token_id")), text(eos));
+        let template = if file.has("tokenizer.chat_template") {
+            Some(ChatTemplate::new(file.text("tokenizer.chat_template")?, &bos, &eos)?)
+        } else {
+            None
+        };
+        Self { source: Source::Gguf(file), config, tokenizer, template, stop }.checked(path)
+    }
+
+    fn checked(mut self, path: &Path) -> Result<Self, EngineError> {
+        self.stop.sort_unstable();
+        self.stop.dedup();
+        if self.tokenizer.size() > self.config.vocabulary {
+            return Err(EngineError::Field {
+                path: path.to_owned(),
+                field: "vocab_size".into(),
+                reason: format!("is {}, and the tokenizer has {}", self.config.vocabulary, self.tokenizer.size()),
+            });
+        }
+        Ok(self)
+    }
+}
+
+/// A template as it stands, or the one called `default` of several.
+fn template_of(value: &Value) -> Option<String> {
+    let named = |entry: &&Value| entry["name"] == "default";
+    let one = value.as_str().or_else(|| value.as_array()?.iter().find(named)?["template"].as_str())?;
+    Some(one.to_owned())
+}
+
+#[allow(clippy::disallowed_methods, reason = "this is part of the shell that reads a model directory")]
+fn read_template(folder: &Path) -> Option<String> {
+    std::fs::read_to_string(folder.join("chat_template.jinja")).ok()
+}
+
+/// The thread's own.
+struct Worker {
+    graph: Arc<Graph>,
+    prepared: Box<dyn Prepared>,
+    schedule: Schedule,
+    limits: Limits,
+    plans: HashMap<Shape, Plan>,
+    listeners: HashMap<RequestId, Listener>,
+    figures: Arc<Figures>,
+}
+
+impl Worker {
+    fn work(&mut self, inbox: &Receiver<Command>) {
+        let mut answers = Vec::new();
+        loop {
+            // Sleeps while there is nothing to do; else takes what has come and goes on.
+            if self.schedule.counts() == (0, 0) {
+                match inbox.recv() {
+                    Ok(command) => self.obey(command),
+                    Err(_) => return,
+                }
+            }
+            while let Ok(command) = inbox.try_recv() {
+                self.obey(command);
+            }
+            if let Some(batch) = self.schedule.next() {
+                self.step(&batch, &mut answers);
+            }
+            self.count();
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Push(id, request, listener) => {
+                self.listeners.insert(id, listener);
+                self.schedule.push(id, request);
+            }
+            Command::Cancel(id) => {
+                self.schedule.cancel(id);
+                if let Some(mut listener) = self.listeners.remove(&id) {
+                    listener(Event::End { end: End::Cancelled, cached_tokens: 0 });
+                }
+            }
+        }
+    }
+
+    fn step(&mut self, batch: &Batch, answers: &mut Vec<f32>) {
+        let bucket = |count: usize| count.next_power_of_two();
+        let outputs = bucket(batch.step.outputs.len().max(1)).min(bucket(self.limits.running_max));
+        let shape = Shape { rows: bucket(batch.step.ids.len()), outputs };
+        let plan = self.plans.entry(shape).or_insert_with(|| Plan::new(&self.graph, shape));
+        if let Err(error) = self.prepared.run(plan, &batch.step, answers) {
+            for id in self.schedule.clear() {
+                let end = End::Failed(error.to_string());
+                self.tell(id, Event::End { end, cached_tokens: 0 });
+            }
+            return;
+        }
+        let width = self.graph.result_width();
+        let logits = answers.chunks_exact_mut(width);
+        let chosen = batch.answers.iter().zip(logits).map(|(id, logits)| {
+            let (sampling, history) = self.schedule.sampling(*id).expect("who is in a step runs");
+            sample::choose(logits, sampling, history).map_err(|error| error.to_string())
+        });
+        let chosen: Vec<_> = chosen.collect();
+        let made = chosen.iter().filter(|choice| choice.is_ok()).count() as u64;
+        self.figures.made_tokens.fetch_add(made, Ordering::Relaxed);
+        let prompt = (batch.step.ids.len() - batch.answers.len()) as u64;
+        self.figures.prompt_tokens.fetch_add(prompt, Ordering::Relaxed);
+        self.figures.steps.fetch_add(1, Ordering::Relaxed);
+        for (id, event) in self.schedule.done(batch, chosen) {
+            if let Event::End { cached_tokens, .. } = &event {
+                self.figures.cached_tokens.fetch_add(*cached_tokens as u64, Ordering::Relaxed);
+            }
+            self.tell(id, event);
+        }
+    }
+
+    /// Tells a listener; one that is gone ends its request.
+    fn tell(&mut self, id: RequestId, event: Event) {
+        let ended = matches!(event, Event::End { .. });
+        let Some(listener) = self.listeners.get_mut(&id) else { return };
+        let listens = listener(event);
+        if ended || !listens {
+            self.listeners.remove(&id);
+        }
+        if !listens && !ended {
+            self.schedule.cancel(id);
+        }
+    }
+
+    fn count(&self) {
+        let (waiting, running) = self.schedule.counts();
+        let set = |figure: &AtomicU64, value: usize| figure.store(value as u64, Ordering::Relaxed);
+        set(&self.figures.waiting, waiting);
+        set(&self.figures.running, running);
+        set(&self.figures.tokens_free, self.schedule.tokens_free());
+    }
+}

@@ -1,0 +1,245 @@
+//! Which pages of keys and values belong to whom.
+//!
+//! Full pages whose tokens are known are kept in a tree when their request ends: a request that begins with the same
+//! tokens takes them over, and nothing of that prefix is computed again. A page in the tree that nobody uses is given
+//! up, the longest unused first and leaves before what leads to them, when a new one is wanted. What must hold: a page is
+//! free, or in the tree, or a request's own, and never two of these but for requests that share a page of the tree.
+
+use std::collections::HashMap;
+
+use crate::graph::PAGE_TOKENS;
+
+/// A page of keys and values.
+pub type Page = u32;
+
+/// A place in the tree.
+type Node = u32;
+
+/// The beginning of every prompt.
+const ROOT: Node = u32::MAX;
+
+#[derive(Debug)]
+struct Entry {
+    parent: Node,
+    tokens: Box<[u32]>,
+    page: Page,
+    /// Requests that use it now.
+    users: u32,
+    /// Nodes that go on from it.
+    children: u32,
+    /// When it was last used, in steps of [`PageTable::tick`].
+    used: u64,
+}
+
+/// All pages of a model.
+#[derive(Debug)]
+pub struct PageTable {
+    free: Vec<Page>,
+    nodes: HashMap<Node, Entry>,
+    by_tokens: HashMap<(Node, Box<[u32]>), Node>,
+    next_node: Node,
+    tick: u64,
+}
+
+/// The pages of one request, in order.
+#[derive(Debug, Default)]
+pub struct Owned {
+    /// Nodes of the tree, from its beginning.
+    shared: Vec<Node>,
+    pages: Vec<Page>,
+}
+
+impl Owned {
+    /// The pages.
+    pub fn pages(&self) -> &[Page] {
+        &self.pages
+    }
+
+    /// Tokens that fit.
+    pub fn room(&self) -> usize {
+        self.pages.len() * PAGE_TOKENS
+    }
+}
+
+impl PageTable {
+    /// So many pages, all free.
+    pub fn new(pages: u32) -> Self {
+        let (nodes, by_tokens) = (HashMap::new(), HashMap::new());
+        Self { free: (0..pages).rev().collect(), nodes, by_tokens, next_node: 0, tick: 0 }
+    }
+
+    /// Pages that a request could have now: free, or only kept in case they are wanted again.
+    pub fn available(&self) -> usize {
+        self.free.len() + self.nodes.values().filter(|entry| entry.users == 0).count()
+    }
+
+    /// What the tree knows of the beginning of a prompt, for a new request; and how many tokens that is. The last token
+    /// is never among them: something has to be computed to have logits.
+    pub fn begin(&mut self, prompt: &[u32]) -> (Owned, usize) {
+        self.tick += 1;
+        let mut owned = Owned::default();
+        let mut node = ROOT;
+        for tokens in prompt[..prompt.len().saturating_sub(1)].chunks_exact(PAGE_TOKENS) {
+            let Some(next) = self.by_tokens.get(&(node, tokens.into())) else { break };
+            node = *next;
+            let entry = self.nodes.get_mut(&node).expect("the tree is whole");
+            entry.users += 1;
+            entry.used = self.tick;
+            owned.shared.push(node);
+            owned.pages.push(entry.page);
+        }
+        let known = owned.room();
+        (owned, known)
+    }
+
+    /// One more page for a request; none when all are in use.
+    pub fn grow(&mut self, owned: &mut Owned) -> Option<Page> {
+        if self.free.is_empty() {
+            self.give_up_one()?;
+        }
+        let page = self.free.pop()?;
+        owned.pages.push(page);
+        Some(page)
+    }
+
+    fn give_up_one(&mut self) -> Option<()> {
+        let unused = self.nodes.iter().filter(|(_, entry)| entry.users == 0 && entry.children == 0);
+        let (&node, _) = unused.min_by_key(|(node, entry)| (entry.used, **node))?;
+        let entry = self.nodes.remove(&node).expect("it was just found");
+        self.by_tokens.remove(&(entry.parent, entry.tokens));
+        if let Some(parent) = self.nodes.get_mut(&entry.parent) {
+            parent.children -= 1;
+        }
+        self.free.push(entry.page);
+        Some(())
+    }
+
+    /// Takes back the pages of a request whose first tokens were `computed`: full pages stay known.
+    pub fn end(&mut self, owned: Owned, computed: &[u32]) {
+        self.tick += 1;
+        let mut node = owned.shared.last().copied().unwrap_or(ROOT);
+        for shared in &owned.shared {
+            let entry = self.nodes.get_mut(shared).expect("nodes in use stay");
+            entry.users -= 1;
+            entry.used = self.tick;
+        }
+        let known = owned.shared.len();
+        let mut chunks = computed.chunks_exact(PAGE_TOKENS).skip(known);
+        let mut on_path = true;
+        for page in owned.pages.into_iter().skip(known) {
+            let Some(tokens) = chunks.next().filter(|_| on_path) else {
+                self.free.push(page);
+                continue;
+            };
+            if let Some(there) = self.by_tokens.get(&(node, tokens.into())) {
+                // Somebody else computed the same meanwhile: theirs stays.
+                node = *there;
+                self.free.push(page);
+                continue;
+            }
+            let Some(new) = self.unused_node() else {
+                on_path = false;
+                self.free.push(page);
+                continue;
+            };
+            if let Some(parent) = self.nodes.get_mut(&node) {
+                parent.children += 1;
+            }
+            self.by_tokens.insert((node, tokens.into()), new);
+            let entry = Entry { parent: node, tokens: tokens.into(), page, users: 0, children: 0, used: self.tick };
+            self.nodes.insert(new, entry);
+            node = new;
+        }
+    }
+
+    fn unused_node(&mut self) -> Option<Node> {
+        let new = self.next_node;
+        self.next_node = self.next_node.wrapping_add(1) % ROOT;
+        (!self.nodes.contains_key(&new)).then_some(new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn prompt(length: usize, variant: u32) -> Vec<u32> {
+        (0..length as u32).map(|i| if i < 64 { i } else { i + variant * 1000 }).collect()
+    }
+
+    #[test]
+    fn a_known_beginning_is_taken_over() {
+        let mut table = PageTable::new(8);
+        let (mut first, known) = table.begin(&prompt(100, 0));
+        assert_eq!(known, 0);
+        while first.room() < 100 {
+            table.grow(&mut first).unwrap();
+        }
+        let pages = first.pages().to_vec();
+        table.end(first, &prompt(100, 0));
+        assert_eq!(table.available(), 8);
+        let (second, known) = table.begin(&prompt(100, 1));
+        assert_eq!((known, second.pages()), (64, &pages[..2]), "the first 64 tokens are the same");
+        let (third, known) = table.begin(&prompt(64, 0));
+        assert_eq!(known, 32, "the last token is computed again");
+        table.end(second, &prompt(64, 1));
+        table.end(third, &prompt(64, 0));
+    }
+
+    #[test]
+    fn pages_that_nobody_uses_are_given_up_from_the_leaves() {
+        let mut table = PageTable::new(3);
+        let (mut owned, _) = table.begin(&prompt(96, 0));
+        while table.grow(&mut owned).is_some() {}
+        assert_eq!(owned.room(), 96);
+        table.end(owned, &prompt(96, 0));
+        let (mut other, _) = table.begin(&[7; 40]);
+        table.grow(&mut other).unwrap();
+        let (_kept, known) = table.begin(&prompt(96, 0));
+        assert_eq!(known, 64, "only the last of the chain was given up");
+    }
+
+    proptest! {
+        /// Many random requests that begin, grow and end: pages are never lost nor given out twice.
+        #[test]
+        fn every_page_has_one_owner(steps in proptest::collection::vec((0u8..4, 0usize..8, 1usize..200), 1..120)) {
+            const PAGES: u32 = 12;
+            let mut table = PageTable::new(PAGES);
+            let mut running: Vec<(Owned, Vec<u32>)> = Vec::new();
+            for (what, which, length) in steps {
+                match what {
+                    0 => {
+                        let prompt = prompt(length, which as u32 % 3);
+                        let (owned, _) = table.begin(&prompt);
+                        running.push((owned, prompt));
+                    }
+                    1 | 2 if !running.is_empty() => {
+                        let index = which % running.len();
+                        table.grow(&mut running[index].0);
+                    }
+                    _ if !running.is_empty() => {
+                        let (owned, prompt) = running.swap_remove(which % running.len());
+                        let computed = prompt.len().min(owned.room());
+                        table.end(owned, &prompt[..computed]);
+                    }
+                    _ => {}
+                }
+                let mut owners = vec![0; PAGES as usize];
+                table.free.iter().for_each(|page| owners[*page as usize] += 1);
+                table.nodes.values().for_each(|entry| owners[entry.page as usize] += 1);
+                for (owned, _) in &running {
+                    owned.pages.iter().skip(owned.shared.len()).for_each(|page| owners[*page as usize] += 1);
+                }
+                prop_assert_eq!(owners, vec![1; PAGES as usize]);
+                for (node, entry) in &table.nodes {
+                    let users = running.iter().filter(|(owned, _)| owned.shared.contains(node)).count();
+                    let children = table.nodes.values().filter(|other| other.parent == *node).count();
+                    prop_assert_eq!((entry.users as usize, entry.children as usize), (users, children));
+                    prop_assert!(entry.parent == ROOT || table.nodes.contains_key(&entry.parent));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,453 @@
+//! Who computes next: requests wait, run and end here, without a device, a thread or a clock.
+//!
+//! ```text
+//! waiting ──admitted──▶ running ──token──▶ running ──stop, length──▶ ended
+//!    ▲                     │
+//!    └──── preempted ──────┘  (its pages go to another; what it has is computed again)
+//! ```
+//!
+//! A step takes one token of each request that is making text, and fills up with pieces of prompts. Requests are admitted
+//! by priority, then by how little their client had, then by their turn. What must hold: a request that was admitted is
+//! never starved by later ones of no higher priority; when pages run out, the request admitted last gives its up; the
+//! tokens of a request do not depend on any of this.
+
+use std::collections::HashMap;
+
+use super::pages::{Owned, PageTable};
+use super::sample::{Choice, History, Sampling};
+use crate::backend::{Sequence, Step};
+use crate::graph::PAGE_TOKENS;
+
+/// A request's number.
+pub type RequestId = u64;
+
+/// A prompt, and how to go on from it.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// The prompt's tokens; at least one.
+    pub prompt: Vec<u32>,
+    /// Most tokens of the answer.
+    pub tokens_max: usize,
+    /// Tokens that end the answer; they are no part of it.
+    pub stop: Vec<u32>,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Who asks, for fairness; any text.
+    pub client: String,
+    /// Higher ones are admitted first.
+    pub priority: i32,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The model said a token that ends it.
+    Stop,
+    /// It is as long as was asked for, or as the model can.
+    Length,
+    /// The one who asked went away.
+    Cancelled,
+    /// It could not go on; why.
+    Failed(String),
+}
+
+/// News of a request.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The next token.
+    Token(Choice),
+    /// The answer has ended.
+    End {
+        /// Why.
+        end: End,
+        /// Tokens of the prompt that were not computed again, because an earlier request had the same.
+        cached_tokens: usize,
+    },
+}
+
+/// Bounds of what is done at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Tokens of one step.
+    pub rows_max: usize,
+    /// Requests that run at once.
+    pub running_max: usize,
+    /// Tokens that prompt and answer may have together.
+    pub context: usize,
+}
+
+#[derive(Debug)]
+struct Running {
+    id: RequestId,
+    request: Request,
+    /// Prompt and answer.
+    tokens: Vec<u32>,
+    /// How many of those have keys and values in the pages.
+    computed: usize,
+    owned: Owned,
+    history: History,
+    cached_tokens: usize,
+    /// In which order requests were admitted, the first time.
+    turn: u64,
+}
+
+impl Running {
+    fn answered(&self) -> usize {
+        self.tokens.len() - self.request.prompt.len()
+    }
+}
+
+/// What a step computes.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// The tokens.
+    pub step: Step,
+    /// For each answer of the step, whose it is.
+    pub answers: Vec<RequestId>,
+    /// How many tokens of each request the step has.
+    rows: Vec<(RequestId, usize)>,
+}
+
+/// Requests, and the pages they share.
+#[derive(Debug)]
+pub struct Schedule {
+    limits: Limits,
+    pages: PageTable,
+    waiting: Vec<Running>,
+    running: Vec<Running>,
+    served: HashMap<String, u64>,
+    turns: u64,
+}
+
+impl Schedule {
+    /// Nothing to do yet.
+    pub fn new(limits: Limits, pages: u32) -> Self {
+        let (waiting, running, served) = (Vec::new(), Vec::new(), HashMap::new());
+        Self { limits, pages: PageTable::new(pages), waiting, running, served, turns: 0 }
+    }
+
+    /// Requests that wait, and that run.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.waiting.len(), self.running.len())
+    }
+
+    /// Tokens for which there are pages that nobody uses now.
+    pub fn tokens_free(&self) -> usize {
+        self.pages.available() * PAGE_TOKENS
+    }
+
+    /// Takes a request.
+    pub fn push(&mut self, id: RequestId, request: Request) {
+        assert!(!request.prompt.is_empty(), "a prompt has a token");
+        self.turns += 1;
+        let (tokens, history) = (request.prompt.clone(), History::of_prompt(&request.prompt));
+        let owned = Owned::default();
+        let turn = self.turns;
+        self.waiting.push(Running { id, request, tokens, computed: 0, owned, history, cached_tokens: 0, turn });
+    }
+
+    /// Lets go of a request.
+    pub fn cancel(&mut self, id: RequestId) {
+        self.waiting.retain(|waiting| waiting.id != id);
+        if let Some(index) = self.running.iter().position(|running| running.id == id) {
+            self.leave(index);
+        }
+    }
+
+    /// Ends all requests, as after a failure of the device.
+    pub fn clear(&mut self) -> Vec<RequestId> {
+        let ids = self.waiting.drain(..).map(|waiting| waiting.id).collect::<Vec<_>>();
+        let running = self.running.iter().map(|running| running.id).collect::<Vec<_>>();
+        while !self.running.is_empty() {
+            // What the pages hold is not known any more.
+            self.running[0].computed = 0;
+            self.leave(0);
+        }
+        ids.into_iter().chain(running).collect()
+    }
+
+    /// Takes a request out and gives its pages back; what is in them stays known.
+    fn leave(&mut self, index: usize) -> Running {
+        let mut running = self.running.remove(index);
+        self.pages.end(std::mem::take(&mut running.owned), &running.tokens[..running.computed]);
+        running
+    }
+
+    /// The next step; none when there is nothing to do.
+    pub fn next(&mut self) -> Option<Batch> {
+        loop {
+            let batch = self.fill();
+            if !batch.rows.is_empty() {
+                return Some(batch);
+            }
+            // Prompts that hold pages and wait for each other's: the one admitted last makes room.
+            if self.running.len() < 2 {
+                return None;
+            }
+            let last = (0..self.running.len()).max_by_key(|index| self.running[*index].turn)?;
+            self.preempt(last);
+        }
+    }
+
+    fn preempt(&mut self, index: usize) {
+        let mut preempted = self.leave(index);
+        preempted.computed = 0;
+        self.waiting.push(preempted);
+    }
+
+    fn fill(&mut self) -> Batch {
+        let mut batch = Batch::default();
+        let mut left = self.limits.rows_max;
+        // Those that make text first, in the order of their admission: one token each.
+        let mut index = 0;
+        while index < self.running.len() && left > 0 {
+            let running = &self.running[index];
+            let makes_text = running.computed + 1 == running.tokens.len();
+            // One that had to make room for others is gone from here, and the next has its place.
+            if !makes_text || self.add(index, 1, &mut batch, &mut left) {
+                index += 1;
+            }
+        }
+        for index in 0..self.running.len() {
+            let pending = self.running[index].tokens.len() - self.running[index].computed;
+            if pending > 1 && left > 0 && !batch.rows.iter().any(|(id, _)| *id == self.running[index].id) {
+                let rows = pending.min(left).min(self.room_for(index));
+                if rows > 0 {
+                    self.add(index, rows, &mut batch, &mut left);
+                }
+            }
+        }
+        while left > 0 && self.running.len() < self.limits.running_max {
+            let Some(index) = self.admit() else { break };
+            let pending = self.running[index].tokens.len() - self.running[index].computed;
+            let rows = pending.min(left).min(self.room_for(index));
+            if rows == 0 || !self.add(index, rows, &mut batch, &mut left) {
+                break;
+            }
+        }
+        batch
+    }
+
+    /// Tokens that a request can have without taking pages from others.
+    fn room_for(&self, index: usize) -> usize {
+        let running = &self.running[index];
+        running.owned.room() - running.computed + self.pages.available() * PAGE_TOKENS
+    }
+
+    /// Moves the request whose turn it is from waiting to running, if there are pages for it; where it is then.
+    fn admit(&mut self) -> Option<usize> {
+        let served = |client: &str| self.served.get(client).copied().unwrap_or(0);
+        let key = |w: &Running| (std::cmp::Reverse(w.request.priority), served(&w.request.client), w.turn);
+        let (best, _) = self.waiting.iter().enumerate().min_by_key(|(_, waiting)| key(waiting))?;
+        let waiting = &self.waiting[best];
+        let (owned, known) = self.pages.begin(&waiting.tokens);
+        // All of its tokens and one page to go on, unless it is alone: then it gets what there is.
+        let wanted = waiting.tokens.len().saturating_sub(known).div_ceil(PAGE_TOKENS) + 1;
+        if self.pages.available() < wanted && !self.running.is_empty() {
+            self.pages.end(owned, &waiting.tokens[..known]);
+            return None;
+        }
+        let mut running = self.waiting.remove(best);
+        (running.owned, running.computed) = (owned, known);
+        if running.answered() == 0 {
+            running.cached_tokens = known;
+        }
+        self.running.push(running);
+        Some(self.running.len() - 1)
+    }
+
+    /// Puts tokens of a request into a step; false when there were no pages, and it waits again.
+    fn add(&mut self, index: usize, rows: usize, batch: &mut Batch, left: &mut usize) -> bool {
+        let id = self.running[index].id;
+        let wanted = self.running[index].computed + rows;
+        while self.position(id).is_some_and(|index| self.running[index].owned.room() < wanted) {
+            let index = self.position(id).expect("it was just there");
+            if self.pages.grow(&mut self.running[index].owned).is_some() {
+                continue;
+            }
+            // The one admitted last gives its pages up, unless it is in this step already; then this one does.
+            let in_step = |running: &Running| batch.rows.iter().any(|(id, _)| *id == running.id);
+            let last = self.running.iter().enumerate().filter(|(_, running)| !in_step(running));
+            let (victim, _) = last.max_by_key(|(_, running)| running.turn).expect("this one is not in the step");
+            self.preempt(victim);
+        }
+        let Some(index) = self.position(id) else { return false };
+        let running = &mut self.running[index];
+        let past = running.computed;
+        batch.step.ids.extend(&running.tokens[past..past + rows]);
+        let pages = running.owned.pages()[..(past + rows).div_ceil(PAGE_TOKENS)].to_vec();
+        batch.step.sequences.push(Sequence { rows, past, pages });
+        if past + rows == running.tokens.len() {
+            batch.step.outputs.push(batch.step.ids.len() as u32 - 1);
+            batch.answers.push(id);
+        }
+        batch.rows.push((id, rows));
+        *left -= rows;
+        true
+    }
+
+    fn position(&self, id: RequestId) -> Option<usize> {
+        self.running.iter().position(|running| running.id == id)
+    }
+
+    /// The settings and the history of a request that a step answers.
+    pub fn sampling(&self, id: RequestId) -> Option<(&Sampling, &History)> {
+        let running = &self.running[self.position(id)?];
+        Some((&running.request.sampling, &running.history))
+    }
+
+    /// Notes that a step was computed, with the token that was chosen for each of its answers, or why there is none; what
+    /// its requests are to be told.
+    pub fn done(&mut self, batch: &Batch, chosen: Vec<Result<Choice, String>>) -> Vec<(RequestId, Event)> {
+        let mut events = Vec::new();
+        for (id, rows) in &batch.rows {
+            if let Some(index) = self.position(*id) {
+                let running = &mut self.running[index];
+                running.computed += rows;
+                *self.served.entry(running.request.client.clone()).or_default() += *rows as u64;
+            }
+        }
+        for (id, choice) in batch.answers.iter().zip(chosen) {
+            let Some(index) = self.position(*id) else { continue };
+            let running = &mut self.running[index];
+            let end = match choice {
+                Err(why) => Some(End::Failed(why)),
+                Ok(choice) if running.request.stop.contains(&choice.token) => Some(End::Stop),
+                Ok(choice) => {
+                    running.tokens.push(choice.token);
+                    running.history.push(choice.token);
+                    events.push((*id, Event::Token(choice)));
+                    let full = running.tokens.len() >= self.limits.context;
+                    (full || running.answered() >= running.request.tokens_max).then_some(End::Length)
+                }
+            };
+            if let Some(end) = end {
+                let cached_tokens = running.cached_tokens;
+                self.leave(index);
+                events.push((*id, Event::End { end, cached_tokens }));
+            }
+        }
+        if self.waiting.is_empty() && self.running.is_empty() {
+            // Whoever comes next begins as everybody else.
+            self.served.clear();
+        }
+        events
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn request(prompt: Vec<u32>, tokens_max: usize, client: &str) -> Request {
+        Request { prompt, tokens_max, client: client.into(), sampling: Sampling::greedy(), ..Request::default() }
+    }
+
+    /// A model whose next token is a hash of all tokens before it, read back from what the pages were given: a page that
+    /// two requests wrote, or that was not computed, shows at once.
+    #[derive(Default)]
+    struct Model {
+        pages: HashMap<(u32, usize), u32>,
+    }
+
+    fn next_token(tokens: &[u32]) -> u32 {
+        tokens.iter().fold(17u32, |hash, token| hash.wrapping_mul(31).wrapping_add(*token)) % 1000
+    }
+
+    impl Model {
+        fn run(&mut self, batch: &Batch) -> Vec<Result<Choice, String>> {
+            let mut first = 0;
+            let mut chosen = Vec::new();
+            for sequence in &batch.step.sequences {
+                for row in 0..sequence.rows {
+                    let at = sequence.past + row;
+                    let page = sequence.pages[at / PAGE_TOKENS];
+                    self.pages.insert((page, at % PAGE_TOKENS), batch.step.ids[first + row]);
+                    if batch.step.outputs.contains(&((first + row) as u32)) {
+                        let all: Vec<u32> = (0..=at)
+                            .map(|at| self.pages[&(sequence.pages[at / PAGE_TOKENS], at % PAGE_TOKENS)])
+                            .collect();
+                        chosen.push(Ok(Choice { token: next_token(&all), logprob: None, top: Vec::new() }));
+                    }
+                }
+                first += sequence.rows;
+            }
+            chosen
+        }
+    }
+
+    fn expected(prompt: &[u32], count: usize) -> Vec<u32> {
+        let mut tokens = prompt.to_vec();
+        for _ in 0..count {
+            tokens.push(next_token(&tokens));
+        }
+        tokens.split_off(prompt.len())
+    }
+
+    fn drive(schedule: &mut Schedule, model: &mut Model) -> HashMap<RequestId, (Vec<u32>, Option<End>)> {
+        let mut told: HashMap<RequestId, (Vec<u32>, Option<End>)> = HashMap::new();
+        while let Some(batch) = schedule.next() {
+            assert!(batch.step.ids.len() <= schedule.limits.rows_max);
+            let chosen = model.run(&batch);
+            for (id, event) in schedule.done(&batch, chosen) {
+                let told = told.entry(id).or_default();
+                match event {
+                    Event::Token(choice) => told.0.push(choice.token),
+                    Event::End { end, .. } => told.1 = Some(end),
+                }
+            }
+        }
+        assert_eq!(schedule.counts(), (0, 0), "nothing is left that could not go on");
+        told
+    }
+
+    #[test]
+    fn the_one_who_had_least_is_next_and_priority_comes_before() {
+        let mut schedule = Schedule::new(Limits { rows_max: 8, running_max: 1, context: 1000 }, 64);
+        schedule.push(1, request(vec![1; 8], 3, "greedy"));
+        schedule.push(2, request(vec![2; 8], 3, "greedy"));
+        schedule.push(3, request(vec![3; 8], 3, "modest"));
+        schedule.push(4, Request { priority: 1, ..request(vec![4; 8], 3, "greedy") });
+        let (mut model, mut ended) = (Model::default(), Vec::new());
+        while let Some(batch) = schedule.next() {
+            let chosen = model.run(&batch);
+            ended.extend(schedule.done(&batch, chosen).into_iter().filter(|(_, e)| matches!(e, Event::End { .. })));
+        }
+        assert_eq!(ended.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [4, 3, 1, 2]);
+    }
+
+    #[test]
+    fn a_shared_beginning_is_computed_once() {
+        let mut schedule = Schedule::new(Limits { rows_max: 512, running_max: 4, context: 1000 }, 64);
+        let mut model = Model::default();
+        let prompt: Vec<u32> = (0..300).collect();
+        schedule.push(1, request(prompt.clone(), 2, "a"));
+        drive(&mut schedule, &mut model);
+        schedule.push(2, request(prompt, 2, "b"));
+        let batch = schedule.next().unwrap();
+        assert_eq!(batch.step.ids.len(), 300 - 288, "nine full pages were known");
+    }
+
+    proptest! {
+        /// However few pages there are, whoever comes and goes: everybody's tokens are as if they were alone.
+        #[test]
+        fn tokens_do_not_depend_on_the_company(
+            requests in proptest::collection::vec((1usize..150, 1usize..60, 0u32..3), 1..12),
+            pages in 8u32..40, rows_max in 1usize..100, running_max in 1usize..6,
+        ) {
+            let mut schedule = Schedule::new(Limits { rows_max, running_max, context: 8 * PAGE_TOKENS }, pages);
+            let prompts: Vec<Vec<u32>> = requests.iter().map(|(length, _, kind)| (0..*length as u32).map(|i| i % (7 + kind)).collect()).collect();
+            for (id, (prompt, (_, most, kind))) in prompts.iter().zip(&requests).enumerate() {
+                schedule.push(id as u64, request(prompt.clone(), *most, &kind.to_string()));
+            }
+            let told = drive(&mut schedule, &mut Model::default());
+            for (id, (prompt, (_, most, _))) in prompts.iter().zip(&requests).enumerate() {
+                let count = (*most).min(8 * PAGE_TOKENS - prompt.len());
+                prop_assert_eq!(&told[&(id as u64)], &(expected(prompt, count), Some(End::Length)));
+            }
+            prop_assert_eq!(schedule.tokens_free(), pages as usize * PAGE_TOKENS);
+        }
+    }
+}

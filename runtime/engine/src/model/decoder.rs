@@ -1,0 +1,624 @@
+//! Decoders: their settings from `config.json` or GGUF metadata, and the graph they make.
+//!
+//! A family of models is a line in [`FAMILIES`] that says where it differs from Llama; a family that is not there is
+//! refused by name. What must hold: a setting that would change the numbers and is not supported is refused, never
+//! passed over. Sources: transformers' `configuration_*.py` for the settings and `modeling_*.py` for the order of
+//! operations; ggml's `gguf.md` and llama.cpp's `llama-arch.cpp` for the keys and names of tensors in GGUF.
+
+use std::path::{Path, PathBuf};
+
+use kedge_formats::{Gguf, Tensor, Tensors};
+use serde_json::Value as Json;
+
+use super::config::{Fields, read_json};
+use crate::EngineError;
+use crate::graph::{Activation, Builder, Expert, Graph, Heads, Norm, Op, Pages, Pairs, Part, Rope};
+
+/// Where a family of decoders differs from Llama.
+#[derive(Debug)]
+struct Family {
+    /// `architectures` of `config.json`.
+    hugging_face: &'static str,
+    /// `general.architecture` of GGUF.
+    gguf: &'static str,
+    /// Queries, keys and values have biases.
+    bias: bool,
+    /// Query and key heads have a norm each.
+    head_norms: bool,
+    /// Norms also after attention and feed-forward, a scale of one plus the stored one, scaled embeddings (Gemma).
+    gemma: bool,
+    /// Query, key and value are one matrix, gate and up another.
+    fused: bool,
+    /// GGUF files have the numbers of a head as neighbours.
+    neighbours: bool,
+    /// Which layers look back only as far as the window.
+    window: Window,
+}
+
+/// Which layers have a window, where a model has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Window {
+    /// None: a window in the settings is for another use.
+    Never,
+    /// All.
+    Every,
+    /// All but each so many'th.
+    AllBut(usize),
+}
+
+const LLAMA: Family = Family {
+    hugging_face: "LlamaForCausalLM",
+    gguf: "llama",
+    bias: false,
+    head_norms: false,
+    gemma: false,
+    fused: false,
+    neighbours: true,
+    window: Window::Never,
+};
+
+const FAMILIES: [Family; 9] = [
+    LLAMA,
+    Family { hugging_face: "MistralForCausalLM", window: Window::Every, ..LLAMA },
+    Family { hugging_face: "MixtralForCausalLM", window: Window::Every, ..LLAMA },
+    Family { hugging_face: "Qwen2ForCausalLM", gguf: "qwen2", bias: true, neighbours: false, ..LLAMA },
+    Family { hugging_face: "Qwen3ForCausalLM", gguf: "qwen3", head_norms: true, neighbours: false, ..LLAMA },
+    Family { hugging_face: "Qwen3MoeForCausalLM", gguf: "qwen3moe", head_norms: true, neighbours: false, ..LLAMA },
+    Family {
+        hugging_face: "Phi3ForCausalLM",
+        gguf: "phi3",
+        fused: true,
+        neighbours: false,
+        window: Window::Every,
+        ..LLAMA
+    },
+    Family {
+        hugging_face: "Gemma2ForCausalLM",
+        gguf: "gemma2",
+        gemma: true,
+        neighbours: false,
+        window: Window::AllBut(2),
+        ..LLAMA
+    },
+    Family {
+        hugging_face: "Gemma3ForCausalLM",
+        gguf: "gemma3",
+        gemma: true,
+        head_norms: true,
+        neighbours: false,
+        window: Window::AllBut(6),
+        ..LLAMA
+    },
+];
+
+/// The shape of a decoder.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DecoderConfig {
+    /// The family, as `general.architecture` names it.
+    pub family: &'static str,
+    /// Width of a token's vector.
+    pub hidden: usize,
+    /// Number of layers.
+    pub layers: usize,
+    /// Heads of attention.
+    pub heads: Heads,
+    /// Width inside the feed-forward part, of one expert where there are such.
+    pub intermediate: usize,
+    /// Number of token ids.
+    pub vocabulary: usize,
+    /// Most tokens that prompt and answer may have together.
+    pub context: usize,
+    /// Added to the mean square in norms.
+    pub epsilon: f64,
+    /// What products of queries and keys are multiplied by.
+    pub scale: f64,
+    /// How queries and keys are turned.
+    pub rope: Rope,
+    /// How they are turned in layers with a window, where that differs (Gemma 3).
+    pub rope_window: Option<Rope>,
+    /// How far back layers with a window look.
+    pub window: Option<usize>,
+    /// Bound of the products of queries and keys.
+    pub softcap: Option<f64>,
+    /// Bound of the logits.
+    pub softcap_logits: Option<f64>,
+    /// Inside the feed-forward part.
+    pub activation: Activation,
+    /// Experts, where there are such.
+    pub experts: Option<Experts>,
+    /// Whether the matrix of the logits is that of the embeddings.
+    pub tied: bool,
+}
+
+/// A mixture of experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Experts {
+    /// How many there are.
+    pub count: usize,
+    /// How many each token is sent to.
+    pub used: usize,
+    /// Whether the weights of those are scaled to a sum of one.
+    pub normalize: bool,
+}
+
+/// Where a decoder is read from.
+pub(crate) enum Source {
+    /// A folder as Hugging Face has it: settings and safetensors.
+    Folder(Tensors),
+    /// One GGUF file.
+    Gguf(Gguf),
+}
+
+impl DecoderConfig {
+    /// From the `config.json` at `path`.
+    pub fn of_json(path: &Path) -> Result<Self, EngineError> {
+        let file = Fields { json: read_json(path)?, path: path.to_owned() };
+        let name = file.json["architectures"][0].as_str().unwrap_or_default().to_owned();
+        let family = FAMILIES.iter().find(|family| family.hugging_face == name).ok_or_else(|| {
+            let known = FAMILIES.map(|family| family.hugging_face).join(", ");
+            file.wrong("architectures", format!("{name:?} is not supported; {known} and BertModel are"))
+        })?;
+        let heads = file.number("num_attention_heads")?;
+        let hidden = file.number("hidden_size")?;
+        let width = file.number_or("head_dim", hidden / heads)?;
+        let optional = |field: &str| if file.json[field].is_null() { Ok(None) } else { file.positive(field).map(Some) };
+        let turned = (width as f64 * optional("partial_rotary_factor")?.unwrap_or(1.0)) as usize;
+        let theta = optional("rope_theta")?.unwrap_or(10_000.0);
+        let scaling = Scaling::of_json(&file)?;
+        let experts = ["num_local_experts", "num_experts"].into_iter().find(|field| !file.json[*field].is_null());
+        let experts = match experts {
+            None => None,
+            Some(field) => Some(Experts {
+                count: file.number(field)?,
+                used: file.number("num_experts_per_tok")?,
+                normalize: file.json["norm_topk_prob"].as_bool().unwrap_or(true),
+            }),
+        };
+        let inner = if experts.is_some() && !file.json["moe_intermediate_size"].is_null() {
+            "moe_intermediate_size"
+        } else {
+            "intermediate_size"
+        };
+        if experts.is_some() && file.json["mlp_only_layers"].as_array().is_some_and(|layers| !layers.is_empty()) {
+            return Err(file.wrong("mlp_only_layers", "layers without experts among others are not supported"));
+        }
+        let config = Self {
+            family: family.gguf,
+            hidden,
+            layers: file.number("num_hidden_layers")?,
+            heads: Heads { query: heads, key: file.number_or("num_key_value_heads", heads)?, width },
+            intermediate: file.number(inner)?,
+            vocabulary: file.number("vocab_size")?,
+            context: file.number("max_position_embeddings")?,
+            epsilon: file.positive("rms_norm_eps")?,
+            scale: optional("query_pre_attn_scalar")?.unwrap_or(width as f64).powf(-0.5),
+            rope: scaling.rope(theta, turned, Pairs::Halves),
+            rope_window: match optional("rope_local_base_freq")? {
+                Some(theta) => Some(Scaling::None.rope(theta, turned, Pairs::Halves)),
+                None => None,
+            },
+            window: file.window(family.window)?,
+            softcap: optional("attn_logit_softcapping")?,
+            softcap_logits: optional("final_logit_softcapping")?,
+            activation: activation(&file)?,
+            experts,
+            tied: file.json["tie_word_embeddings"].as_bool().unwrap_or(family.gemma),
+        };
+        config.check(|field, reason| file.wrong(field, reason))
+    }
+
+    /// From the metadata of a GGUF file.
+    pub fn of_gguf(file: &Gguf) -> Result<Self, EngineError> {
+        let wrong = |key: &str, reason: String| EngineError::Field {
+            path: file.tensors.path().to_owned(),
+            field: key.to_owned(),
+            reason,
+        };
+        let name = file.text("general.architecture")?;
+        let family = FAMILIES.iter().find(|family| family.gguf == name).ok_or_else(|| {
+            let mut known = FAMILIES.map(|family| family.gguf).to_vec();
+            known.dedup();
+            wrong("general.architecture", format!("{name:?} is not supported; {} are", known.join(", ")))
+        })?;
+        let at = |key: &str| format!("{name}.{key}");
+        let number = |key: &str| -> Result<usize, EngineError> {
+            let value = file.number(&at(key))?;
+            if value == 0 || value > 1 << 24 {
+                return Err(wrong(&at(key), format!("{value} is not between 1 and {}", 1 << 24)));
+            }
+            Ok(value as usize)
+        };
+        let number_or = |key: &str, other: usize| if file.has(&at(key)) { number(key) } else { Ok(other) };
+        let float = |key: &str| if file.has(&at(key)) { file.float(&at(key)).map(Some) } else { Ok(None) };
+        let (hidden, heads) = (number("embedding_length")?, number("attention.head_count")?);
+        let width = number_or("attention.key_length", hidden / heads)?;
+        let turned = number_or("rope.dimension_count", width)?;
+        let pairs = if family.neighbours { Pairs::Neighbours } else { Pairs::Halves };
+        let mut scaling = match file.text(&at("rope.scaling.type")) {
+            Ok("linear") => Scaling::Linear(float("rope.scaling.factor")?.unwrap_or(1.0)),
+            Ok("none") | Err(_) => Scaling::None,
+            Ok(other) => return Err(wrong(&at("rope.scaling.type"), format!("{other:?} is not supported; linear is"))),
+        };
+        if file.tensors.has("rope_freqs.weight") {
+            let divisors = file.tensors.values("rope_freqs.weight", &[turned / 2])?;
+            scaling = Scaling::Divisors(divisors.into_iter().map(f64::from).collect());
+        }
+        let theta = float("rope.freq_base")?.unwrap_or(10_000.0);
+        let count = number_or("expert_count", 0)?;
+        let experts = match count {
+            0 => None,
+            count => Some(Experts { count, used: number("expert_used_count")?, normalize: true }),
+        };
+        let inner = if experts.is_some() && file.has(&at("expert_feed_forward_length")) {
+            "expert_feed_forward_length"
+        } else {
+            "feed_forward_length"
+        };
+        let window = if family.window == Window::Never || !file.has(&at("attention.sliding_window")) {
+            None
+        } else {
+            Some(number("attention.sliding_window")?)
+        };
+        // Gemma's larger models scale by something else, which their files do not say.
+        let scale = (width as f64).powf(-0.5);
+        let config = Self {
+            family: family.gguf,
+            hidden,
+            layers: number("block_count")?,
+            heads: Heads { query: heads, key: number_or("attention.head_count_kv", heads)?, width },
+            intermediate: number(inner)?,
+            vocabulary: file.texts("tokenizer.ggml.tokens")?.len(),
+            context: number("context_length")?,
+            epsilon: file.float(&at("attention.layer_norm_rms_epsilon"))?,
+            scale,
+            rope: scaling.rope(theta, turned, pairs),
+            rope_window: (name == "gemma3").then(|| Scaling::None.rope(10_000.0, turned, pairs)),
+            window,
+            softcap: float("attn_logit_softcapping")?,
+            softcap_logits: float("final_logit_softcapping")?,
+            activation: if family.gemma { Activation::GeluTanh } else { Activation::Silu },
+            experts,
+            tied: !file.tensors.has("output.weight"),
+        };
+        config.check(wrong)
+    }
+
+    fn check(self, wrong: impl Fn(&str, String) -> EngineError) -> Result<Self, EngineError> {
+        let Heads { query, key, width } = self.heads;
+        if query % key != 0 {
+            return Err(wrong("num_key_value_heads", format!("{key} does not divide the {query} heads")));
+        }
+        let pairs = self.rope.frequencies.len();
+        if pairs == 0 || 2 * pairs > width || self.rope.frequencies.iter().any(|f| !f.is_finite()) {
+            return Err(wrong("rope", format!("{pairs} pairs of a head of {width} cannot be turned")));
+        }
+        if self.experts.is_some_and(|experts| experts.used == 0 || experts.used > experts.count) {
+            return Err(wrong("num_experts_per_tok", "is not between 1 and the number of experts".into()));
+        }
+        if self.layers.saturating_mul(self.heads.qkv()) > 1 << 28 || self.hidden > 1 << 20 || width > 1 << 12 {
+            return Err(wrong("hidden_size", "is far above every model there is".into()));
+        }
+        Ok(self)
+    }
+
+    fn family(&self) -> &'static Family {
+        FAMILIES.iter().find(|family| family.gguf == self.family).expect("it was one of them")
+    }
+
+    /// The window of a layer.
+    fn window_of(&self, layer: usize) -> Option<usize> {
+        match self.family().window {
+            Window::AllBut(every) if (layer + 1).is_multiple_of(every) => None,
+            _ => self.window,
+        }
+    }
+}
+
+impl Fields {
+    fn number_or(&self, field: &str, other: usize) -> Result<usize, EngineError> {
+        if self.json[field].is_null() { Ok(other) } else { self.number(field) }
+    }
+
+    fn window(&self, which: Window) -> Result<Option<usize>, EngineError> {
+        if which == Window::Never || self.json["sliding_window"].is_null() {
+            return Ok(None);
+        }
+        if let Window::AllBut(every) = which {
+            let pattern = self.number_or("sliding_window_pattern", every)?;
+            let types = self.json["layer_types"].as_array().into_iter().flatten().enumerate();
+            let expected = |layer: usize| if (layer + 1) % every == 0 { "full_attention" } else { "sliding_attention" };
+            if pattern != every || types.clone().any(|(layer, kind)| kind != expected(layer)) {
+                return Err(
+                    self.wrong("layer_types", format!("only full attention in each {every}th layer is supported"))
+                );
+            }
+        }
+        self.number("sliding_window").map(Some)
+    }
+}
+
+fn activation(file: &Fields) -> Result<Activation, EngineError> {
+    let field = if file.json["hidden_activation"].is_null() { "hidden_act" } else { "hidden_activation" };
+    match file.json[field].as_str() {
+        Some("silu") => Ok(Activation::Silu),
+        Some("gelu_pytorch_tanh") => Ok(Activation::GeluTanh),
+        Some("gelu") => Ok(Activation::Gelu),
+        _ => {
+            Err(file
+                .wrong(field, format!("{} is not supported; silu, gelu and gelu_pytorch_tanh are", file.json[field])))
+        }
+    }
+}
+
+/// How frequencies are stretched for long contexts (transformers `modeling_rope_utils.py`).
+enum Scaling {
+    None,
+    Linear(f64),
+    /// Llama 3: slow ones are divided by `factor`, fast ones kept, those between blended.
+    Llama3 {
+        factor: f64,
+        low: f64,
+        high: f64,
+        original: f64,
+    },
+    /// Each frequency has a divisor of its own.
+    Divisors(Vec<f64>),
+}
+
+impl Scaling {
+    fn of_json(file: &Fields) -> Result<Self, EngineError> {
+        let scaling = &file.json["rope_scaling"];
+        if scaling.is_null() {
+            return Ok(Self::None);
+        }
+        let kind = if scaling["rope_type"].is_null() { &scaling["type"] } else { &scaling["rope_type"] };
+        let number = |field: &str| {
+            let value = scaling[field].as_f64().filter(|value| *value > 0.0);
+            value.ok_or_else(|| file.wrong(&format!("rope_scaling.{field}"), "must be a number above zero"))
+        };
+        match kind.as_str() {
+            Some("default") => Ok(Self::None),
+            Some("linear") => Ok(Self::Linear(number("factor")?)),
+            Some("llama3") => Ok(Self::Llama3 {
+                factor: number("factor")?,
+                low: number("low_freq_factor")?,
+                high: number("high_freq_factor")?,
+                original: number("original_max_position_embeddings")?,
+            }),
+            _ => Err(file.wrong("rope_scaling", format!("{} is not supported; linear and llama3 are", kind_of(kind)))),
+        }
+    }
+
+    fn rope(&self, theta: f64, turned: usize, pairs: Pairs) -> Rope {
+        let base = (0..turned / 2).map(|i| theta.powf(-2.0 * i as f64 / turned as f64));
+        let scaled = base.enumerate().map(|(index, frequency)| match self {
+            Self::None => frequency,
+            Self::Linear(factor) => frequency / factor,
+            Self::Divisors(divisors) => frequency / divisors[index],
+            Self::Llama3 { factor, low, high, original } => {
+                let turns = original * frequency / (2.0 * std::f64::consts::PI);
+                let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                frequency * (smooth + (1.0 - smooth) / factor)
+            }
+        });
+        Rope { frequencies: scaled.collect(), pairs, magnitude: 1.0 }
+    }
+}
+
+fn kind_of(kind: &Json) -> String {
+    kind.as_str().map_or_else(|| "a scaling without a type".to_owned(), |kind| format!("{kind:?}"))
+}
+
+/// What a tensor is for, in the two ways of naming.
+impl Source {
+    pub(crate) fn tensors(&self) -> &Tensors {
+        match self {
+            Self::Folder(tensors) => tensors,
+            Self::Gguf(file) => &file.tensors,
+        }
+    }
+
+    fn name(&self, hugging_face: &str, gguf: &str) -> String {
+        match self {
+            Self::Folder(_) => hugging_face.to_owned(),
+            Self::Gguf(_) => gguf.to_owned(),
+        }
+    }
+
+    fn is_gguf(&self) -> bool {
+        matches!(self, Self::Gguf(_))
+    }
+}
+
+/// Writes the graph down, layer by layer.
+struct Writer<'a> {
+    g: Builder,
+    source: &'a Source,
+    config: &'a DecoderConfig,
+    family: &'static Family,
+}
+
+/// The graph of a decoder.
+pub(crate) fn graph(source: &Source, config: &DecoderConfig) -> Result<Graph, EngineError> {
+    let mut w = Writer { g: Builder::default(), source, config, family: config.family() };
+    let d = config.hidden;
+    let table = source.name("model.embed_tokens.weight", "token_embd.weight");
+    let words = w.weight(&table, &[config.vocabulary, d])?;
+    let mut x = w.g.per_row(d);
+    let scale = if w.family.gemma { (d as f64).sqrt() } else { 1.0 };
+    w.g.push(Op::Embed { words, positions: None, types: None, scale, out: x });
+    let norm = w.layer_norm(0, "input_layernorm", "attn_norm")?;
+    let mut normed = w.g.norm(x, norm, config.epsilon);
+    for layer in 0..config.layers {
+        let attended = w.attention(layer, normed)?;
+        let before = if w.family.gemma { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
+        let norm = w.layer_norm(layer, before, "ffn_norm")?;
+        (x, normed) = w.g.add_norm(attended, x, norm, config.epsilon);
+        let fed = w.feed_forward(layer, normed)?;
+        let norm = if layer + 1 < config.layers {
+            w.layer_norm(layer + 1, "input_layernorm", "attn_norm")?
+        } else {
+            let name = source.name("model.norm.weight", "output_norm.weight");
+            w.norm(&name, d)?
+        };
+        (x, normed) = w.g.add_norm(fed, x, norm, config.epsilon);
+    }
+    let last = w.g.take(normed);
+    let weight = if config.tied {
+        words
+    } else {
+        w.weight(&source.name("lm_head.weight", "output.weight"), &[config.vocabulary, d])?
+    };
+    let mut logits = w.g.linear(last, vec![Part { weight, bias: None }], None);
+    if let Some(bound) = config.softcap_logits {
+        logits = w.g.softcap(logits, bound);
+    }
+    let pages = Pages { layers: config.layers, heads: config.heads.key, width: config.heads.width };
+    Ok(w.g.finish(logits, Some(pages)))
+}
+
+impl Writer<'_> {
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, EngineError> {
+        Ok(self.source.tensors().get(name, shape)?)
+    }
+
+    fn weight(&mut self, name: &str, shape: &[usize]) -> Result<usize, EngineError> {
+        let tensor = self.tensor(name, shape)?;
+        Ok(self.g.weight(tensor))
+    }
+
+    fn in_layer(&self, layer: usize, hugging_face: &str, gguf: &str) -> String {
+        self.source.name(&format!("model.layers.{layer}.{hugging_face}"), &format!("blk.{layer}.{gguf}"))
+    }
+
+    fn norm(&mut self, name: &str, width: usize) -> Result<Norm, EngineError> {
+        self.source.tensors().values(name, &[width])?;
+        let gamma = self.weight(name, &[width])?;
+        // Files in GGUF have the one added already.
+        Ok(Norm::Rms { gamma, plus_one: self.family.gemma && !self.source.is_gguf() })
+    }
+
+    fn layer_norm(&mut self, layer: usize, hugging_face: &str, gguf: &str) -> Result<Norm, EngineError> {
+        let name = self.in_layer(layer, &format!("{hugging_face}.weight"), &format!("{gguf}.weight"));
+        self.norm(&name, self.config.hidden)
+    }
+
+    /// A matrix of a layer with its bias, where the file has one.
+    fn part(
+        &mut self,
+        layer: usize,
+        names: (&str, &str),
+        outputs: usize,
+        inputs: usize,
+        bias: bool,
+    ) -> Result<Part, EngineError> {
+        let at = |kind: &str| self.in_layer(layer, &format!("{}.{kind}", names.0), &format!("{}.{kind}", names.1));
+        let (weight_name, bias_name) = (at("weight"), at("bias"));
+        if !bias && self.source.tensors().has(&bias_name) {
+            let reason = "is in the file, and models of this family have none";
+            return Err(self.source.tensors().wrong(&bias_name, reason).into());
+        }
+        let weight = self.weight(&weight_name, &[outputs, inputs])?;
+        let bias = if bias { Some(self.weight(&bias_name, &[outputs])?) } else { None };
+        Ok(Part { weight, bias })
+    }
+
+    fn attention(&mut self, layer: usize, x: usize) -> Result<usize, EngineError> {
+        let (config, heads) = (self.config, self.config.heads);
+        let (d, bias) = (config.hidden, self.family.bias);
+        let parts = if self.family.fused {
+            vec![self.part(layer, ("self_attn.qkv_proj", "attn_qkv"), heads.qkv(), d, false)?]
+        } else {
+            let (query, key) = (heads.query * heads.width, heads.key * heads.width);
+            vec![
+                self.part(layer, ("self_attn.q_proj", "attn_q"), query, d, bias)?,
+                self.part(layer, ("self_attn.k_proj", "attn_k"), key, d, bias)?,
+                self.part(layer, ("self_attn.v_proj", "attn_v"), key, d, bias)?,
+            ]
+        };
+        let qkv = self.g.linear(x, parts, None);
+        let norms = if self.family.head_norms {
+            let at = |w: &Self, hugging_face: &str, gguf: &str| w.in_layer(layer, hugging_face, gguf);
+            let q = at(self, "self_attn.q_norm.weight", "attn_q_norm.weight");
+            let k = at(self, "self_attn.k_norm.weight", "attn_k_norm.weight");
+            Some((self.norm(&q, heads.width)?, self.norm(&k, heads.width)?))
+        } else {
+            None
+        };
+        let window = config.window_of(layer);
+        let local = config.rope_window.as_ref().filter(|_| window.is_some());
+        let rope = Some(local.unwrap_or(&config.rope).clone());
+        let (q, sums) = (self.g.per_row(heads.query * heads.width), self.g.per_row(heads.query * heads.width));
+        self.g.push(Op::Place { qkv, heads, norms, epsilon: config.epsilon, rope, layer, out: q });
+        self.g.push(Op::Paged { q, heads, scale: config.scale, window, softcap: config.softcap, layer, out: sums });
+        let output = self.part(layer, ("self_attn.o_proj", "attn_output"), d, heads.query * heads.width, false)?;
+        let out = self.g.linear(sums, vec![output], None);
+        if !self.family.gemma {
+            return Ok(out);
+        }
+        let norm = self.layer_norm(layer, "post_attention_layernorm", "post_attention_norm")?;
+        Ok(self.g.norm(out, norm, config.epsilon))
+    }
+
+    fn feed_forward(&mut self, layer: usize, x: usize) -> Result<usize, EngineError> {
+        let config = self.config;
+        let (d, wide) = (config.hidden, config.intermediate);
+        if let Some(experts) = config.experts {
+            return self.experts(layer, x, experts);
+        }
+        let parts = if self.family.fused {
+            vec![self.part(layer, ("mlp.gate_up_proj", "ffn_up"), 2 * wide, d, false)?]
+        } else {
+            vec![
+                self.part(layer, ("mlp.gate_proj", "ffn_gate"), wide, d, false)?,
+                self.part(layer, ("mlp.up_proj", "ffn_up"), wide, d, false)?,
+            ]
+        };
+        let both = self.g.linear(x, parts, None);
+        let gated = self.g.gate(both, config.activation);
+        let down = self.part(layer, ("mlp.down_proj", "ffn_down"), d, wide, false)?;
+        let out = self.g.linear(gated, vec![down], None);
+        if !self.family.gemma {
+            return Ok(out);
+        }
+        let norm = self.layer_norm(layer, "post_feedforward_layernorm", "post_ffw_norm")?;
+        Ok(self.g.norm(out, norm, config.epsilon))
+    }
+
+    fn experts(&mut self, layer: usize, x: usize, experts: Experts) -> Result<usize, EngineError> {
+        let (d, wide) = (self.config.hidden, self.config.intermediate);
+        let mixtral = self.family.hugging_face == "MixtralForCausalLM"
+            || self.source.tensors().has("model.layers.0.block_sparse_moe.gate.weight");
+        let block = if mixtral { "block_sparse_moe" } else { "mlp" };
+        let router = self.part(layer, (&format!("{block}.gate"), "ffn_gate_inp"), experts.count, d, false)?;
+        let router = self.g.linear(x, vec![router], None);
+        let mut all = Vec::new();
+        for expert in 0..experts.count {
+            let mut one = |names: [&str; 3], outputs: usize, inputs: usize| -> Result<usize, EngineError> {
+                let [gguf, of_mixtral, other] = names;
+                if self.source.is_gguf() {
+                    let name = format!("blk.{layer}.{gguf}.weight");
+                    let stacked = self.tensor(&name, &[experts.count, outputs, inputs])?;
+                    return Ok(self.g.weight(stacked.slice_rows(expert * outputs..(expert + 1) * outputs)));
+                }
+                let part = if mixtral { of_mixtral } else { other };
+                self.weight(&format!("model.layers.{layer}.{block}.experts.{expert}.{part}.weight"), &[outputs, inputs])
+            };
+            all.push(Expert {
+                gate: one(["ffn_gate_exps", "w1", "gate_proj"], wide, d)?,
+                up: one(["ffn_up_exps", "w3", "up_proj"], wide, d)?,
+                down: one(["ffn_down_exps", "w2", "down_proj"], d, wide)?,
+            });
+        }
+        let out = self.g.like(x);
+        let (used, normalize, activation) = (experts.used, experts.normalize, self.config.activation);
+        self.g.push(Op::Experts { x, router, experts: all, used, normalize, activation, out });
+        Ok(out)
+    }
+}
+
+/// Where the weights of a folder are: one file, or an index of shards.
+pub(crate) fn weights_of(folder: &Path) -> PathBuf {
+    let index = folder.join("model.safetensors.index.json");
+    if index.is_file() { index } else { folder.join("model.safetensors") }
+}
