@@ -690,7 +690,7 @@ fn verbs_name_what_is_missing() {
     };
     let begin = Instant::now();
     assert_has(&run(&["hub", "--data-dir", data_dir]), "start it first: kedge server");
-    assert_has(&run(&["site", "token", "create", "--data-dir", data_dir]), "start it first: kedge hub");
+    assert_has(&run(&["site", "token", "create", "--data-dir", data_dir]), "start it first: kedge server");
     assert_has(&run(&["site", "join", "--hub", "hub", "--token", "x", "--data-dir", data_dir]), "https://HOST:6445");
     assert_has(&run(&["site", "token", "create", "--ttl", "soon", "--data-dir", data_dir]), "24h");
     assert!(begin.elapsed() < Duration::from_secs(30));
