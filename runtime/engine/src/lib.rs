@@ -18,8 +18,8 @@ mod memory;
 pub mod model;
 pub mod plan;
 
-pub use backend::{Backend, cpu::Cpu, reference::Reference};
+pub use backend::{Backend, Capabilities, cpu::Cpu, reference::Reference};
 pub use encoder::{Embedding, Encoder, Tokens};
 pub use error::EngineError;
 pub use generate::{Decoder, DecoderOptions};
-pub use inspect::inspect;
+pub use inspect::{inspect, is_encoder};

@@ -1,28 +1,31 @@
-//! Models over HTTP: OpenAI and Open Inference Protocol endpoints in front of the engine.
+//! Models over HTTP: OpenAI and Open Inference Protocol endpoints in front of the engine: vectors of encoders, text of
+//! decoders.
 //!
 //! [`run`] opens a model and serves it until the process is told to stop; [`serve`] is the same on a listener and a
 //! stop signal handed in. What must hold: nothing is computed on the async threads; every queue has a bound, and a
 //! full one is said with 429 and `Retry-After`; a field that is not supported is refused by name.
-//! Not here: authentication and TLS (whoever reaches the port may ask: in a cluster, its pods), generation, gRPC, several models.
+//! Not here: authentication and TLS (whoever reaches the port may ask: in a cluster, its pods), gRPC, several models.
 
 mod api;
 mod batch;
+mod completions;
 mod metrics;
 mod server;
+mod talk;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use kedge_engine::{Cpu, Encoder, EngineError};
+use kedge_engine::{Capabilities, Cpu, Decoder, DecoderOptions, Encoder, EngineError};
 use kedge_world::{Net, RealNet};
 
-pub use server::{ServeOptions, serve};
+pub use server::{Model, ServeOptions, serve};
 
 /// What `kedge infer` is told.
 #[derive(Clone, Debug)]
 pub struct InferOptions {
-    /// The model directory, or its `.safetensors` file.
+    /// The model directory, its `.safetensors` file, or a `.gguf` file.
     pub model: PathBuf,
     /// The name clients call it by.
     pub name: String,
@@ -60,11 +63,10 @@ pub enum ServeError {
 /// Opens the model and serves it until SIGTERM or SIGINT; requests under way are finished first.
 pub async fn run(options: InferOptions) -> Result<(), ServeError> {
     let (path, threads) = (options.model.clone(), options.threads);
-    let opened = tokio::task::spawn_blocking(move || Encoder::open(&path, &Cpu::new(threads)?));
-    let encoder = Arc::new(opened.await.expect("opening a model does not panic")?);
+    let opened = tokio::task::spawn_blocking(move || open(&path, threads));
+    let (model, on) = opened.await.expect("opening a model does not panic")?;
     let listen = |source| ServeError::Listen { address: options.listen.clone(), source };
     let listener = RealNet.listen(&options.listen).await.map_err(listen)?;
-    let on = encoder.capabilities();
     tracing::info!(model = %options.name, address = %listener.address().map_err(listen)?, backend = on.name, features = on.features, threads = on.threads, "serving");
     let mut terminate =
         tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(ServeError::Signal)?;
@@ -73,7 +75,20 @@ pub async fn run(options: InferOptions) -> Result<(), ServeError> {
     let stop = async move {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
     };
-    serve(ServeOptions::new(options.name, created(&options.model)), encoder, listener, stop).await
+    serve(ServeOptions::new(options.name, created(&options.model)), model, listener, stop).await
+}
+
+/// Opens what lies at `path`: an encoder where its settings say so, else a decoder.
+fn open(path: &Path, threads: Option<usize>) -> Result<(Model, Capabilities), EngineError> {
+    let cpu = Cpu::new(threads)?;
+    if kedge_engine::is_encoder(path) {
+        let encoder = Encoder::open(path, &cpu)?;
+        let on = encoder.capabilities().clone();
+        return Ok((Model::Encoder(Arc::new(encoder)), on));
+    }
+    let decoder = Decoder::open(path, &cpu, DecoderOptions::default())?;
+    let on = decoder.capabilities().clone();
+    Ok((Model::Decoder(Arc::new(decoder)), on))
 }
 
 /// When the weights were written, in seconds since 1970; 0 when nobody can tell.

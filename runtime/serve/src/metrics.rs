@@ -33,8 +33,15 @@ pub(crate) struct Metrics {
     registry: Registry,
     pub(crate) prompt_tokens: Family<Labels, Counter<u64, AtomicU64>>,
     pub(crate) waiting: Family<Labels, Gauge>,
-    /// Of requests that got their vectors, from the first byte of the request to the answer.
+    /// Of requests that were answered, from the first byte of the request to the answer.
     pub(crate) latency: Family<Labels, Histogram, fn() -> Histogram>,
+    /// From the first byte of a request to the first token of its answer.
+    pub(crate) first_token: Family<Labels, Histogram, fn() -> Histogram>,
+    pub(crate) running: Family<Labels, Gauge>,
+    pub(crate) made_tokens: Family<Labels, Counter<u64, AtomicU64>>,
+    pub(crate) cached_tokens: Family<Labels, Counter<u64, AtomicU64>>,
+    /// Share of the pages of keys and values that are in use, 0 to 1.
+    pub(crate) cache_used: Family<Labels, Gauge<f64, AtomicU64>>,
     pub(crate) responses: Family<Status, Counter<u64, AtomicU64>>,
 }
 
@@ -45,10 +52,32 @@ impl Metrics {
         registry.register("vllm:prompt_tokens", "Tokens read", Family::clone(&prompt_tokens));
         registry.register("vllm:num_requests_waiting", "Requests that wait for the engine", Family::clone(&waiting));
         let latency = Family::new_with_constructor((|| Histogram::new(LATENCY_SECONDS)) as fn() -> Histogram);
-        let help = "Seconds from a request to its vectors";
+        let help = "Seconds from a request to its answer";
         registry.register("vllm:e2e_request_latency_seconds", help, Family::clone(&latency));
+        let first_token = Family::new_with_constructor((|| Histogram::new(LATENCY_SECONDS)) as fn() -> Histogram);
+        let help = "Seconds from a request to the first token of its answer";
+        registry.register("vllm:time_to_first_token_seconds", help, Family::clone(&first_token));
+        let (running, made_tokens, cached_tokens, cache_used) =
+            (Family::default(), Family::default(), Family::default(), Family::default());
+        registry.register("vllm:num_requests_running", "Requests that make text", Family::clone(&running));
+        registry.register("vllm:generation_tokens", "Tokens made", Family::clone(&made_tokens));
+        let help = "Tokens of prompts that were known from earlier requests";
+        registry.register("vllm:prefix_cache_hits", help, Family::clone(&cached_tokens));
+        let help = "Share of the pages of keys and values in use";
+        registry.register("vllm:kv_cache_usage_perc", help, Family::clone(&cache_used));
         registry.register("kedge_infer_responses", "HTTP answers by status code", Family::clone(&responses));
-        Self { registry, prompt_tokens, waiting, latency, responses }
+        Self {
+            registry,
+            prompt_tokens,
+            waiting,
+            latency,
+            first_token,
+            running,
+            made_tokens,
+            cached_tokens,
+            cache_used,
+            responses,
+        }
     }
 
     pub(crate) fn text(&self) -> String {

@@ -8,17 +8,19 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::Incoming;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
-use kedge_engine::{Embedding, Encoder};
-use kedge_world::BoxedListener;
+use kedge_engine::{Decoder, Embedding, Encoder};
+use kedge_world::{BoxedListener, World};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -26,7 +28,9 @@ use tokio::time::Instant;
 use crate::ServeError;
 use crate::api::{self, Item, Refusal};
 use crate::batch::{Queue, QueueError};
+use crate::completions::Kind;
 use crate::metrics::{Labels, Metrics, Status};
+use crate::talk::{Answer, Talk};
 
 /// Name and limits of a server.
 #[derive(Clone, Debug)]
@@ -60,29 +64,73 @@ impl ServeOptions {
     }
 }
 
+/// A model that is served.
+#[derive(Clone)]
+pub enum Model {
+    /// Texts to vectors.
+    Encoder(Arc<Encoder>),
+    /// Texts to more text.
+    Decoder(Arc<Decoder>),
+}
+
+/// A model with what stands between it and requests.
+enum Engine {
+    Encoder { encoder: Arc<Encoder>, queue: Queue },
+    Decoder(Arc<Talk>),
+}
+
+impl Engine {
+    fn start(model: Model, name: &str) -> Result<Self, ServeError> {
+        Ok(match model {
+            Model::Encoder(encoder) => {
+                let computing = encoder.clone();
+                let queue = Queue::start(move |inputs| computing.encode_tokens(inputs))?;
+                Self::Encoder { encoder, queue }
+            }
+            Model::Decoder(decoder) => Self::Decoder(Arc::new(Talk::new(decoder, name.to_owned(), World::real()))),
+        })
+    }
+
+    /// Whether somebody computes.
+    fn is_served(&self) -> bool {
+        match self {
+            Self::Encoder { queue, .. } => queue.is_served(),
+            Self::Decoder(talk) => talk.decoder.is_served(),
+        }
+    }
+
+    /// Resolves when nobody computes any more.
+    async fn ended(&self) {
+        match self {
+            Self::Encoder { queue, .. } => queue.ended().await,
+            Self::Decoder(talk) => talk.ended().await,
+        }
+    }
+}
+
 struct Server {
     options: ServeOptions,
-    encoder: Arc<Encoder>,
-    queue: Queue,
+    engine: Engine,
     metrics: Metrics,
 }
+
+type Body = BoxBody<Bytes, Infallible>;
 
 /// Serves the model on the listener until `stop` resolves, then drains.
 pub async fn serve(
     options: ServeOptions,
-    encoder: Arc<Encoder>,
+    model: Model,
     listener: BoxedListener,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
-    let computing = encoder.clone();
-    let queue = Queue::start(move |inputs| computing.encode_tokens(inputs))?;
+    let engine = Engine::start(model, &options.name)?;
     let connections = Arc::new(Semaphore::new(options.connections_max));
-    let server = Arc::new(Server { options, encoder, queue, metrics: Metrics::new() });
+    let server = Arc::new(Server { options, engine, metrics: Metrics::new() });
     let graceful = GracefulShutdown::new();
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(server.options.read_timeout);
     tokio::pin!(stop);
-    let ended = server.queue.ended();
+    let ended = server.engine.ended();
     tokio::pin!(ended);
     let result = loop {
         let accept = async {
@@ -124,7 +172,7 @@ pub async fn serve(
 }
 
 impl Server {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let v2 = request.uri().path().starts_with("/v2");
         let response = match self.route(request).await {
             Ok(response) => response,
@@ -141,7 +189,7 @@ impl Server {
         response
     }
 
-    async fn route(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Refusal> {
+    async fn route(&self, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
         let begin = Instant::now();
         let (name, path) = (&self.options.name, request.uri().path().trim_end_matches('/').to_owned());
         let unknown = || Refusal::plain(404, format!("{path:?} is not served here"));
@@ -156,7 +204,12 @@ impl Server {
             // Names may have slashes.
             ["v1", "models", ref asked @ ..] if asked.join("/") == *name => (Method::GET, model()),
             ["v1", "models", ref asked @ ..] => return Err(api::unknown_model(&asked.join("/"), name)),
-            ["v1", "embeddings"] => (Method::POST, Value::Null),
+            ["v1", "embeddings"] if self.is_encoder() => (Method::POST, Value::Null),
+            ["v1", "completions"] | ["v1", "chat", "completions"] | ["tokenize"] | ["detokenize"]
+                if !self.is_encoder() =>
+            {
+                (Method::POST, Value::Null)
+            }
             ["v2"] => (Method::GET, json!({"name": "kedge", "version": env!("CARGO_PKG_VERSION"), "extensions": []})),
             ["v2", "health", "live"] => (Method::GET, json!({"live": true})),
             ["v2", "health", "ready"] => (Method::GET, json!({"ready": true})),
@@ -167,7 +220,7 @@ impl Server {
             return Err(Refusal::plain(405, format!("{path:?} takes {wanted}, not {}", request.method())));
         }
         let tells_health = matches!(parts[..], ["health"] | ["v2", "health", _] | ["v2", "models", .., "ready"]);
-        if tells_health && !self.queue.is_served() {
+        if tells_health && !self.engine.is_served() {
             return Err(Refusal::plain(503, "the inference thread has ended"));
         }
         let computes = wanted == Method::POST;
@@ -179,8 +232,28 @@ impl Server {
                     self.metrics_text(),
                 ));
             }
-            "v1" if computes => self.embeddings(&self.body(request).await?).await?,
-            "v2" if computes => self.infer(&self.body(request).await?).await?,
+            "v1" | "v2" | "tokenize" | "detokenize" if computes => match &self.engine {
+                Engine::Encoder { encoder, queue } => {
+                    let body = self.body(request).await?;
+                    let encode = Encode { server: self, encoder, queue };
+                    if parts[0] == "v1" { encode.embeddings(&body).await? } else { encode.infer(&body).await? }
+                }
+                Engine::Decoder(talk) => {
+                    let talk = talk.clone();
+                    let body = self.body(request).await?;
+                    let kind = match parts[..] {
+                        ["tokenize"] => return Ok(reply(200, "application/json", talk.tokenize(&body)?.to_string())),
+                        ["detokenize"] => {
+                            return Ok(reply(200, "application/json", talk.detokenize(&body)?.to_string()));
+                        }
+                        ["v1", "completions"] => Kind::Text,
+                        _ => Kind::Chat,
+                    };
+                    let (answer, ignored) = talk.complete(kind, body, &self.metrics).await?;
+                    self.metrics.latency.get_or_create(&self.labels()).observe(begin.elapsed().as_secs_f64());
+                    return Ok(completion(answer, &ignored));
+                }
+            },
             _ => answer,
         };
         if computes {
@@ -213,8 +286,12 @@ impl Server {
             rest => rest,
         };
         match verb {
-            [] => Some(Ok((Method::GET, api::v2_model(name, self.encoder.dimensions())))),
             ["ready"] => Some(Ok((Method::GET, json!({"name": name, "ready": true})))),
+            [] | ["infer"] if !self.is_encoder() => {
+                let reason = "a model that makes text is asked at /v1/chat/completions and /v1/completions";
+                Some(Err(Refusal::plain(404, reason)))
+            }
+            [] => Some(Ok((Method::GET, api::v2_model(name, self.dimensions())))),
             ["infer"] => Some(Ok((Method::POST, Value::Null))),
             _ => None,
         }
@@ -224,9 +301,41 @@ impl Server {
         Labels { model_name: self.options.name.clone() }
     }
 
+    fn is_encoder(&self) -> bool {
+        matches!(self.engine, Engine::Encoder { .. })
+    }
+
+    fn dimensions(&self) -> usize {
+        match &self.engine {
+            Engine::Encoder { encoder, .. } => encoder.dimensions(),
+            Engine::Decoder(_) => 0,
+        }
+    }
+
     fn metrics_text(&self) -> String {
-        self.metrics.waiting.get_or_create(&self.labels()).set(self.queue.waiting() as i64);
-        self.metrics.text()
+        let (m, labels) = (&self.metrics, self.labels());
+        match &self.engine {
+            Engine::Encoder { queue, .. } => {
+                m.waiting.get_or_create(&labels).set(queue.waiting() as i64);
+            }
+            Engine::Decoder(talk) => {
+                let figures = talk.decoder.figures();
+                let now = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
+                m.waiting.get_or_create(&labels).set(now(&figures.waiting) as i64);
+                m.running.get_or_create(&labels).set(now(&figures.running) as i64);
+                let (kept, free) = (now(&figures.tokens_kept) as f64, now(&figures.tokens_free) as f64);
+                m.cache_used.get_or_create(&labels).set(1.0 - free / kept);
+                for (family, figure) in [
+                    (&m.prompt_tokens, &figures.prompt_tokens),
+                    (&m.made_tokens, &figures.made_tokens),
+                    (&m.cached_tokens, &figures.cached_tokens),
+                ] {
+                    let counter = family.get_or_create(&labels);
+                    counter.inc_by(now(figure).saturating_sub(counter.get()));
+                }
+            }
+        }
+        m.text()
     }
 
     async fn body(&self, request: Request<Incoming>) -> Result<Bytes, Refusal> {
@@ -242,16 +351,25 @@ impl Server {
             Ok(Ok(body)) => Ok(body.to_bytes()),
         }
     }
+}
 
+/// Vectors for requests.
+struct Encode<'a> {
+    server: &'a Server,
+    encoder: &'a Arc<Encoder>,
+    queue: &'a Queue,
+}
+
+impl Encode<'_> {
     async fn embeddings(&self, body: &[u8]) -> Result<Value, Refusal> {
-        let request = api::embeddings(body, &self.options.name, self.encoder.dimensions())?;
+        let request = api::embeddings(body, &self.server.options.name, self.encoder.dimensions())?;
         let vectors = self.vectors(request.items).await?;
-        Ok(api::embeddings_answer(&self.options.name, &vectors, request.base64))
+        Ok(api::embeddings_answer(&self.server.options.name, &vectors, request.base64))
     }
 
     async fn infer(&self, body: &[u8]) -> Result<Value, Refusal> {
         let (id, items) = api::infer(body)?;
-        Ok(api::infer_answer(&self.options.name, id, &self.vectors(items).await?))
+        Ok(api::infer_answer(&self.server.options.name, id, &self.vectors(items).await?))
     }
 
     async fn vectors(&self, items: Vec<Item>) -> Result<Vec<Embedding>, Refusal> {
@@ -263,13 +381,35 @@ impl Server {
             QueueError::Failed(reason) => Refusal::plain(500, reason),
         })?;
         let tokens: usize = vectors.iter().map(|embedding| embedding.tokens).sum();
-        self.metrics.prompt_tokens.get_or_create(&self.labels()).inc_by(tokens as u64);
+        self.server.metrics.prompt_tokens.get_or_create(&self.server.labels()).inc_by(tokens as u64);
         Ok(vectors)
     }
 }
 
-fn reply(status: u16, kind: &'static str, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+/// An answer with a warning for each field that was left out of account.
+fn completion(answer: Answer, ignored: &[String]) -> Response<Body> {
+    let mut response = match answer {
+        Answer::Whole(value) => reply(200, "application/json", value.to_string()),
+        Answer::Pieces(mut pieces) => {
+            let next = move |context: &mut std::task::Context<'_>| {
+                pieces.poll_recv(context).map(|piece| piece.map(|bytes| Ok(Frame::data(bytes))))
+            };
+            let mut response = Response::new(StreamBody::new(futures::stream::poll_fn(next)).boxed());
+            let headers = response.headers_mut();
+            headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/event-stream"));
+            headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-cache"));
+            response
+        }
+    };
+    let named = |field: &String| header::HeaderValue::from_str(&format!("299 kedge \"{field} is ignored\"")).ok();
+    for warning in ignored.iter().filter_map(named) {
+        response.headers_mut().append(header::WARNING, warning);
+    }
+    response
+}
+
+fn reply(status: u16, kind: &'static str, body: String) -> Response<Body> {
+    let mut response = Response::new(Full::new(Bytes::from(body)).boxed());
     *response.status_mut() = StatusCode::from_u16(status).expect("the codes above are valid");
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
     response

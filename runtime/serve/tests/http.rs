@@ -10,7 +10,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use kedge_engine::{Cpu, Encoder};
-use kedge_serve::{ServeOptions, serve};
+use kedge_serve::{Model, ServeOptions, serve};
 use kedge_world::{Net, RealNet};
 use serde_json::{Value, json};
 
@@ -41,9 +41,12 @@ async fn both_protocols_give_the_engine_s_vectors() {
     let listener = RealNet.listen("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}", listener.address().unwrap());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let serving = tokio::spawn(serve(ServeOptions::new("minilm".into(), 1_700_000_000), encoder, listener, async {
-        stopped.await.unwrap()
-    }));
+    let serving = tokio::spawn(serve(
+        ServeOptions::new("minilm".into(), 1_700_000_000),
+        Model::Encoder(encoder),
+        listener,
+        async { stopped.await.unwrap() },
+    ));
     let client: Http = Client::builder(TokioExecutor::new()).build_http();
 
     let ask = json!({"model": "minilm", "input": ["hello world", "another"]}).to_string();
@@ -118,9 +121,12 @@ async fn a_full_queue_is_said_and_what_was_taken_in_is_answered_after_the_stop()
     let listener = RealNet.listen("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}", listener.address().unwrap());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let serving = tokio::spawn(serve(ServeOptions::new("minilm".into(), 1_700_000_000), encoder, listener, async {
-        stopped.await.unwrap()
-    }));
+    let serving = tokio::spawn(serve(
+        ServeOptions::new("minilm".into(), 1_700_000_000),
+        Model::Encoder(encoder),
+        listener,
+        async { stopped.await.unwrap() },
+    ));
     let client: Http = Client::builder(TokioExecutor::new()).build_http();
     let many: Vec<String> = (0..2).map(|index| format!("{index} {}", "word ".repeat(40))).collect();
     let ask = json!({"model": "minilm", "input": many}).to_string();

@@ -72,6 +72,23 @@ enum Command {
     Cancel(RequestId),
 }
 
+/// What is called when a decoder's thread ends, whatever ended it. Held for a moment, to put it in or to take it out.
+#[derive(Clone, Default)]
+struct WhenEnded(Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>);
+
+impl WhenEnded {
+    fn call(&self) {
+        let taken = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        taken.into_iter().for_each(|call| call());
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.when_ended.call();
+    }
+}
+
 /// A model that makes text.
 pub struct Decoder {
     config: DecoderConfig,
@@ -83,6 +100,7 @@ pub struct Decoder {
     next_id: AtomicU64,
     commands: Mutex<Option<Sender<Command>>>,
     worker: Option<JoinHandle<()>>,
+    when_ended: WhenEnded,
 }
 
 /// What a model's files say beside its weights.
@@ -110,8 +128,17 @@ impl Decoder {
         let (commands, inbox) = channel();
         let schedule = Schedule::new(limits, pages as u32);
         let plans = HashMap::new();
-        let mut worker =
-            Worker { graph, prepared, schedule, limits, plans, listeners: HashMap::new(), figures: figures.clone() };
+        let when_ended = WhenEnded::default();
+        let mut worker = Worker {
+            graph,
+            prepared,
+            schedule,
+            limits,
+            plans,
+            listeners: HashMap::new(),
+            figures: figures.clone(),
+            when_ended: when_ended.clone(),
+        };
         let thread = std::thread::Builder::new().name("kedge-decoder".into());
         let worker = thread.spawn(move || worker.work(&inbox));
         let worker = worker.map_err(|source| EngineError::Threads { index: 0, source })?;
@@ -126,6 +153,7 @@ impl Decoder {
             next_id: AtomicU64::new(0),
             commands: Mutex::new(Some(commands)),
             worker: Some(worker),
+            when_ended,
         })
     }
 
@@ -171,6 +199,19 @@ impl Decoder {
     /// Counts.
     pub fn figures(&self) -> &Figures {
         &self.figures
+    }
+
+    /// Whether its thread still computes.
+    pub fn is_served(&self) -> bool {
+        self.worker.as_ref().is_some_and(|worker| !worker.is_finished())
+    }
+
+    /// Has something called when its thread ends, which before its decoder does means that the engine panicked.
+    pub fn when_ended(&self, call: impl FnOnce() + Send + 'static) {
+        *self.when_ended.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(call));
+        if !self.is_served() {
+            self.when_ended.call();
+        }
     }
 
     /// Puts a request in line; `listener` is told of every event, on the decoder's thread.
@@ -324,6 +365,7 @@ struct Worker {
     plans: HashMap<Shape, Plan>,
     listeners: HashMap<RequestId, Listener>,
     figures: Arc<Figures>,
+    when_ended: WhenEnded,
 }
 
 impl Worker {

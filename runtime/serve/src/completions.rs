@@ -1,0 +1,467 @@
+//! Wire types of OpenAI's chat and text completions, without I/O: requests in, answers and their pieces out.
+//!
+//! What must hold: a refusal names the field; a field that would change the answer and is not supported is refused;
+//! others that are not known are left out with a warning that names them, since clients of many servers send them.
+
+use kedge_engine::generate::{ChatTemplate, Choice, End, Message, Request, Sampling, TextTokenizer};
+use kedge_engine::{Decoder, EngineError};
+use serde_json::{Map, Value, json};
+
+use crate::api::{Refusal, object, unknown_model};
+
+/// Most answers to one request.
+const ANSWERS_MAX: u64 = 16;
+/// Most texts that end an answer, as at OpenAI.
+const STOPS_MAX: usize = 16;
+/// Tokens of an answer to a prompt without `max_tokens`, as at OpenAI.
+const TOKENS_DEFAULT: usize = 16;
+
+/// Which of the two endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Chat,
+    Text,
+}
+
+/// A request, understood.
+#[derive(Debug)]
+pub(crate) struct Completion {
+    /// One for each answer: prompts, times how many answers each.
+    pub(crate) requests: Vec<Request>,
+    /// Tokens of all prompts.
+    pub(crate) prompt_tokens: usize,
+    /// Texts that end an answer.
+    pub(crate) stops: Vec<String>,
+    pub(crate) stream: bool,
+    /// Whether a stream ends with the counts of tokens.
+    pub(crate) include_usage: bool,
+    /// Whether probabilities are told.
+    pub(crate) logprobs: bool,
+    /// Fields that were left out of account.
+    pub(crate) ignored: Vec<String>,
+}
+
+/// Fields of one request, taken one after the other; what is left at the end was not known.
+struct Body(Map<String, Value>);
+
+impl Body {
+    fn take(&mut self, field: &str) -> Option<Value> {
+        self.0.remove(field).filter(|value| !value.is_null())
+    }
+
+    fn number(&mut self, field: &str, least: f64, most: f64) -> Result<Option<f64>, Refusal> {
+        let Some(value) = self.take(field) else { return Ok(None) };
+        let number = value.as_f64().filter(|number| (least..=most).contains(number));
+        number
+            .map(Some)
+            .ok_or_else(|| Refusal::field(field, format!("must be a number from {least} to {most}, is {value}")))
+    }
+
+    fn count(&mut self, field: &str, least: u64, most: u64) -> Result<Option<u64>, Refusal> {
+        let Some(value) = self.take(field) else { return Ok(None) };
+        let count = value.as_u64().filter(|count| (least..=most).contains(count));
+        count
+            .map(Some)
+            .ok_or_else(|| Refusal::field(field, format!("must be a whole number from {least} to {most}, is {value}")))
+    }
+
+    fn flag(&mut self, field: &str) -> Result<bool, Refusal> {
+        match self.take(field) {
+            None => Ok(false),
+            Some(Value::Bool(value)) => Ok(value),
+            Some(other) => Err(Refusal::field(field, format!("must be true or false, is {other}"))),
+        }
+    }
+
+    /// Refuses a field that would change the answer, unless it says what happens anyway.
+    fn refuse(&mut self, field: &str, harmless: impl Fn(&Value) -> bool) -> Result<(), Refusal> {
+        match self.take(field) {
+            Some(value) if !harmless(&value) => Err(Refusal::field(field, format!("{value} is not supported"))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// `POST /v1/chat/completions` and `POST /v1/completions`. `seed` is where draws begin when the request does not say.
+pub(crate) fn parse(kind: Kind, body: &[u8], model: &str, decoder: &Decoder, seed: u64) -> Result<Completion, Refusal> {
+    let mut body = Body(object(body)?);
+    match body.take("model") {
+        Some(Value::String(name)) if name == model => {}
+        Some(Value::String(name)) => return Err(unknown_model(&name, model)),
+        None => return Err(Refusal::field("model", format!("is missing; the model that is served here is {model:?}"))),
+        Some(other) => return Err(Refusal::field("model", format!("must be a string, is {other}"))),
+    }
+    let prompts = match kind {
+        Kind::Chat => vec![talk(&mut body, decoder)?],
+        Kind::Text => texts(&mut body, decoder.tokenizer())?,
+    };
+    let context = decoder.config().context;
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or_default();
+    let prompt_field = if kind == Kind::Chat { "messages" } else { "prompt" };
+    if longest >= context {
+        let reason = format!("has {longest} tokens, and prompt and answer may have {context} together");
+        return Err(Refusal::field(prompt_field, reason));
+    }
+    let room = context - longest;
+    let most = body.count("max_completion_tokens", 1, u64::from(u32::MAX))?;
+    let most = most.or(body.count("max_tokens", 1, u64::from(u32::MAX))?).map(|most| most as usize);
+    let tokens_max = most.unwrap_or(if kind == Kind::Chat { room } else { TOKENS_DEFAULT }).min(room);
+    let stream = body.flag("stream")?;
+    let include_usage = match body.take("stream_options") {
+        None => false,
+        Some(options) => options["include_usage"].as_bool().unwrap_or(false),
+    };
+    let stops = stops(&mut body)?;
+    let mut stop = decoder.stop().to_vec();
+    if body.flag("ignore_eos")? {
+        stop.clear();
+    }
+    for (index, id) in body.take("stop_token_ids").iter().filter_map(Value::as_array).flatten().enumerate() {
+        let known = id.as_u64().and_then(|id| u32::try_from(id).ok());
+        stop.push(known.ok_or_else(|| Refusal::field(format!("stop_token_ids[{index}]"), "must be a token id"))?);
+    }
+    let told = match kind {
+        Kind::Chat => {
+            let wanted = body.flag("logprobs")?;
+            let top = body.count("top_logprobs", 0, 20)?;
+            if top.is_some() && !wanted {
+                return Err(Refusal::field("top_logprobs", "wants logprobs to be true"));
+            }
+            wanted.then(|| top.unwrap_or(0) as usize)
+        }
+        Kind::Text => body.count("logprobs", 0, 20)?.map(|top| top as usize),
+    };
+    let sampling = Sampling {
+        temperature: body.number("temperature", 0.0, 2.0)?.unwrap_or(1.0) as f32,
+        top_p: body.number("top_p", 0.0, 1.0)?.unwrap_or(1.0) as f32,
+        top_k: body.number("top_k", -1.0, f64::from(u32::MAX))?.unwrap_or(0.0).max(0.0) as usize,
+        min_p: body.number("min_p", 0.0, 1.0)?.unwrap_or(0.0) as f32,
+        repetition_penalty: body.number("repetition_penalty", 0.01, 10.0)?.unwrap_or(1.0) as f32,
+        presence_penalty: body.number("presence_penalty", -2.0, 2.0)?.unwrap_or(0.0) as f32,
+        frequency_penalty: body.number("frequency_penalty", -2.0, 2.0)?.unwrap_or(0.0) as f32,
+        logit_bias: biases(&mut body)?,
+        seed: match body.take("seed") {
+            None => seed,
+            Some(value) => value
+                .as_i64()
+                .map(i64::cast_unsigned)
+                .or(value.as_u64())
+                .ok_or_else(|| Refusal::field("seed", format!("must be a whole number, is {value}")))?,
+        },
+        logprobs: told,
+    };
+    let answers = body.count("n", 1, ANSWERS_MAX)?.unwrap_or(1);
+    let priority = body.number("priority", -1e6, 1e6)?.unwrap_or(0.0) as i32;
+    let client = body.take("user").and_then(|user| user.as_str().map(str::to_owned)).unwrap_or_default();
+    body.refuse("best_of", |value| *value == 1)?;
+    body.refuse("echo", |value| *value == false)?;
+    body.refuse("suffix", |value| *value == "")?;
+    body.refuse("tools", |value| *value == json!([]))?;
+    body.refuse("functions", |value| *value == json!([]))?;
+    body.refuse("tool_choice", |value| *value == "none" || *value == "auto")?;
+    body.refuse("response_format", |value| value["type"] == "text")?;
+    let of_prompt = |prompt: &Vec<u32>| {
+        let request = Request {
+            prompt: prompt.clone(),
+            tokens_max,
+            stop: stop.clone(),
+            sampling: sampling.clone(),
+            client: client.clone(),
+            priority,
+        };
+        (0..answers)
+            .map(move |answer| {
+                let mut request = request.clone();
+                request.sampling.seed = request.sampling.seed.wrapping_add(answer);
+                request
+            })
+            .collect::<Vec<_>>()
+    };
+    Ok(Completion {
+        requests: prompts.iter().flat_map(of_prompt).collect(),
+        prompt_tokens: prompts.iter().map(Vec::len).sum(),
+        stops,
+        stream,
+        include_usage,
+        logprobs: told.is_some(),
+        ignored: body.0.into_iter().map(|(field, _)| field).collect(),
+    })
+}
+
+/// The tokens of a talk.
+fn talk(body: &mut Body, decoder: &Decoder) -> Result<Vec<u32>, Refusal> {
+    let list = match body.take("messages") {
+        Some(Value::Array(list)) if !list.is_empty() => list,
+        Some(_) => return Err(Refusal::field("messages", "must be an array of at least one message")),
+        None => return Err(Refusal::field("messages", "is missing")),
+    };
+    let messages = list.iter().enumerate().map(|(index, message)| read_message(index, message));
+    let messages = messages.collect::<Result<Vec<_>, _>>()?;
+    let template = decoder.template().ok_or_else(|| {
+        Refusal::field("messages", "this model has no chat template; /v1/completions takes a prompt as it is")
+    })?;
+    tokens_of_talk(template, decoder.tokenizer(), &messages)
+}
+
+pub(crate) fn tokens_of_talk(
+    template: &ChatTemplate,
+    tokenizer: &TextTokenizer,
+    messages: &[Message],
+) -> Result<Vec<u32>, Refusal> {
+    let refused = |error: EngineError| Refusal::field("messages", error.to_string());
+    // The template writes the token that begins a text, where there is one.
+    tokenizer.encode(&template.render(messages).map_err(refused)?, false).map_err(refused)
+}
+
+pub(crate) fn read_message(index: usize, message: &Value) -> Result<Message, Refusal> {
+    let at = |field: &str| format!("messages[{index}].{field}");
+    let role = message["role"].as_str().ok_or_else(|| Refusal::field(at("role"), "must be a string"))?.to_owned();
+    let content = match &message["content"] {
+        Value::String(text) => text.clone(),
+        Value::Array(parts) => {
+            let part = |(part_index, part): (usize, &Value)| match (part["type"].as_str(), part["text"].as_str()) {
+                (Some("text"), Some(text)) => Ok(text.to_owned()),
+                _ => {
+                    Err(Refusal::field(at(&format!("content[{part_index}]")), "only parts of type text are supported"))
+                }
+            };
+            parts.iter().enumerate().map(part).collect::<Result<Vec<_>, _>>()?.concat()
+        }
+        other => return Err(Refusal::field(at("content"), format!("must be a string or a list of parts, is {other}"))),
+    };
+    Ok(Message { role, content })
+}
+
+/// The tokens of each prompt.
+fn texts(body: &mut Body, tokenizer: &TextTokenizer) -> Result<Vec<Vec<u32>>, Refusal> {
+    let prompt = body.take("prompt").ok_or_else(|| Refusal::field("prompt", "is missing"))?;
+    let text = |field: &str, text: &str| {
+        let tokens = tokenizer.encode(text, true).map_err(|error| Refusal::field(field, error.to_string()))?;
+        if tokens.is_empty() { Err(Refusal::field(field, "is empty")) } else { Ok(tokens) }
+    };
+    let ids = |field: &str, list: &[Value]| {
+        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        let ids: Option<Vec<u32>> = list.iter().map(id).collect();
+        ids.filter(|ids| !ids.is_empty()).ok_or_else(|| Refusal::field(field, "must be a text or a list of token ids"))
+    };
+    match &prompt {
+        Value::String(one) => Ok(vec![text("prompt", one)?]),
+        Value::Array(list) if list.first().is_some_and(Value::is_number) => Ok(vec![ids("prompt", list)?]),
+        Value::Array(list) if !list.is_empty() && list.len() <= ANSWERS_MAX as usize => {
+            let each = |(index, value): (usize, &Value)| {
+                let field = format!("prompt[{index}]");
+                match value {
+                    Value::String(one) => text(&field, one),
+                    Value::Array(list) => ids(&field, list),
+                    _ => Err(Refusal::field(field, "must be a text or a list of token ids")),
+                }
+            };
+            list.iter().enumerate().map(each).collect()
+        }
+        _ => Err(Refusal::field(
+            "prompt",
+            format!("must be a text, a list of token ids, or 1 to {ANSWERS_MAX} of those"),
+        )),
+    }
+}
+
+fn stops(body: &mut Body) -> Result<Vec<String>, Refusal> {
+    let list = match body.take("stop") {
+        None => return Ok(Vec::new()),
+        Some(Value::String(one)) => vec![one],
+        Some(Value::Array(list)) => {
+            let text = |value: &Value| value.as_str().map(str::to_owned);
+            let texts: Option<Vec<String>> = list.iter().map(text).collect();
+            texts.ok_or_else(|| Refusal::field("stop", "must be a text or a list of texts"))?
+        }
+        Some(other) => return Err(Refusal::field("stop", format!("must be a text or a list of texts, is {other}"))),
+    };
+    if list.len() > STOPS_MAX || list.iter().any(String::is_empty) {
+        return Err(Refusal::field("stop", format!("takes up to {STOPS_MAX} texts, none of them empty")));
+    }
+    Ok(list)
+}
+
+fn biases(body: &mut Body) -> Result<Vec<(u32, f32)>, Refusal> {
+    let Some(value) = body.take("logit_bias") else { return Ok(Vec::new()) };
+    let wrong = || Refusal::field("logit_bias", "must map token ids to numbers from -100 to 100");
+    let map = value.as_object().ok_or_else(wrong)?;
+    let entry = |(id, bias): (&String, &Value)| {
+        let bias = bias.as_f64().filter(|bias| bias.abs() <= 100.0)?;
+        Some((id.parse::<u32>().ok()?, bias as f32))
+    };
+    map.iter().map(entry).collect::<Option<_>>().ok_or_else(wrong)
+}
+
+/// Looks for texts that end an answer in its text as it comes.
+#[derive(Debug, Default)]
+pub(crate) struct Stops {
+    held: String,
+}
+
+impl Stops {
+    /// More text: what is certain to be part of the answer, and whether it has ended.
+    pub(crate) fn push(&mut self, stops: &[String], text: &str) -> (String, bool) {
+        self.held.push_str(text);
+        if let Some(at) = stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
+            self.held.truncate(at);
+            return (std::mem::take(&mut self.held), true);
+        }
+        // What could be the beginning of such a text waits for more.
+        let waits = |from: &usize| stops.iter().any(|stop| stop.starts_with(&self.held[*from..]));
+        let from = (0..self.held.len()).filter(|at| self.held.is_char_boundary(*at)).find(waits);
+        let rest = self.held.split_off(from.unwrap_or(self.held.len()));
+        (std::mem::replace(&mut self.held, rest), false)
+    }
+
+    /// What waited, when no more comes.
+    pub(crate) fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+}
+
+/// What is the same in all pieces of an answer.
+#[derive(Clone, Debug)]
+pub(crate) struct Frame {
+    pub(crate) kind: Kind,
+    pub(crate) id: String,
+    pub(crate) created: i64,
+    pub(crate) model: String,
+}
+
+/// Counts of tokens.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Usage {
+    pub(crate) prompt: usize,
+    pub(crate) cached: usize,
+    pub(crate) answer: usize,
+}
+
+impl Usage {
+    fn json(self) -> Value {
+        json!({
+            "prompt_tokens": self.prompt, "completion_tokens": self.answer, "total_tokens": self.prompt + self.answer,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
+        })
+    }
+}
+
+/// OpenAI's word for how an answer ended.
+pub(crate) fn reason(end: &End) -> &'static str {
+    match end {
+        End::Length => "length",
+        End::Stop | End::Cancelled | End::Failed(_) => "stop",
+    }
+}
+
+impl Frame {
+    fn around(&self, object: &str, choices: Value) -> Value {
+        json!({"id": self.id, "object": object, "created": self.created, "model": self.model, "choices": choices})
+    }
+
+    /// The first piece of a stream, which says who speaks; only in chats.
+    pub(crate) fn role(&self, index: usize) -> Option<Value> {
+        let delta = json!({"role": "assistant", "content": ""});
+        let choice = json!([{"index": index, "delta": delta, "logprobs": null, "finish_reason": null}]);
+        (self.kind == Kind::Chat).then(|| self.around("chat.completion.chunk", choice))
+    }
+
+    /// A piece of a stream.
+    pub(crate) fn piece(&self, index: usize, text: &str, logprobs: Value, finish: Option<&str>) -> Value {
+        match self.kind {
+            Kind::Chat => {
+                let delta = if finish.is_some() && text.is_empty() { json!({}) } else { json!({"content": text}) };
+                let choice = json!([{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}]);
+                self.around("chat.completion.chunk", choice)
+            }
+            Kind::Text => {
+                let choice = json!([{"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}]);
+                self.around("text_completion", choice)
+            }
+        }
+    }
+
+    /// The piece of a stream that has the counts.
+    pub(crate) fn usage(&self, usage: Usage) -> Value {
+        let object = if self.kind == Kind::Chat { "chat.completion.chunk" } else { "text_completion" };
+        let mut piece = self.around(object, json!([]));
+        piece["usage"] = usage.json();
+        piece
+    }
+
+    /// A whole answer: for each choice its text, probabilities and how it ended.
+    pub(crate) fn whole(&self, choices: Vec<(String, Value, &'static str)>, usage: Usage) -> Value {
+        let choice = |(index, (text, logprobs, finish)): (usize, (String, Value, &'static str))| match self.kind {
+            Kind::Chat => {
+                let message = json!({"role": "assistant", "content": text, "refusal": null});
+                json!({"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish})
+            }
+            Kind::Text => json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}),
+        };
+        let choices = choices.into_iter().enumerate().map(choice).collect();
+        let object = if self.kind == Kind::Chat { "chat.completion" } else { "text_completion" };
+        let mut answer = self.around(object, choices);
+        answer["usage"] = usage.json();
+        answer
+    }
+}
+
+/// Probabilities of chosen tokens in the shape of the endpoint; null when they were not asked for.
+pub(crate) fn logprobs(kind: Kind, tokenizer: &TextTokenizer, choices: &[Choice]) -> Value {
+    if choices.iter().all(|choice| choice.logprob.is_none()) {
+        return Value::Null;
+    }
+    let text = |id: u32| tokenizer.decode(&[id]).unwrap_or_default();
+    match kind {
+        Kind::Chat => {
+            let entry = |id: u32, logprob: f32| {
+                let token = text(id);
+                json!({"bytes": token.as_bytes(), "token": token, "logprob": logprob})
+            };
+            let content = choices.iter().map(|choice| {
+                let mut told = entry(choice.token, choice.logprob.unwrap_or_default());
+                told["top_logprobs"] = choice.top.iter().map(|(id, logprob)| entry(*id, *logprob)).collect();
+                told
+            });
+            json!({"content": content.collect::<Vec<_>>()})
+        }
+        Kind::Text => {
+            let top = |choice: &Choice| -> Map<String, Value> {
+                choice.top.iter().map(|(id, logprob)| (text(*id), json!(logprob))).collect()
+            };
+            json!({
+                "tokens": choices.iter().map(|choice| text(choice.token)).collect::<Vec<_>>(),
+                "token_logprobs": choices.iter().map(|choice| choice.logprob).collect::<Vec<_>>(),
+                "top_logprobs": choices.iter().map(top).collect::<Vec<_>>(),
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_that_end_an_answer_are_found_across_pieces() {
+        let check = |stops: &[&str], pieces: &[&str], expected: &str, ended: bool| {
+            let stops: Vec<String> = stops.iter().map(|stop| (*stop).to_owned()).collect();
+            let (mut scan, mut said) = (Stops::default(), String::new());
+            for piece in pieces {
+                let (text, end) = scan.push(&stops, piece);
+                said += &text;
+                if end {
+                    assert_eq!((said.as_str(), ended), (expected, true));
+                    return;
+                }
+            }
+            said += &scan.finish();
+            assert_eq!((said.as_str(), ended), (expected, false));
+        };
+        check(&["END"], &["a", "bE", "N", "Dc"], "ab", true);
+        check(&["END"], &["a", "bE", "Nx", "D"], "abENxD", false);
+        check(&["\n\n", "x"], &["ä\n", "\nx"], "ä", true);
+        check(&[], &["a", "b"], "ab", false);
+        check(&["aab"], &["a", "a", "a", "b"], "a", true);
+    }
+}
