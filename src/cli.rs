@@ -28,7 +28,7 @@ enum Verb {
     /// Run the API server, controllers, scheduler and node of a cluster
     #[command(after_help = SERVER_EXAMPLES)]
     Server(Box<ServerFlags>),
-    /// Serve an encoder model over HTTP: OpenAI embeddings and the Open Inference Protocol
+    /// Serve a model over HTTP: OpenAI embeddings or completions, and the Open Inference Protocol
     #[command(after_help = INFER_EXAMPLES)]
     Infer(InferFlags),
     /// Take in, list and remove images
@@ -67,7 +67,7 @@ Examples:
 /// Settings of `kedge infer`.
 #[derive(Args, Debug)]
 struct InferFlags {
-    /// The model: a folder, or its .safetensors file with the other files beside it
+    /// The model: a folder, its .safetensors file with the other files beside it, or a .gguf file
     #[arg(long, value_name = "DIR|FILE")]
     model: PathBuf,
     /// The name under which clients ask for it
@@ -82,12 +82,17 @@ struct InferFlags {
 }
 
 const INFER_EXAMPLES: &str = "\
-A text longer than the model's max_seq_length is cut there, as sentence-transformers does; `usage` counts what was read.
+A model that makes vectors cuts a text that is longer than its max_seq_length, as sentence-transformers does; `usage`
+counts what was read. A model that makes text refuses a prompt that is longer than its context.
 It speaks plain HTTP and asks for no key: leave it on the loopback address, or put it behind something that does.
 
 Examples:
   kedge infer --model ./all-MiniLM-L6-v2 --name minilm
-  curl -s http://127.0.0.1:8000/v1/embeddings -H 'Content-Type: application/json' -d '{\"model\": \"minilm\", \"input\": \"hello\"}'";
+  curl -s http://127.0.0.1:8000/v1/embeddings -d '{\"model\": \"minilm\", \"input\": \"hello\"}'
+
+  kedge infer --model images/demo-decoder/model --name demo
+  curl -s http://127.0.0.1:8000/v1/chat/completions \\
+    -d '{\"model\": \"demo\", \"messages\": [{\"role\": \"user\", \"content\": \"What is a pod?\"}]}'";
 
 const IMAGE_EXAMPLES: &str = "\
 Examples:

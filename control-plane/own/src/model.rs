@@ -78,7 +78,7 @@ pub struct ModelStatus {
     /// Bytes of its files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<i64>,
-    /// What it is, such as `bert`.
+    /// What it is, such as `bert` or `llama`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
     /// On a hub: the sites that it is assigned to, those with trouble first.

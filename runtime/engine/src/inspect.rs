@@ -6,21 +6,20 @@ use crate::EngineError;
 use crate::encoder::{locate, read_tokenizer};
 use crate::generate::Decoder;
 use crate::model::config::read_json;
-use crate::model::{EncoderConfig, bert};
+use crate::model::{EncoderConfig, bert, gguf_file};
 
 /// Whether the model at `path` says of itself that it turns texts into vectors.
 pub fn is_encoder(path: &Path) -> bool {
     let (directory, _) = locate(path);
     let settings = read_json::<serde_json::Value>(&directory.join("config.json"));
-    let gguf = path.extension().is_some_and(|extension| extension == "gguf");
-    !gguf && settings.is_ok_and(|settings| settings["model_type"] == "bert")
+    gguf_file(path).is_none() && settings.is_ok_and(|settings| settings["model_type"] == "bert")
 }
 
 /// The format of the model at `path` (a folder, or its `.safetensors` file), such as `bert`. Reads its settings and the
 /// tokenizer, and the header of its weights: every tensor by its shape. The numbers are looked at when the model is opened.
 pub fn inspect(path: &Path) -> Result<String, EngineError> {
     // What says nothing of itself is told what an encoder lacks, as before there were others.
-    if path.extension().is_some_and(|extension| extension == "gguf") || is_decoder(path) {
+    if gguf_file(path).is_some() || is_decoder(path) {
         return Decoder::inspect(path);
     }
     let (directory, weights) = locate(path);

@@ -19,6 +19,7 @@ use crate::backend::{Backend, Capabilities, Prepared};
 use crate::graph::{Graph, PAGE_TOKENS, Pages};
 use crate::model::config::read_json;
 use crate::model::decoder::{DecoderConfig, Source, graph, weights_of};
+use crate::model::gguf_file;
 use crate::plan::{Plan, Shape};
 
 /// Bytes of a number in a page of keys and values.
@@ -74,7 +75,9 @@ enum Command {
 
 /// What is called when a decoder's thread ends, whatever ended it. Held for a moment, to put it in or to take it out.
 #[derive(Clone, Default)]
-struct WhenEnded(Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>);
+struct WhenEnded(Arc<Mutex<Option<Call>>>);
+
+type Call = Box<dyn FnOnce() + Send>;
 
 impl WhenEnded {
     fn call(&self) {
@@ -113,7 +116,8 @@ struct Files {
 }
 
 impl Decoder {
-    /// Opens the model at `path`: a GGUF file, or a folder with `config.json`, `tokenizer.json` and safetensors.
+    /// Opens the model at `path`: a GGUF file, a folder with nothing but one, or a folder with
+    /// `config.json`, `tokenizer.json` and safetensors.
     pub fn open(path: &Path, backend: &dyn Backend, options: DecoderOptions) -> Result<Self, EngineError> {
         let Files { source, config, tokenizer, template, stop } = Files::open(path)?;
         let graph = Arc::new(graph(&source, &config)?);
@@ -283,8 +287,8 @@ fn tokens_kept(graph: &Graph, config: &DecoderConfig, backend: &dyn Backend, opt
 
 impl Files {
     fn open(path: &Path) -> Result<Self, EngineError> {
-        if path.extension().is_some_and(|extension| extension == "gguf") {
-            return Self::of_gguf(path);
+        if let Some(file) = gguf_file(path) {
+            return Self::of_gguf(&file);
         }
         let folder = if path.is_file() { path.parent().unwrap_or(Path::new(".")) } else { path };
         let config_path = folder.join("config.json");
@@ -382,7 +386,7 @@ impl Worker {
             while let Ok(command) = inbox.try_recv() {
                 self.obey(command);
             }
-            if let Some(batch) = self.schedule.next() {
+            if let Some(batch) = self.schedule.next_batch() {
                 self.step(&batch, &mut answers);
             }
             self.count();

@@ -257,7 +257,7 @@ mod tests {
         };
         check(greedy.clone(), 1);
         check(Sampling { repetition_penalty: 2.0, ..greedy.clone() }, 2);
-        check(Sampling { presence_penalty: 0.5, logit_bias: vec![(1, -0.4)], ..greedy.clone() }, 1);
+        check(Sampling { presence_penalty: 0.5, logit_bias: vec![(1, -0.4)], ..greedy }, 1);
         check(Sampling { frequency_penalty: 0.6, logit_bias: vec![(1, -1.5)], ..greedy }, 2);
     }
 

@@ -174,7 +174,7 @@ impl Schedule {
     }
 
     /// The next step; none when there is nothing to do.
-    pub fn next(&mut self) -> Option<Batch> {
+    pub fn next_batch(&mut self) -> Option<Batch> {
         loop {
             let batch = self.fill();
             if !batch.rows.is_empty() {
@@ -388,7 +388,7 @@ mod tests {
 
     fn drive(schedule: &mut Schedule, model: &mut Model) -> HashMap<RequestId, (Vec<u32>, Option<End>)> {
         let mut told: HashMap<RequestId, (Vec<u32>, Option<End>)> = HashMap::new();
-        while let Some(batch) = schedule.next() {
+        while let Some(batch) = schedule.next_batch() {
             assert!(batch.step.ids.len() <= schedule.limits.rows_max);
             let chosen = model.run(&batch);
             for (id, event) in schedule.done(&batch, chosen) {
@@ -411,7 +411,7 @@ mod tests {
         schedule.push(3, request(vec![3; 8], 3, "modest"));
         schedule.push(4, Request { priority: 1, ..request(vec![4; 8], 3, "greedy") });
         let (mut model, mut ended) = (Model::default(), Vec::new());
-        while let Some(batch) = schedule.next() {
+        while let Some(batch) = schedule.next_batch() {
             let chosen = model.run(&batch);
             ended.extend(schedule.done(&batch, chosen).into_iter().filter(|(_, e)| matches!(e, Event::End { .. })));
         }
@@ -426,7 +426,7 @@ mod tests {
         schedule.push(1, request(prompt.clone(), 2, "a"));
         drive(&mut schedule, &mut model);
         schedule.push(2, request(prompt, 2, "b"));
-        let batch = schedule.next().unwrap();
+        let batch = schedule.next_batch().unwrap();
         assert_eq!(batch.step.ids.len(), 300 - 288, "nine full pages were known");
     }
 

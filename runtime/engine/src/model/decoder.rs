@@ -193,10 +193,8 @@ impl DecoderConfig {
             epsilon: file.positive("rms_norm_eps")?,
             scale: optional("query_pre_attn_scalar")?.unwrap_or(width as f64).powf(-0.5),
             rope: scaling.rope(theta, turned, Pairs::Halves),
-            rope_window: match optional("rope_local_base_freq")? {
-                Some(theta) => Some(Scaling::None.rope(theta, turned, Pairs::Halves)),
-                None => None,
-            },
+            rope_window: optional("rope_local_base_freq")?
+                .map(|theta| Scaling::None.rope(theta, turned, Pairs::Halves)),
             window: file.window(family.window)?,
             softcap: optional("attn_logit_softcapping")?,
             softcap_logits: optional("final_logit_softcapping")?,
@@ -326,7 +324,8 @@ impl Fields {
         if let Window::AllBut(every) = which {
             let pattern = self.number_or("sliding_window_pattern", every)?;
             let types = self.json["layer_types"].as_array().into_iter().flatten().enumerate();
-            let expected = |layer: usize| if (layer + 1) % every == 0 { "full_attention" } else { "sliding_attention" };
+            let expected =
+                |layer: usize| if (layer + 1).is_multiple_of(every) { "full_attention" } else { "sliding_attention" };
             if pattern != every || types.clone().any(|(layer, kind)| kind != expected(layer)) {
                 return Err(
                     self.wrong("layer_types", format!("only full attention in each {every}th layer is supported"))

@@ -1,0 +1,196 @@
+//! The decoder that we trained, over a real socket: whole answers and streams, their bounds, and who leaves early.
+
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test")]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use kedge_engine::{Cpu, Decoder, DecoderOptions};
+use kedge_serve::{Model, ServeOptions, serve};
+use kedge_world::{Net, RealNet};
+use serde_json::{Value, json};
+
+type Http = Client<hyper_util::client::legacy::connect::HttpConnector, Full<Bytes>>;
+
+struct Served {
+    client: Http,
+    base: String,
+    decoder: Arc<Decoder>,
+}
+
+impl Served {
+    async fn start() -> Self {
+        let folder = folder().join("model");
+        let options = DecoderOptions { tokens_kept: Some(8192), ..DecoderOptions::default() };
+        let decoder = Arc::new(Decoder::open(&folder, &Cpu::new(Some(2)).unwrap(), options).unwrap());
+        let listener = RealNet.listen("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.address().unwrap());
+        let model = Model::Decoder(decoder.clone());
+        tokio::spawn(serve(ServeOptions::new("demo".into(), 0), model, listener, std::future::pending()));
+        Self { client: Client::builder(TokioExecutor::new()).build_http(), base, decoder }
+    }
+
+    async fn ask(&self, path: &str, body: Value) -> http::Response<hyper::body::Incoming> {
+        let request = http::Request::builder().method("POST").uri(format!("{}{path}", self.base));
+        self.client.request(request.body(Full::from(body.to_string())).unwrap()).await.unwrap()
+    }
+
+    async fn answer(&self, path: &str, body: Value) -> (u16, Value) {
+        let response = self.ask(path, body).await;
+        let status = response.status().as_u16();
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        (status, serde_json::from_slice(&bytes).unwrap())
+    }
+
+    /// The pieces of a stream.
+    async fn pieces(&self, path: &str, body: Value) -> Vec<Value> {
+        let response = self.ask(path, body).await;
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        let text = String::from_utf8(bytes.to_vec()).unwrap();
+        let mut events: Vec<&str> = text.split("\n\n").map(|event| event.trim_start_matches("data: ")).collect();
+        assert_eq!(events.split_off(events.len() - 2), ["[DONE]", ""]);
+        events.into_iter().map(|event| serde_json::from_str(event).unwrap()).collect()
+    }
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../images/demo-decoder")
+}
+
+/// The talks of which an independent program wrote down the greedy answers.
+fn talks() -> Vec<(Value, String, usize)> {
+    let reference: Value = serde_json::from_slice(&std::fs::read(folder().join("reference.json")).unwrap()).unwrap();
+    let talk = |chat: &Value| {
+        let (text, prompt) = (chat["greedy_text"].as_str().unwrap(), chat["ids"].as_array().unwrap().len());
+        (chat["messages"].clone(), text.to_owned(), prompt)
+    };
+    reference["chats"].as_array().unwrap().iter().map(talk).collect()
+}
+
+const CHAT: &str = "/v1/chat/completions";
+const TEXT: &str = "/v1/completions";
+
+fn chat(messages: &Value, more: Value) -> Value {
+    let mut body = json!({"model": "demo", "messages": messages, "temperature": 0, "max_tokens": 40});
+    more.as_object().unwrap().iter().for_each(|(field, value)| body[field] = value.clone());
+    body
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_are_the_models_whole_and_in_pieces() {
+    let served = Served::start().await;
+    for (messages, expected, prompt) in talks() {
+        let (status, answer) = served.answer(CHAT, chat(&messages, json!({}))).await;
+        let choice = &answer["choices"][0];
+        assert_eq!((status, choice["message"]["content"].as_str().unwrap()), (200, expected.as_str()), "{answer}");
+        assert_eq!((&answer["object"], &choice["message"]["role"]), (&json!("chat.completion"), &json!("assistant")));
+        assert_eq!(answer["usage"]["prompt_tokens"], prompt);
+
+        let more = json!({"stream": true, "stream_options": {"include_usage": true}});
+        let pieces = served.pieces(CHAT, chat(&messages, more)).await;
+        assert_eq!(pieces[0]["choices"][0]["delta"]["role"], "assistant");
+        let text = |piece: &Value| piece["choices"][0]["delta"]["content"].as_str().unwrap_or_default().to_owned();
+        assert_eq!(pieces.iter().map(text).collect::<String>(), expected);
+        let (usage, last) = (&pieces[pieces.len() - 1], &pieces[pieces.len() - 2]);
+        assert_eq!(usage["usage"]["prompt_tokens"], prompt);
+        assert_eq!(last["choices"][0]["finish_reason"], choice["finish_reason"]);
+        assert!(pieces.iter().all(|piece| piece["id"] == pieces[0]["id"]));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_do_what_they_say() {
+    let served = Served::start().await;
+    let (messages, expected, _) = talks().remove(0);
+    let word = expected.split_whitespace().nth(2).unwrap().to_owned();
+    let (_, answer) = served.answer(CHAT, chat(&messages, json!({"stop": word}))).await;
+    let (before, _) = expected.split_once(word.as_str()).unwrap();
+    assert_eq!(answer["choices"][0]["message"]["content"], before);
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+
+    let (_, answer) =
+        served.answer(CHAT, chat(&messages, json!({"max_tokens": 2, "logprobs": true, "top_logprobs": 3}))).await;
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+    let told = answer["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    assert_eq!((told.len(), told[0]["top_logprobs"].as_array().unwrap().len()), (2, 3));
+    assert_eq!(told[0]["token"], told[0]["top_logprobs"][0]["token"], "greedy is the likeliest");
+    assert!(told[0]["logprob"].as_f64().unwrap() <= 0.0);
+
+    let warm = json!({"n": 3, "temperature": 1.5, "seed": 5, "max_tokens": 12});
+    let (_, one) = served.answer(CHAT, chat(&messages, warm.clone())).await;
+    let (_, two) = served.answer(CHAT, chat(&messages, warm)).await;
+    let texts = |answer: &Value| {
+        answer["choices"].as_array().unwrap().iter().map(|c| c["message"]["content"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(texts(&one), texts(&two), "a seed gives the same again");
+    assert!(texts(&one).iter().any(|text| *text != texts(&one)[0]), "{one}");
+
+    let prompt = "On Monday the driver";
+    let body = json!({"model": "demo", "prompt": [prompt, prompt], "temperature": 0, "max_tokens": 5});
+    let (_, answer) = served.answer(TEXT, body).await;
+    assert_eq!((&answer["object"], &answer["usage"]["completion_tokens"]), (&json!("text_completion"), &json!(10)));
+    assert_eq!(answer["choices"][0]["text"], answer["choices"][1]["text"]);
+
+    let (_, tokens) = served.answer("/tokenize", json!({"prompt": prompt, "add_special_tokens": false})).await;
+    let (_, back) = served.answer("/detokenize", json!({"tokens": tokens["tokens"]})).await;
+    assert_eq!(back["prompt"], prompt);
+
+    let response = served.ask(CHAT, chat(&messages, json!({"cache_prompt": true}))).await;
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()["warning"], "299 kedge \"cache_prompt is ignored\"");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_answered_is_refused_by_field() {
+    let served = Served::start().await;
+    let hello = json!([{"role": "user", "content": "hello"}]);
+    for (more, status, param) in [
+        (json!({"model": "other"}), 404, "model"),
+        (json!({"temperature": 3}), 400, "temperature"),
+        (json!({"temperature": "warm"}), 400, "temperature"),
+        (json!({"n": 0}), 400, "n"),
+        (json!({"max_tokens": 0}), 400, "max_tokens"),
+        (json!({"stop": [""]}), 400, "stop"),
+        (json!({"top_logprobs": 2}), 400, "top_logprobs"),
+        (json!({"logit_bias": {"x": 1}}), 400, "logit_bias"),
+        (json!({"tools": [{}]}), 400, "tools"),
+        (json!({"response_format": {"type": "json_object"}}), 400, "response_format"),
+        (json!({"messages": []}), 400, "messages"),
+        (json!({"messages": [{"role": "user"}]}), 400, "messages[0].content"),
+        (json!({"messages": [{"role": "wizard", "content": "x"}]}), 400, "messages"),
+        (json!({"messages": [{"role": "user", "content": "word ".repeat(3000)}]}), 400, "messages"),
+    ] {
+        let (found, answer) = served.answer(CHAT, chat(&hello, more.clone())).await;
+        assert_eq!((found, answer["error"]["param"].as_str()), (status, Some(param)), "{more}: {answer}");
+    }
+    let (status, answer) = served.answer("/v1/embeddings", json!({"model": "demo", "input": "a"})).await;
+    assert_eq!(status, 404, "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_leaves_is_computed_for_no_longer() {
+    let served = Served::start().await;
+    let messages = json!([{"role": "user", "content": "hello"}]);
+    let endless = chat(&messages, json!({"stream": true, "ignore_eos": true, "max_tokens": 900, "n": 8}));
+    let mut response = served.ask(CHAT, endless).await;
+    response.frame().await.unwrap().unwrap();
+    drop(response);
+    // The client keeps the connection for others; it goes with the client.
+    let Served { client, decoder, .. } = served;
+    drop(client);
+    let idle = async {
+        while decoder.figures().running.load(Ordering::Relaxed) > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), idle).await.unwrap();
+    let made = decoder.figures().made_tokens.load(Ordering::Relaxed);
+    assert!(made < 8 * 900, "{made}");
+}
