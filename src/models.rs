@@ -53,22 +53,24 @@ pub(crate) fn start(context: &ClientContext, folders: &Layout) -> Result<()> {
     Ok(())
 }
 
-/// What serves models on this node.
-pub(crate) fn serving(folders: &Layout, runtime: &RuntimeSlot) -> Serving {
-    let image = Image { runtime: runtime.clone(), made: OnceCell::new() };
+/// What serves models on this node, if this server runs one.
+pub(crate) fn serving(folders: &Layout, node: Option<RuntimeSlot>) -> Serving {
+    let image = Image { node, made: OnceCell::new() };
     Serving { model_store: folders.data_dir.join("model-store"), image: Arc::new(image) }
 }
 
 /// The image of this program, made when first needed.
 struct Image {
-    runtime: RuntimeSlot,
+    node: Option<RuntimeSlot>,
     made: OnceCell<Arc<OwnImage>>,
 }
 
 #[async_trait]
 impl ServingImage for Image {
     async fn ensure(&self) -> Result<String, String> {
-        let runtime = self.runtime.get().ok_or("the node is not up yet")?;
+        let node =
+            self.node.as_ref().ok_or("this server runs no node (--disable-agent), and models are served on nodes")?;
+        let runtime = node.get().ok_or("the node is not up yet")?;
         let make = || async {
             let made = tokio::task::spawn_blocking(|| OwnImage::of_this_program(REPOSITORY)).await;
             made.expect("reading this program does not panic").map(Arc::new).map_err(|error| error.to_string())

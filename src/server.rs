@@ -77,7 +77,7 @@ async fn serve_cluster(flags: ServerFlags) -> Result<()> {
         world: world.clone(),
     };
     let runtime = node::RuntimeSlot::default();
-    let serving = if flags.disable_agent { None } else { Some(models::serving(&folders, &runtime)) };
+    let serving = models::serving(&folders, (!flags.disable_agent).then(|| runtime.clone()));
     let acting = api.clone();
     let clients = kedge_controllers::Clients::new(move |user, groups| in_process(&acting, user, groups));
     let of_models = acting_as(clients.of("model-controller"));

@@ -107,6 +107,12 @@ fn conditions_name_what_is_wrong_with_a_model() {
     apply(&server, &model("named", json!({ "source": { "path": "good" }, "digest": digest })));
     until(&server, "models", "named", "Available");
 
+    let mut service = model("asked", json!({ "model": "good" }));
+    service["kind"] = json!("ModelService");
+    apply(&server, &service);
+    let message = until(&server, "modelservices", "asked", "ImageNotReady");
+    assert_has(&message, "this server runs no node (--disable-agent)");
+
     let other = format!("sha256:{}", "0".repeat(64));
     apply(&server, &model("wrong", json!({ "source": { "path": "good" }, "digest": other })));
     let message = until(&server, "models", "wrong", "DigestMismatch");

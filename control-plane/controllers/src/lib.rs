@@ -81,8 +81,8 @@ pub struct Settings {
     pub clients: Clients,
     /// The certificate authority of the API server as PEM, published in every namespace.
     pub root_ca: String,
-    /// What `ModelService`s need; without a node they are stored only.
-    pub serving: Option<Serving>,
+    /// What `ModelService`s need; its image says why there is none, as without a node.
+    pub serving: Serving,
 }
 
 /// The controllers that run, each with the account that it acts as.
@@ -131,9 +131,8 @@ pub fn start(context: &Context, settings: &Settings) -> Running {
     let accounts = service_accounts::Controller::new(&settings.root_ca, by("root-ca-cert-publisher"));
     start.one("service-account-controller", |by| run(accounts, by));
     start.one("event-ttl-controller", event_ttl::run);
-    if let Some(serving) = &settings.serving {
-        start.one("model-service-controller", |by| run(model_services::Controller(serving.clone()), by));
-    }
+    let serving = settings.serving.clone();
+    start.one("model-service-controller", |by| run(model_services::Controller(serving), by));
     start.running
 }
 
