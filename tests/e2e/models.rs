@@ -213,6 +213,20 @@ fn a_model_is_served_from_pods_and_leaves_nothing_behind() {
     let scores: Vec<f64> = vectors[1..].iter().map(|vector| near(&vectors[0], vector)).collect();
     assert!(scores[0] > 0.5 && scores[1] < 0.3, "the sentence about charging is nearest: {scores:?}");
 
+    let decoder = concat!(env!("CARGO_MANIFEST_DIR"), "/images/demo-decoder/model");
+    let copied = std::process::Command::new("cp").arg("-r").arg(decoder).arg(target.join("demo-decoder")).status().unwrap();
+    assert!(copied.success());
+    server.kubectl(&format!("apply -f {examples}/assistant.yaml"));
+    until(server, "modelservices", "assistant", "Available");
+    assert_eq!(server.kubectl("get model demo-decoder -o jsonpath={.status.format}"), "llama");
+    let ask = format!(
+        "create --raw /api/v1/namespaces/default/services/assistant:http/proxy/v1/chat/completions -f {examples}/ask/chat.json"
+    );
+    let answer: Value = serde_json::from_str(&server.kubectl(&ask)).unwrap();
+    let said = answer["choices"][0]["message"]["content"].as_str().unwrap();
+    assert!(said.to_lowercase().contains("container"), "what a pod is: {said:?}");
+    server.kubectl(&format!("delete -f {examples}/assistant.yaml --wait=true"));
+
     server.kubectl("scale modelservice embeddings --replicas=2");
     eventually("two pods answer", || {
         let found = server.kubectl("get modelservice embeddings -o jsonpath={.status.readyReplicas}");
