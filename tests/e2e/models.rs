@@ -214,7 +214,8 @@ fn a_model_is_served_from_pods_and_leaves_nothing_behind() {
     assert!(scores[0] > 0.5 && scores[1] < 0.3, "the sentence about charging is nearest: {scores:?}");
 
     let decoder = concat!(env!("CARGO_MANIFEST_DIR"), "/images/demo-decoder/model");
-    let copied = std::process::Command::new("cp").arg("-r").arg(decoder).arg(target.join("demo-decoder")).status().unwrap();
+    let copied =
+        std::process::Command::new("cp").arg("-r").arg(decoder).arg(target.join("demo-decoder")).status().unwrap();
     assert!(copied.success());
     server.kubectl(&format!("apply -f {examples}/assistant.yaml"));
     until(server, "modelservices", "assistant", "Available");
