@@ -52,6 +52,11 @@ pub(crate) fn check_ours(world: &World, resolved: &Layout) -> Result<()> {
     }
 }
 
+/// Whether anything of a node is in a data directory.
+pub(crate) fn is_claimed(world: &World, folders: &Folders) -> Result<bool> {
+    Ok(memo(world, &absolute(&folders.data_dir)?.join(MEMO))?.is_some())
+}
+
 /// Takes a run directory for a node; refused when another node or anybody else has something in it.
 pub(crate) fn claim(world: &World, resolved: &Layout) -> Result<()> {
     let Layout { data_dir, run_dir } = resolved;

@@ -35,7 +35,7 @@ pub(crate) enum ImageVerb {
         #[command(flatten)]
         folders: Folders,
     },
-    /// Remove images that no container uses; nothing else ever removes one
+    /// Remove images that no container uses; by themselves only pulled ones go, when the disk fills
     #[command(
         after_help = "Examples:\n  kedge image remove docker.io/library/nginx:1.27\n  kedge image remove --unused"
     )]
@@ -59,7 +59,12 @@ pub(crate) async fn run(verb: ImageVerb) -> Result<()> {
     if let Err(error) = folders::api(&World::real(), &folders::absolute(&folders.data_dir)?) {
         // Images may be there before the first start; anything else asked of such a directory is a wrong --data-dir.
         match verb {
-            ImageVerb::Import { .. } => eprintln!("kedge: {error}; the images wait there for it"),
+            ImageVerb::Import { .. } => {
+                let dir = folders.data_dir.display();
+                eprintln!("warning: no server has run with --data-dir {dir} yet; the image waits there for one");
+            }
+            // Something may have been imported and wait there.
+            ImageVerb::List { .. } | ImageVerb::Remove { .. } if folders::is_claimed(&World::real(), folders)? => {}
             ImageVerb::List { .. } | ImageVerb::Remove { .. } => return Err(error),
         }
     }

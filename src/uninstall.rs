@@ -29,11 +29,18 @@ pub(crate) async fn run(flags: UninstallFlags) -> Result<()> {
     let world = World::real();
     let resolved = folders::resolve(&world, &flags.folders)?;
     let data_dir = resolved.data_dir.clone();
-    folders::check_ours(&world, &resolved)?;
     let is_installed = data_dir == Path::new(DATA_DIR);
+    // Installed and never started, or all of it removed but the program.
+    let has_node = !is_installed || data_dir.exists();
+    if has_node {
+        folders::check_ours(&world, &resolved)?;
+    }
     let program = std::env::current_exe().context("cannot tell where this program is")?;
-    let mut doomed = vec![resolved.run_dir.clone()];
-    if !flags.keep_data {
+    let mut doomed = Vec::new();
+    if has_node {
+        doomed.push(resolved.run_dir.clone());
+    }
+    if has_node && !flags.keep_data {
         doomed.push(data_dir.clone());
     }
     if is_installed {
@@ -60,7 +67,9 @@ pub(crate) async fn run(flags: UninstallFlags) -> Result<()> {
     let namespace = folders::namespace(&world, &resolved);
     let namespace =
         namespace.filter(|name| folders::made_namespace(&world, &resolved, name) && folders::is_there(name));
-    killall::end_pods(&world, &resolved).await?;
+    if has_node {
+        killall::end_pods(&world, &resolved).await?;
+    }
     // Others may hold on to a namespace; what is ours alone goes all the same, and the failure is told at the end.
     let unpinned = namespace.map_or(Ok(()), |name| {
         kedge_network::node::delete(&name).with_context(|| format!("cannot remove the network namespace {name}"))?;
@@ -78,6 +87,8 @@ pub(crate) async fn run(flags: UninstallFlags) -> Result<()> {
     }
     if is_installed {
         service::reload();
+    } else if program.starts_with("/usr/local/bin") {
+        println!("{} stays, for others may use it; `kedge uninstall` removes it", program.display());
     }
     unpinned
 }

@@ -256,9 +256,8 @@ impl ModelStore {
     /// Makes everything in `folder` durable and gives it its name.
     fn finish(&self, folder: &Path, manifest: &Manifest) -> Result<PathBuf, StoreError> {
         let place = self.root.join(manifest.digest().hex());
-        if place.join(FILES).is_dir() {
-            fs::remove_dir_all(folder).map_err(disk(folder))?;
-            return Ok(place.join(FILES));
+        if let Some(there) = self.there(folder, &place)? {
+            return Ok(there);
         }
         let files = folder.join(FILES);
         let mut folders = BTreeSet::from([files.clone(), folder.to_owned()]);
@@ -274,9 +273,22 @@ impl ModelStore {
         for folder in &folders {
             sync_folder(folder)?;
         }
-        fs::rename(folder, &place).map_err(disk(&place))?;
+        if let Err(error) = fs::rename(folder, &place) {
+            // Another Model with the same files may have come to its end meanwhile: then they are here.
+            return self.there(folder, &place)?.ok_or_else(|| disk(&place)(error));
+        }
         sync_folder(&self.root)?;
         Ok(place.join(FILES))
+    }
+
+    /// The files of `place`, if it is there already; `folder`, which has the same, goes then.
+    fn there(&self, folder: &Path, place: &Path) -> Result<Option<PathBuf>, StoreError> {
+        let files = place.join(FILES);
+        if !files.is_dir() {
+            return Ok(None);
+        }
+        fs::remove_dir_all(folder).map_err(disk(folder))?;
+        Ok(Some(files))
     }
 
     fn names(&self) -> Result<Vec<String>, StoreError> {
@@ -553,6 +565,23 @@ mod tests {
         assert!(store.download(&wanted).exists());
         assert_eq!(store.prune(&BTreeSet::new()).unwrap(), vec![]);
         assert_eq!(store.names().unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn two_that_take_in_the_same_at_once_both_have_it() {
+        let (folder, store) = store();
+        let models = a_model(folder.path());
+        for _ in 0..20 {
+            let takers = || (0..4).map(|_| store.take_folder(&models, "m").unwrap()).collect::<Vec<_>>();
+            let taken = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(takers)).collect();
+                threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+            });
+            assert!(taken.iter().all(|other| other == &taken[0]));
+            let names = store.names().unwrap();
+            assert_eq!(names.len(), 1, "{names:?}");
+            fs::remove_dir_all(store.root.join(&names[0])).unwrap();
+        }
     }
 
     #[test]
