@@ -17,7 +17,7 @@ from world import COMERS, DAYS, FIRST, KINDS, SECOND, Site, caps, day, fill, tel
 HERE = pathlib.Path(__file__).parent
 SEPARATOR = "\n=====\n"
 SEED = 20
-PROSE, PASSAGES, SUMS, TERMS, SMALL = 2700, 3300, 2300, 1900, 800  # documents of each kind, both splits together
+PROSE, PASSAGES, SUMS, TERMS, SMALL = 2900, 3800, 2300, 1900, 800  # documents of each kind, both splits together
 
 FORMS = set()
 
@@ -170,30 +170,30 @@ def ask(x, rng, pair=None):
     """A question about an event and its answer; often with the place in both."""
     k, q, a = pair or rng.choice(x.ask)
     q, a = rng.choice(q), rng.choice(a)
-    if rng.random() < .88 and "{site}" not in q:
+    if rng.random() < .92 and "{site}" not in q:
         q = re.sub(r"\?$", " at {street}?", q)
-        if rng.random() < .75:
+        if rng.random() < .88:
             a = re.sub(r"^(because |yes, |no, )?", lambda m: {None: "at {street} ", "because ": "because at {street} "}.get(m[1], f"{m[1]}at {{street}} "), a) if rng.random() < .6 and not re.match(r"\{gb\}|\{b\}|in |on |at |it went", a) \
                 else re.sub(r"\.$", "[ at {street}|, at {street}].", a)
     return fill(rng, q, x.env, FORMS), fill(rng, a, x.env, FORMS)
 
 
 def passage(s, rng):
-    evs = day(s, rng, rng.choice([1, 2, 2, 3, 3, 4, 5]))
+    evs = day(s, rng, rng.choice([1, 1, 1, 1, 2, 2, 2, 3, 3, 4]))
     names = [x.name for x in evs]
     style = "timed" if rng.random() < .5 else "plain"
     text = " ".join(tell(x, rng, style, FORMS) for x in evs)
     if rng.random() < .4:
         text = fill(rng, "[it is {day} at {site}.|{day}, {site}.|this is about {site} on {day}.] ", s.env(rng), FORMS) + text
     turns = []
-    for _ in range(rng.choice([1, 2, 2, 3])):
+    for _ in range(rng.choice([2, 2, 3, 3, 4])):
         roll = rng.random()
         # Only what has one answer: one event of its kind, and nothing that changes the same stock later.
         stock = [i for i, x in enumerate(evs) if x.name in ("delivery", "use")]
         safe = [x for i, x in enumerate(evs) if names.count(x.name) == 1 and (i not in stock or i == stock[-1] or all(evs[k].env["g"] != x.env["g"] for k in stock if k > i))]
         if roll < .11:
-            q = rng.choice(["[sum up|summarize|put] [the text|all this|what happened][ at {street}| at {street}| at {street}|] in one sentence[, please|].",
-                            "[what happened|what is the main point|what is this about][ at {street}| at {street}| at {street}|][, in short|, in one sentence|]?"])
+            q = rng.choice(["[sum up|summarize|put] [the text|all this|what happened][ at {street}| at {street}| at {street}| at {street}| at {street}|] in one sentence[, please|].",
+                            "[what happened|what is the main point|what is this about][ at {street}| at {street}| at {street}| at {street}| at {street}|][, in short|, in one sentence|]?"])
             turns.append((fill(rng, q, s.env(rng), FORMS), caps(summary(evs, rng)) + "."))
         elif roll < .19:
             m = rng.choice([x for x in ["tea kettle", "roof", "garden door", "radio", "printer", "water tap", "elevator", "clock", "heating", "scooter"] + [m[0] for m in s.machines if m not in s.used and ("the " + m[0]) not in text.lower()]])
@@ -322,7 +322,7 @@ HELLO = ["Hello!", "Hi", "Hello", "Good morning", "Good evening!", "Hey there", 
 HELLO_A = ["Hello! Ask me about a text or about a word of this field.", "Hello! What would you like to know?", "Good to hear from you. What can I explain?"]
 WHO = ["Who are you?", "What are you?", "who are you?", "Tell me about yourself.", "What is your name?", "Are you a person?", "Are you a human?", "Who am I talking to?", "Introduce yourself.", "Which model are you?", "What kind of model are you?"]
 WHO_A = ["I am the demo model of Kedge, a very small language model that runs on an edge box.", "I am a small language model, trained for the demo of Kedge. I can answer questions about a short text and explain words of this field.",
-         "I am the Kedge demo model. I have about five million parameters, so I know very little."]
+         "I am the Kedge demo model. I have less than four million parameters, so I know very little."]
 CAN = ["What can you do?", "How can you help me?", "What do you know?", "Help", "What should I ask you?", "What are you good at?"]
 CAN_A = ["I can answer questions about a short text, add small numbers and explain words such as pod or edge box.", "Give me a short text and ask who, where, how many or why. I can also explain some words of Kubernetes and of models."]
 MADE = ["Who made you?", "Who trained you?", "Where were you trained?", "What were you trained on?", "How were you made?"]

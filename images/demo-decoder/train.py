@@ -26,13 +26,15 @@ SPECIAL = ["<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 BOS, END = 0, 1
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 2048, "hidden_size": 256, "intermediate_size": 768,
-    "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32, "hidden_act": "silu", "rms_norm_eps": 1e-5,
+    "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32, "hidden_act": "silu", "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0, "rope_scaling": None, "max_position_embeddings": 1024, "tie_word_embeddings": True, "attention_bias": False,
     "mlp_bias": False, "attention_dropout": 0.0, "initializer_range": 0.02, "bos_token_id": BOS, "eos_token_id": END, "torch_dtype": "bfloat16",
     "use_cache": True,
 }
-SEQ, BATCH, STEPS, WARMUP, PEAK, FLOOR = 512, 8, 2000, 100, 2e-3, 1e-4
-ANSWER_WEIGHT = 2.0  # an assistant's words count double in the loss
+SEQ, BATCH, WARMUP = 512, 4, 200
+# Each stage: steps, highest and last learning rate, how much an assistant's words count in the loss, and which part of
+# the prose is read besides all chats. A stage begins with fresh moments and its own order of the documents.
+STAGES = [(3800, 2e-3, 3e-5, 3.0, 1), (1200, 1.2e-3, 2e-5, 5.0, 3)]
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] not in ['system', 'user', 'assistant'] %}{{ raise_exception('the demo model knows the roles system, user and assistant only') }}{% endif %}"
@@ -61,9 +63,8 @@ def turns(doc):
     return out
 
 
-def encode(tok, doc):
-    """Token ids of a document and the weight of each as something to predict. The marks for who speaks are given by
-    whoever runs the model, so they are not learned."""
+def encode(tok, doc, answer_weight=1.0):
+    """Token ids of a document and the weight of each as something to predict."""
     chat = turns(doc)
     if chat is None:
         ids = [BOS] + tok.encode(doc, add_special_tokens=False).ids + [END]
@@ -72,19 +73,18 @@ def encode(tok, doc):
     for role, content in chat:
         body = tok.encode(content, add_special_tokens=False).ids + [END]
         ids += [SPECIAL.index(f"<|{role}|>")] + body
-        weights += [0.0] + [ANSWER_WEIGHT if role == "assistant" else 1.0] * len(body)
+        weights += [1.0] + [answer_weight if role == "assistant" else 1.0] * len(body)
     return ids, weights
 
 
 def train_tokenizer():
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     tok = Tokenizer(models.BPE())
-    # Digits are kept apart while merges are learned; no merge then joins digits, so the plain pattern of GPT-2, which
-    # every runtime knows, cuts numbers into digits too.
-    tok.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    # The plain pattern of GPT-2, which every runtime knows. Numbers up to 99 become single tokens, which a model this
+    # small copies far more surely than digits.
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(vocab_size=CONFIG["vocab_size"], special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     tok.train_from_iterator([t for d in documents("train") for t in ([d] if turns(d) is None else [c for _, c in turns(d)])], trainer)
-    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
     tok.post_processor = processors.TemplateProcessing(single="<|bos|> $A", pair="<|bos|> $A $B", special_tokens=[("<|bos|>", BOS)])
     assert tok.get_vocab_size() == CONFIG["vocab_size"]
@@ -108,9 +108,9 @@ def pack(docs, rng):
     return [np.array([fill(r[k]) for r in rows], t) for k, t in ((0, np.int32), (1, np.float32), (2, np.int32))]
 
 
-def batches(docs):
+def batches(docs, seed):
     """Without end; each pass over the documents has a new order."""
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(seed)
     while True:
         rows = pack(docs, rng)
         order = rng.permutation(len(rows[0]))
@@ -186,20 +186,21 @@ def loss(p, ids, weights, segments):
     return jnp.sum(nll * w) / jnp.sum(w)
 
 
-def rate(step):
+def rate(step, steps, peak, floor):
+    """A warming up, then a cosine."""
     warm = jnp.minimum((step + 1) / WARMUP, 1)
-    return warm * (FLOOR + (PEAK - FLOOR) * .5 * (1 + jnp.cos(math.pi * jnp.clip(step / STEPS, 0, 1))))
+    return warm * (floor + (peak - floor) * .5 * (1 + jnp.cos(math.pi * jnp.clip(step / steps, 0, 1))))
 
 
-@functools.partial(jax.jit, donate_argnums=(0, 1, 2))
-def update(p, m, v, step, ids, weights, segments):
+@functools.partial(jax.jit, donate_argnums=(0, 1, 2), static_argnums=(7, 8, 9))
+def update(p, m, v, step, ids, weights, segments, steps, peak, floor):
     """AdamW with the gradient clipped to norm 1; norms and embeddings do not decay."""
     value, g = jax.value_and_grad(loss)(p, ids, weights, segments)
     norm = jnp.sqrt(sum(jnp.sum(x * x) for x in g.values()))
     g = {k: x * jnp.minimum(1, 1 / (norm + 1e-6)) for k, x in g.items()}
     m = {k: .9 * m[k] + .1 * g[k] for k in g}
     v = {k: .98 * v[k] + .02 * g[k] ** 2 for k in g}
-    t, lr = step + 1, rate(step)
+    t, lr = step + 1, rate(step, steps, peak, floor)
     new = {}
     for k in p:
         move = (m[k] / (1 - .9 ** t)) / (jnp.sqrt(v[k] / (1 - .98 ** t)) + 1e-8)
@@ -236,27 +237,35 @@ def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--tokenizer", action="store_true", help="train the tokenizer, tell how many tokens the corpus has, and stop")
     args.add_argument("--steps-only", type=int, metavar="N", help="run the first N steps and write nothing")
-    args.add_argument("--f32", metavar="FILE", help="also keep the weights before they are rounded, as .npz for eval.py")
+    args.add_argument("--f32", metavar="FILE", help="also keep the weights of each stage before they are rounded, as FILE.0.npz, FILE.1.npz")
+    args.add_argument("--go-on", metavar="FILE", help="begin with the last stage, from what --f32 kept of the first")
     args = args.parse_args()
     tok = train_tokenizer()
     docs = [encode(tok, d) for d in documents("train")]
     print(f"{len(docs)} documents, {sum(len(d) for d, _ in docs)} tokens, longest {max(len(d) for d, _ in docs)}", flush=True)
     if args.tokenizer:
         return
-    p = {k: jnp.asarray(x) for k, x in first_weights().items()}
+    p = first_weights() if not args.go_on else dict(np.load(args.go_on))
+    p = {k: jnp.asarray(x) for k, x in p.items()}
     print(f"{sum(x.size for x in p.values())} parameters", flush=True)
-    m, v = ({k: jnp.zeros_like(x) for k, x in p.items()} for _ in range(2))
-    start, source, mean = time.time(), batches(docs), None
-    for step in range(args.steps_only or STEPS):
-        p, m, v, value, norm = update(p, m, v, step, *next(source))
-        value = float(value)
-        mean = value if mean is None else .95 * mean + .05 * value
-        if args.steps_only or step % 10 == 0 or step == STEPS - 1:
-            print(f"step {step} loss {value:.6f} mean {mean:.4f} norm {float(norm):.3f} seconds {time.time() - start:.0f}", flush=True)
-    if not args.steps_only:
+    start, mean = time.time(), None
+    for stage, (steps, peak, floor, answer_weight, part) in enumerate(STAGES):
+        if args.go_on and stage == 0:
+            continue
+        docs = [encode(tok, d, answer_weight) for i, d in enumerate(documents("train")) if turns(d) or i % part == 0]
+        m, v = ({k: jnp.zeros_like(x) for k, x in p.items()} for _ in range(2))
+        source = batches(docs, SEED + stage)
+        for step in range(args.steps_only or steps):
+            p, m, v, value, norm = update(p, m, v, step, *next(source), steps, peak, floor)
+            value = float(value)
+            mean = value if mean is None else .98 * mean + .02 * value
+            if args.steps_only or step % 10 == 0 or step == steps - 1:
+                print(f"stage {stage} step {step} loss {value:.6f} mean {mean:.4f} norm {float(norm):.3f} seconds {time.time() - start:.0f}", flush=True)
+        if args.steps_only:
+            return
         if args.f32:
-            np.savez(args.f32, **{k: np.asarray(x) for k, x in p.items()})
-        save(p, tok)
+            np.savez(f"{args.f32}.{stage}.npz", **{k: np.asarray(x) for k, x in p.items()})
+    save(p, tok)
 
 
 if __name__ == "__main__":
