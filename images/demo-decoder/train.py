@@ -80,8 +80,7 @@ def encode(tok, doc, answer_weight=1.0):
 def train_tokenizer():
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     tok = Tokenizer(models.BPE())
-    # The plain pattern of GPT-2, which every runtime knows. Numbers up to 99 become single tokens, which a model this
-    # small copies far more surely than digits.
+    # The plain pattern of GPT-2, which every runtime knows. Frequent numbers, 1 to 60, become single tokens.
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(vocab_size=CONFIG["vocab_size"], special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     tok.train_from_iterator([t for d in documents("train") for t in ([d] if turns(d) is None else [c for _, c in turns(d)])], trainer)
