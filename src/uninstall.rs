@@ -62,7 +62,11 @@ pub(crate) async fn run(flags: UninstallFlags) -> Result<()> {
         service::disable();
     }
     // Neither begins again meanwhile.
-    let _turns = (killall::end_role(&resolved, Role::Hub).await?, killall::end_role(&resolved, Role::Server).await?);
+    let _turns = if has_node {
+        Some((killall::end_role(&resolved, Role::Hub).await?, killall::end_role(&resolved, Role::Server).await?))
+    } else {
+        None
+    };
     // One that was there before belongs to whoever made it.
     let namespace = folders::namespace(&world, &resolved);
     let namespace =
