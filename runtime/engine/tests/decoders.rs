@@ -358,6 +358,8 @@ fn what_a_decoder_cannot_take_is_refused_by_name() {
     for (field, value, expected) in [
         ("architectures", json!(["FalconForCausalLM"]), "architectures: \"FalconForCausalLM\" is not supported; Llama"),
         ("rope_scaling", json!({"type": "yarn"}), "rope_scaling: \"yarn\" is not supported"),
+        ("rope_parameters", json!({"rope_theta": 5e5}), "rope_parameters: {\"rope_theta\":500000.0} is not supported"),
+        ("use_sliding_window", json!(true), "use_sliding_window: true is not supported"),
         ("hidden_act", json!("relu"), "hidden_act: \"relu\" is not supported"),
         ("num_key_value_heads", json!(3), "num_key_value_heads: 3 does not divide the 4 heads"),
         ("vocab_size", json!(90), "tensor model.embed_tokens.weight: has shape [80, 64]"),

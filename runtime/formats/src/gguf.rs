@@ -343,7 +343,6 @@ fn dtype(kind: u32) -> Option<Dtype> {
 /// Writes a GGUF file: for tests, benchmarks and conversions.
 pub mod write {
     use crate::Tensor;
-    use crate::tensor::Tensors;
 
     /// A value of the metadata.
     #[derive(Clone, Debug)]
@@ -391,11 +390,6 @@ pub mod write {
         }
         out.resize(out.len().next_multiple_of(ALIGNMENT), 0);
         out
-    }
-
-    /// All tensors of a set, in the order of their names.
-    pub fn all(tensors: &Tensors) -> Vec<(String, Tensor)> {
-        tensors.named.iter().map(|(name, tensor)| (name.clone(), tensor.clone())).collect()
     }
 
     fn kind(tensor: &Tensor) -> u32 {

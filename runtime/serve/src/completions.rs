@@ -116,7 +116,14 @@ pub(crate) fn parse(kind: Kind, body: &[u8], model: &str, decoder: &Decoder, see
     if body.flag("ignore_eos")? {
         stop.clear();
     }
-    for (index, id) in body.take("stop_token_ids").iter().filter_map(Value::as_array).flatten().enumerate() {
+    let listed = match body.take("stop_token_ids") {
+        None => Vec::new(),
+        Some(Value::Array(list)) => list,
+        Some(other) => {
+            return Err(Refusal::field("stop_token_ids", format!("must be a list of token ids, is {other}")));
+        }
+    };
+    for (index, id) in listed.iter().enumerate() {
         let known = id.as_u64().and_then(|id| u32::try_from(id).ok());
         stop.push(known.ok_or_else(|| Refusal::field(format!("stop_token_ids[{index}]"), "must be a token id"))?);
     }

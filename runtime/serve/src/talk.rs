@@ -15,8 +15,8 @@ use crate::api::{Refusal, object};
 use crate::completions::{self, Completion, Frame, Kind, Stops, Usage, logprobs, reason};
 use crate::metrics::{Labels, Metrics};
 
-/// Most requests that wait for the decoder.
-const WAITING_MAX: u64 = 256;
+/// Most requests that the decoder has at once, waiting or running.
+const OPEN_MAX: u64 = 256;
 
 /// What answers completions.
 pub(crate) struct Talk {
@@ -74,7 +74,7 @@ impl Talk {
             tokio::task::spawn_blocking(move || completions::parse(kind, &body, &this.name, &this.decoder, seed));
         let mut completion =
             parsed.await.map_err(|error| Refusal::plain(500, format!("reading the request: {error}")))??;
-        if self.decoder.figures().waiting.load(Ordering::Relaxed) >= WAITING_MAX {
+        if self.decoder.figures().open.load(Ordering::Relaxed) >= OPEN_MAX {
             return Err(Refusal::plain(429, "as many requests wait as may; try again"));
         }
         let ignored = std::mem::take(&mut completion.ignored);

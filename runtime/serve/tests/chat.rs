@@ -159,6 +159,7 @@ async fn what_cannot_be_answered_is_refused_by_field() {
         (json!({"max_tokens": 0}), 400, "max_tokens"),
         (json!({"stop": [""]}), 400, "stop"),
         (json!({"top_logprobs": 2}), 400, "top_logprobs"),
+        (json!({"stop_token_ids": 7}), 400, "stop_token_ids"),
         (json!({"logit_bias": {"x": 1}}), 400, "logit_bias"),
         (json!({"tools": [{}]}), 400, "tools"),
         (json!({"response_format": {"type": "json_object"}}), 400, "response_format"),
@@ -191,6 +192,7 @@ async fn who_leaves_is_computed_for_no_longer() {
         }
     };
     tokio::time::timeout(Duration::from_secs(30), idle).await.unwrap();
+    assert_eq!(decoder.figures().open.load(Ordering::Relaxed), 0, "nobody is counted who has left");
     let made = decoder.figures().made_tokens.load(Ordering::Relaxed);
     assert!(made < 8 * 900, "{made}");
 }

@@ -38,8 +38,6 @@ pub trait Backend: Send + Sync {
 pub trait Prepared: Send + Sync {
     /// Runs a plan of the graph; `answers` becomes one vector for each output of the step.
     fn run(&self, plan: &Plan, step: &Step, answers: &mut Vec<f32>) -> Result<(), EngineError>;
-    /// Copies what the first `tokens` places of a page hold into another page.
-    fn copy_page(&self, from: u32, to: u32, tokens: usize);
 }
 
 /// Tokens to run a plan on: the new ones of a few sequences, one sequence after the other.

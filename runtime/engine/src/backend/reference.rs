@@ -52,12 +52,6 @@ impl Prepared for Plain {
         answers.extend(buffers[plan.result].iter().flatten().map(|value| *value as f32));
         Ok(())
     }
-
-    fn copy_page(&self, from: u32, to: u32, _tokens: usize) {
-        let length = self.graph.pages.map_or(0, Pages::values);
-        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        store.copy_within(from as usize * length..(from as usize + 1) * length, to as usize * length);
-    }
 }
 
 impl Plain {

@@ -47,6 +47,8 @@ impl Default for DecoderOptions {
 /// Counts that change while a decoder works.
 #[derive(Debug, Default)]
 pub struct Figures {
+    /// Requests that were taken and have not ended.
+    pub open: AtomicU64,
     /// Requests that wait.
     pub waiting: AtomicU64,
     /// Requests that run.
@@ -142,6 +144,7 @@ impl Decoder {
             listeners: HashMap::new(),
             figures: figures.clone(),
             when_ended: when_ended.clone(),
+            ended: 0,
         };
         let thread = std::thread::Builder::new().name("kedge-decoder".into());
         let worker = thread.spawn(move || worker.work(&inbox));
@@ -232,6 +235,7 @@ impl Decoder {
             return Err(wrong(format!("id {id} is not below the vocabulary's {}", self.config.vocabulary)));
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        self.figures.open.fetch_add(1, Ordering::Relaxed);
         self.send(Command::Push(id, request, listener));
         Ok(id)
     }
@@ -370,6 +374,8 @@ struct Worker {
     listeners: HashMap<RequestId, Listener>,
     figures: Arc<Figures>,
     when_ended: WhenEnded,
+    /// Requests that ended since they were last counted.
+    ended: u64,
 }
 
 impl Worker {
@@ -402,6 +408,7 @@ impl Worker {
             Command::Cancel(id) => {
                 self.schedule.cancel(id);
                 if let Some(mut listener) = self.listeners.remove(&id) {
+                    self.ended += 1;
                     listener(Event::End { end: End::Cancelled, cached_tokens: 0 });
                 }
             }
@@ -446,6 +453,7 @@ impl Worker {
         let Some(listener) = self.listeners.get_mut(&id) else { return };
         let listens = listener(event);
         if ended || !listens {
+            self.ended += 1;
             self.listeners.remove(&id);
         }
         if !listens && !ended {
@@ -453,9 +461,11 @@ impl Worker {
         }
     }
 
-    fn count(&self) {
+    fn count(&mut self) {
         let (waiting, running) = self.schedule.counts();
         let set = |figure: &AtomicU64, value: usize| figure.store(value as u64, Ordering::Relaxed);
+        self.figures.open.fetch_sub(self.ended, Ordering::Relaxed);
+        self.ended = 0;
         set(&self.figures.waiting, waiting);
         set(&self.figures.running, running);
         set(&self.figures.tokens_free, self.schedule.tokens_free());

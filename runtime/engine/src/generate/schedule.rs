@@ -18,6 +18,9 @@ use super::sample::{Choice, History, Sampling};
 use crate::backend::{Sequence, Step};
 use crate::graph::PAGE_TOKENS;
 
+/// Clients whose share is remembered; names are theirs to choose, so that there is a bound.
+const CLIENTS_MAX: usize = 10_000;
+
 /// A request's number.
 pub type RequestId = u64;
 
@@ -327,7 +330,7 @@ impl Schedule {
                 events.push((*id, Event::End { end, cached_tokens }));
             }
         }
-        if self.waiting.is_empty() && self.running.is_empty() {
+        if self.waiting.is_empty() && self.running.is_empty() || self.served.len() > CLIENTS_MAX {
             // Whoever comes next begins as everybody else.
             self.served.clear();
         }

@@ -165,13 +165,21 @@ impl DecoderConfig {
         let turned = (width as f64 * optional("partial_rotary_factor")?.unwrap_or(1.0)) as usize;
         let theta = optional("rope_theta")?.unwrap_or(10_000.0);
         let scaling = Scaling::of_json(&file)?;
+        // Newer settings have the turning elsewhere; queries that look back less, and layers of two kinds, are not here.
+        for (field, harmless) in
+            [("rope_parameters", Json::Null), ("use_sliding_window", false.into()), ("decoder_sparse_step", 1.into())]
+        {
+            if !file.json[field].is_null() && file.json[field] != harmless {
+                return Err(file.wrong(field, format!("{} is not supported", file.json[field])));
+            }
+        }
         let experts = ["num_local_experts", "num_experts"].into_iter().find(|field| !file.json[*field].is_null());
         let experts = match experts {
             None => None,
             Some(field) => Some(Experts {
                 count: file.number(field)?,
                 used: file.number("num_experts_per_tok")?,
-                normalize: file.json["norm_topk_prob"].as_bool().unwrap_or(true),
+                normalize: file.json["norm_topk_prob"].as_bool().unwrap_or(name == "MixtralForCausalLM"),
             }),
         };
         let inner = if experts.is_some() && !file.json["moe_intermediate_size"].is_null() {
@@ -257,12 +265,19 @@ impl DecoderConfig {
         } else {
             Some(number("attention.sliding_window")?)
         };
-        // Gemma's larger models scale by something else, which their files do not say.
-        let scale = (width as f64).powf(-0.5);
+        // The largest Gemmas scale by another width, which their files do not say; llama.cpp knows them by their layers.
+        let layers = number("block_count")?;
+        let is_largest = matches!((name, layers), ("gemma2", 46) | ("gemma3", 62));
+        let scale = (if is_largest { hidden / heads } else { width } as f64).powf(-0.5);
+        for tensor in ["rope_factors_long.weight", "rope_factors_short.weight"] {
+            if file.tensors.has(tensor) {
+                return Err(file.tensors.wrong(tensor, "scaling by LongRoPE is not supported").into());
+            }
+        }
         let config = Self {
             family: family.gguf,
             hidden,
-            layers: number("block_count")?,
+            layers,
             heads: Heads { query: heads, key: number_or("attention.head_count_kv", heads)?, width },
             intermediate: number(inner)?,
             vocabulary: file.texts("tokenizer.ggml.tokens")?.len(),

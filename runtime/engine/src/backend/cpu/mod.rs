@@ -321,13 +321,6 @@ impl Prepared for Loaded {
         answers.extend_from_slice(&scratch.values[plan.result].0.get_mut()[..count]);
         Ok(())
     }
-
-    fn copy_page(&self, from: u32, to: u32, tokens: usize) {
-        let _turn = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(store) = &self.store {
-            store.copy(from as usize, to as usize, tokens);
-        }
-    }
 }
 
 /// One run of a plan.

@@ -78,22 +78,6 @@ impl Store {
         let all: &[u16] = unsafe { self.numbers(self.at(page, layer, head), 2 * self.head_length()) };
         all.split_at(self.head_length())
     }
-
-    /// Copies the first `tokens` tokens of a page. Between runs only.
-    pub(crate) fn copy(&self, from: usize, to: usize, tokens: usize) {
-        let (length, width) = (self.head_length(), self.shape.width);
-        for head in 0..self.shape.layers * self.shape.heads {
-            // SAFETY: between runs nobody else is here, and the two pages are different places.
-            let (from, to) = unsafe {
-                let at = |page: usize| self.at(page, 0, 0) + head * 2 * length;
-                (self.numbers(at(from), 2 * length), self.numbers(at(to), 2 * length))
-            };
-            for (from, to) in from[..length].chunks_exact(PAGE_TOKENS).zip(to[..length].chunks_exact_mut(PAGE_TOKENS)) {
-                to[..tokens].copy_from_slice(&from[..tokens]);
-            }
-            to[length..][..tokens * width].copy_from_slice(&from[length..][..tokens * width]);
-        }
-    }
 }
 
 /// The keys and values of a head as 32-bit floats.
