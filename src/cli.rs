@@ -1,15 +1,13 @@
 //! The command line. Flags follow k3s where it has one; a flag has meaning or is unknown.
 
-use std::path::PathBuf;
-
 use anyhow::{Context, Result};
-use clap::{Args, Parser, Subcommand};
-use kedge_serve::InferOptions;
+use clap::{Parser, Subcommand};
 
 use crate::hub::{self, HubFlags};
 use crate::images::{self, ImageVerb};
+use crate::infer::{self, InferCommand};
 use crate::models::{self, ModelVerb};
-use crate::settings::{Folders, ServerFlags, host_port};
+use crate::settings::{Folders, ServerFlags};
 use crate::site::{self, SiteVerb};
 use crate::uninstall::{self, UninstallFlags};
 use crate::{killall, logs, server};
@@ -28,9 +26,8 @@ enum Verb {
     /// Run the API server, controllers, scheduler and node of a cluster
     #[command(after_help = SERVER_EXAMPLES)]
     Server(Box<ServerFlags>),
-    /// Serve a model over HTTP: OpenAI embeddings or completions, and the Open Inference Protocol
-    #[command(after_help = INFER_EXAMPLES)]
-    Infer(InferFlags),
+    /// Serve a model over HTTP, talk with one, or measure it
+    Infer(InferCommand),
     /// Take in, list and remove images
     #[command(subcommand, after_help = IMAGE_EXAMPLES)]
     Image(ImageVerb),
@@ -63,36 +60,6 @@ Examples:
 
   # Use it
   kubectl --kubeconfig /etc/kedge/kedge.yaml get nodes";
-
-/// Settings of `kedge infer`.
-#[derive(Args, Debug)]
-struct InferFlags {
-    /// The model: a folder, its .safetensors file with the other files beside it, or a .gguf file
-    #[arg(long, value_name = "DIR|FILE")]
-    model: PathBuf,
-    /// The name under which clients ask for it
-    #[arg(long, value_name = "NAME")]
-    name: String,
-    /// Where to listen
-    #[arg(long, value_name = "HOST:PORT", value_parser = host_port, default_value = "127.0.0.1:8000")]
-    listen: String,
-    /// Threads that compute (default: the processors that this process may use)
-    #[arg(long, value_name = "COUNT")]
-    threads: Option<usize>,
-}
-
-const INFER_EXAMPLES: &str = "\
-A model that makes vectors cuts a text that is longer than its max_seq_length, as sentence-transformers does; `usage`
-counts what was read. A model that makes text refuses a prompt that is longer than its context.
-It speaks plain HTTP and asks for no key: leave it on the loopback address, or put it behind something that does.
-
-Examples:
-  kedge infer --model ./all-MiniLM-L6-v2 --name minilm
-  curl -s http://127.0.0.1:8000/v1/embeddings -d '{\"model\": \"minilm\", \"input\": \"hello\"}'
-
-  kedge infer --model images/demo-decoder/model --name demo
-  curl -s http://127.0.0.1:8000/v1/chat/completions \\
-    -d '{\"model\": \"demo\", \"messages\": [{\"role\": \"user\", \"content\": \"What is a pod?\"}]}'";
 
 const IMAGE_EXAMPLES: &str = "\
 Examples:
@@ -141,10 +108,7 @@ Examples:
 pub(crate) fn run(cli: Cli) -> Result<()> {
     match cli.verb {
         Verb::Server(flags) => server::run(*flags),
-        Verb::Infer(InferFlags { model, name, listen, threads }) => {
-            logs::start();
-            block_on(async { Ok(kedge_serve::run(InferOptions { model, name, listen, threads }).await?) })
-        }
+        Verb::Infer(command) => block_on(infer::run(command)),
         Verb::Image(verb) => block_on(images::run(verb)),
         Verb::Killall(folders) => block_on(killall::run(folders)),
         Verb::Model(verb) => models::run(verb),

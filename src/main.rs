@@ -8,6 +8,7 @@ mod config;
 mod folders;
 mod hub;
 mod images;
+mod infer;
 mod killall;
 mod lock;
 mod logs;

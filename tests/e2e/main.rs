@@ -14,6 +14,7 @@ mod api;
 mod crash;
 mod cut_off;
 mod harness;
+mod infer;
 mod kubectl;
 mod models;
 mod needs;

@@ -78,8 +78,8 @@ pub async fn run(options: InferOptions) -> Result<(), ServeError> {
     serve(ServeOptions::new(options.name, created(&options.model)), model, listener, stop).await
 }
 
-/// Opens what lies at `path`: an encoder where its settings say so, else a decoder.
-fn open(path: &Path, threads: Option<usize>) -> Result<(Model, Capabilities), EngineError> {
+/// Opens what lies at `path`: an encoder where its settings say so, else a decoder; and says what it runs on.
+pub fn open(path: &Path, threads: Option<usize>) -> Result<(Model, Capabilities), EngineError> {
     let cpu = Cpu::new(threads)?;
     if kedge_engine::is_encoder(path) {
         let encoder = Encoder::open(path, &cpu)?;

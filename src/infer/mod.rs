@@ -1,0 +1,96 @@
+//! `kedge infer`: models without a cluster. By itself it serves one over HTTP; its verbs talk with one, or measure one,
+//! in this process.
+
+mod bench;
+mod chat;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
+use kedge_engine::{Capabilities, Decoder};
+use kedge_serve::{InferOptions, Model};
+
+use crate::logs;
+use crate::settings::host_port;
+
+/// `kedge infer`, with a verb or as a server.
+#[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, after_help = EXAMPLES)]
+pub(crate) struct InferCommand {
+    #[command(subcommand)]
+    verb: Option<InferVerb>,
+    #[command(flatten)]
+    serve: Option<ServeFlags>,
+}
+
+#[derive(Debug, Subcommand)]
+enum InferVerb {
+    /// Talk with a model on the terminal
+    #[command(after_help = chat::EXAMPLES)]
+    Run(chat::RunFlags),
+    /// Measure how fast a model makes text here
+    #[command(after_help = bench::EXAMPLES)]
+    Bench(bench::BenchFlags),
+}
+
+/// Settings of `kedge infer` as a server.
+#[derive(Args, Debug)]
+struct ServeFlags {
+    /// The model: a folder, its .safetensors file with the other files beside it, or a .gguf file
+    #[arg(long, value_name = "DIR|FILE")]
+    model: PathBuf,
+    /// The name under which clients ask for it
+    #[arg(long, value_name = "NAME")]
+    name: String,
+    /// Where to listen
+    #[arg(long, value_name = "HOST:PORT", value_parser = host_port, default_value = "127.0.0.1:8000")]
+    listen: String,
+    /// Threads that compute (default: the processors that this process may use)
+    #[arg(long, value_name = "COUNT")]
+    threads: Option<usize>,
+}
+
+const EXAMPLES: &str = "\
+Without a verb it serves a model over HTTP: OpenAI's embeddings or completions, and the Open Inference Protocol.
+A model that makes vectors cuts a text that is longer than its max_seq_length, as sentence-transformers does; `usage`
+counts what was read. A model that makes text refuses a prompt that is longer than its context.
+It speaks plain HTTP and asks for no key: leave it on the loopback address, or put it behind something that does.
+
+Examples:
+  kedge infer --model ./all-MiniLM-L6-v2 --name minilm
+  curl -s http://127.0.0.1:8000/v1/embeddings -d '{\"model\": \"minilm\", \"input\": \"hello\"}'
+
+  kedge infer --model images/demo-decoder/model --name demo
+  curl -s http://127.0.0.1:8000/v1/chat/completions \\
+    -d '{\"model\": \"demo\", \"messages\": [{\"role\": \"user\", \"content\": \"What is a pod?\"}]}'
+
+  kedge infer run images/demo-decoder/model
+  kedge infer bench --model images/demo-decoder/model";
+
+/// Does what was asked.
+pub(crate) async fn run(command: InferCommand) -> Result<()> {
+    match (command.verb, command.serve) {
+        (Some(InferVerb::Run(flags)), _) => chat::run(flags).await,
+        (Some(InferVerb::Bench(flags)), _) => bench::run(flags).await,
+        (None, Some(flags)) => serve(flags).await,
+        (None, None) => bail!("name a model to serve (--model, --name), or a verb (run, bench)"),
+    }
+}
+
+async fn serve(flags: ServeFlags) -> Result<()> {
+    let ServeFlags { model, name, listen, threads } = flags;
+    logs::start();
+    Ok(kedge_serve::run(InferOptions { model, name, listen, threads }).await?)
+}
+
+/// Opens a model that makes text.
+async fn open(model: &Path, threads: Option<usize>) -> Result<(Arc<Decoder>, Capabilities)> {
+    let path = model.to_owned();
+    let opened = tokio::task::spawn_blocking(move || kedge_serve::open(&path, threads)).await;
+    match opened.context("opening the model")?? {
+        (Model::Decoder(decoder), on) => Ok((decoder, on)),
+        (Model::Encoder(_), _) => bail!("{} makes vectors; this takes a model that makes text", model.display()),
+    }
+}
