@@ -56,6 +56,14 @@ pub enum EngineError {
         /// What came.
         actual: String,
     },
+    /// A device did not do what it was asked for.
+    #[error("{device}: {reason}")]
+    Device {
+        /// The device, by its name.
+        device: String,
+        /// What went wrong.
+        reason: String,
+    },
     /// The threads of the CPU backend could not be started.
     #[error("starting worker thread {index}: {source}")]
     Threads {

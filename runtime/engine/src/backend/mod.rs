@@ -66,7 +66,7 @@ pub struct Sequence {
 
 impl Step {
     /// For each row its sequence and its position in it.
-    pub(crate) fn places(&self) -> impl Iterator<Item = (usize, usize)> {
+    pub fn places(&self) -> impl Iterator<Item = (usize, usize)> {
         let each = |(index, sequence): (usize, &Sequence)| {
             let past = sequence.past;
             (0..sequence.rows).map(move |row| (index, past + row))
@@ -75,7 +75,7 @@ impl Step {
     }
 
     /// Refuses a step that would make a backend read or write outside its tables.
-    pub(crate) fn check(&self, graph: &Graph, plan: &Plan, pages: usize) -> Result<(), EngineError> {
+    pub fn check(&self, graph: &Graph, plan: &Plan, pages: usize) -> Result<(), EngineError> {
         let expected = || format!("at most {} rows and {} outputs", plan.shape.rows, plan.shape.outputs);
         let wrong = |actual: String| Err(EngineError::Shape { expected: expected(), actual });
         let rows = self.ids.len();
@@ -119,7 +119,7 @@ impl Step {
     }
 
     /// How many answers it asks for.
-    pub(crate) fn answers(&self, graph: &Graph) -> usize {
+    pub fn answers(&self, graph: &Graph) -> usize {
         let takes_rows = graph.ops.iter().any(|op| matches!(op, Op::Take { .. }));
         if takes_rows { self.outputs.len() } else { self.sequences.len() }
     }

@@ -26,7 +26,7 @@ use crate::plan::{Buffer, Plan};
 use dense::Dense;
 use pages::{Store, load_block};
 use pool::Pool;
-use quant::{Quant, Rows};
+use quant::{Quant, Rounded, Rows};
 use simd::Simd;
 
 /// Rows of one task of a product: they and a panel stay in the second cache. A multiple of both kinds of tile.
@@ -164,12 +164,12 @@ impl Matrix {
         }
     }
 
-    /// Products of `rows` rows with a panel: calls `put` with the row, the first output and the products.
+    /// Products of `rows` rows, at most [`PRODUCT_ROWS`], with a panel: calls `put` with the row, the first output and the products.
     fn panel(
         &self,
         simd: Simd,
         x: &[f32],
-        bytes: &Option<Rows>,
+        bytes: Option<Rows>,
         rows: usize,
         panel: usize,
         put: &mut dyn FnMut(usize, usize, &mut [f32]),
@@ -188,47 +188,29 @@ impl Matrix {
             }
             Self::Quant(quant) => {
                 let width = quant::PANEL.min(quant.outputs - panel * quant::PANEL);
-                let bytes = bytes.as_ref().expect("rows are made bytes for quantised weights");
-                for first in (0..rows).step_by(quant::TILE_ROWS) {
-                    let count = quant::TILE_ROWS.min(rows - first);
-                    let mut tile = [[0.0; quant::PANEL]; quant::TILE_ROWS];
-                    quant.tile(simd, &bytes.slice(quant.inputs, first, count), panel, &mut tile[..count]);
-                    let all = tile[..count].iter_mut().enumerate();
-                    all.for_each(|(row, sums)| put(first + row, panel * quant::PANEL, &mut sums[..width]));
-                }
+                let bytes = bytes.expect("rows are made bytes for quantised weights");
+                let mut all = [[0.0; quant::PANEL]; PRODUCT_ROWS];
+                quant.add(simd, bytes, panel, &mut all[..rows]);
+                let all = all[..rows].iter_mut().enumerate();
+                all.for_each(|(row, sums)| put(row, panel * quant::PANEL, &mut sums[..width]));
             }
         }
     }
 
     /// The product of one row, by one thread.
     fn single(&self, simd: Simd, x: &[f32], out: &mut [f32]) {
-        let rounded = matches!(self, Self::Quant(_)).then(|| Rounded::of(simd, x));
-        let bytes = rounded.as_ref().map(Rounded::rows);
+        let (mut bytes, mut blocks) = (Vec::new(), Vec::new());
+        let rows = matches!(self, Self::Quant(_)).then(|| {
+            bytes.resize(x.len(), 0);
+            blocks.resize(x.len() / quant::BLOCK, Rounded::default());
+            simd.quantize(x, &mut bytes, &mut blocks);
+            Rows { bytes: &bytes, blocks: &blocks }
+        });
         for panel in 0..self.panels() {
-            self.panel(simd, x, &bytes, 1, panel, &mut |_, first, sums| {
+            self.panel(simd, x, rows, 1, panel, &mut |_, first, sums| {
                 out[first..first + sums.len()].copy_from_slice(sums)
             });
         }
-    }
-}
-
-/// One row as bytes.
-struct Rounded {
-    bytes: Vec<i8>,
-    scales: Vec<f32>,
-    sums: Vec<i32>,
-}
-
-impl Rounded {
-    fn of(simd: Simd, x: &[f32]) -> Self {
-        let mut rounded =
-            Self { bytes: vec![0; x.len()], scales: vec![0.0; x.len() / 32], sums: vec![0; x.len() / 16] };
-        simd.quantize(x, &mut rounded.bytes, &mut rounded.scales, &mut rounded.sums);
-        rounded
-    }
-
-    fn rows(&self) -> Rows<'_> {
-        Rows { bytes: &self.bytes, scales: &self.scales, sums: &self.sums }
     }
 }
 
@@ -248,10 +230,9 @@ struct Loaded {
 struct Scratch {
     /// The plan's buffers.
     values: Vec<Shared<f32>>,
-    /// Rows of the product at hand as bytes, their scales and sums.
+    /// Rows of the product at hand as bytes, and what is known of their blocks.
     bytes: Shared<i8>,
-    scales: Shared<f32>,
-    sums: Shared<i32>,
+    blocks: Shared<Rounded>,
     /// Cosine and sine for each way of turning: `rows × pairs × 2`.
     angles: Vec<Shared<f32>>,
 }
@@ -363,8 +344,7 @@ impl<'a> Run<'a> {
         let widest = self.plan.ops.iter().filter_map(|op| self.rounded_width(op)).max().unwrap_or(0);
         let most = self.rows.max(self.outputs) * widest;
         scratch.bytes.resize(most);
-        scratch.scales.resize(most / 32);
-        scratch.sums.resize(most / 16);
+        scratch.blocks.resize(most / quant::BLOCK);
     }
 
     /// Width of the rows that have to become bytes for an operation.
@@ -455,8 +435,7 @@ impl<'a> Run<'a> {
             self.on.simd.quantize(
                 x,
                 scratch.bytes.write(first, count),
-                scratch.scales.write(first / 32, count / 32),
-                scratch.sums.write(first / 16, count / 16),
+                scratch.blocks.write(first / quant::BLOCK, count / quant::BLOCK),
             );
         }
     }
@@ -646,14 +625,13 @@ impl<'a> Run<'a> {
             let (x, bytes) = unsafe {
                 let bytes = matches!(matrix, Matrix::Quant(_)).then(|| Rows {
                     bytes: scratch.bytes.read(first * inputs, rows * inputs),
-                    scales: scratch.scales.read(first * inputs / 32, rows * inputs / 32),
-                    sums: scratch.sums.read(first * inputs / 16, rows * inputs / 16),
+                    blocks: scratch.blocks.read(first * inputs / quant::BLOCK, rows * inputs / quant::BLOCK),
                 });
                 (scratch.values[x].read(first * inputs, rows * inputs), bytes)
             };
             let bias = part.bias.map(|bias| self.on.vector(bias));
             for panel in at * chunk..matrix.panels().min((at + 1) * chunk) {
-                matrix.panel(self.on.simd, x, &bytes, rows, panel, &mut |row, output, sums| {
+                matrix.panel(self.on.simd, x, bytes, rows, panel, &mut |row, output, sums| {
                     if let Some(bias) = bias {
                         sums.iter_mut().zip(&bias[output..]).for_each(|(sum, bias)| *sum += bias);
                     }
@@ -799,7 +777,7 @@ impl Item<'_> {
         }
         scores[..seen.start].fill(f32::NEG_INFINITY);
         scores[seen.end..].fill(f32::NEG_INFINITY);
-        let top = scores[seen.clone()].iter().copied().fold(self.top, f32::max);
+        let top = simd.largest(self.top, &scores);
         if top > self.top {
             let shrink = if self.top == f32::NEG_INFINITY { 0.0 } else { (self.top - top).exp() };
             self.out.iter_mut().for_each(|out| *out *= shrink);

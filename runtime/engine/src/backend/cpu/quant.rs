@@ -10,6 +10,8 @@
 
 #![allow(unsafe_code, reason = "vector instructions")]
 
+use std::ops::Range;
+
 use kedge_formats::{Dtype, Tensor, quant};
 
 use super::simd::{Simd, dispatch};
@@ -19,9 +21,11 @@ pub(crate) const PANEL: usize = 16;
 /// Rows of one tile.
 pub(crate) const TILE_ROWS: usize = 8;
 /// Inputs of one block.
-const BLOCK: usize = 32;
+pub(crate) const BLOCK: usize = 32;
 /// Inputs that are multiplied at once.
 const GROUP: usize = 4;
+/// Blocks of a panel that stay in the first cache while tile after tile of rows goes by: a multiple of [`SUPER`].
+pub(crate) const STRETCH: usize = 32;
 
 /// How a block's scales lie behind its numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,13 +86,24 @@ impl Layout {
 }
 
 /// Rows of `x` as signed bytes.
+#[derive(Clone, Copy)]
 pub(crate) struct Rows<'a> {
     /// `rows × inputs`.
     pub(crate) bytes: &'a [i8],
     /// One for each block.
-    pub(crate) scales: &'a [f32],
-    /// Two for each block: sums of the bytes of its halves.
-    pub(crate) sums: &'a [i32],
+    pub(crate) blocks: &'a [Rounded],
+}
+
+/// What is known of a block of `x` beside its bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C)]
+pub(crate) struct Rounded {
+    /// What the bytes are multiplied by.
+    pub(crate) scale: f32,
+    /// The sum of what the bytes stand for.
+    pub(crate) sum: f32,
+    /// That of each half.
+    pub(crate) halves: [f32; 2],
 }
 
 impl<'a> Rows<'a> {
@@ -97,8 +112,7 @@ impl<'a> Rows<'a> {
         let blocks = inputs / BLOCK;
         Rows {
             bytes: &self.bytes[first * inputs..][..count * inputs],
-            scales: &self.scales[first * blocks..][..count * blocks],
-            sums: &self.sums[2 * first * blocks..][..2 * count * blocks],
+            blocks: &self.blocks[first * blocks..][..count * blocks],
         }
     }
 }
@@ -128,19 +142,25 @@ impl Quant {
         self.outputs.div_ceil(PANEL)
     }
 
-    /// Products of the rows (as many as `tile` has, at most [`TILE_ROWS`]) with a panel.
-    pub(crate) fn tile(&self, simd: Simd, rows: &Rows, panel: usize, tile: &mut [[f32; PANEL]]) {
-        let (count, blocks) = (tile.len(), self.layout.blocks);
-        assert!(count <= TILE_ROWS && rows.bytes.len() == count * self.inputs && panel < self.panels());
-        assert!(rows.scales.len() == count * blocks && rows.sums.len() == 2 * count * blocks);
-        let layout = self.layout;
+    /// Adds to `sums`, which has as many rows, the products of the rows with a panel.
+    pub(crate) fn add(&self, simd: Simd, rows: Rows, panel: usize, sums: &mut [[f32; PANEL]]) {
+        let (layout, blocks) = (self.layout, self.layout.blocks);
+        assert!(panel < self.panels() && rows.bytes.len() == sums.len() * self.inputs);
+        assert!(rows.blocks.len() == sums.len() * blocks && self.inputs == blocks * BLOCK);
         let panel = &self.panels[panel * layout.panel()..][..layout.panel()];
-        dispatch!(
-            simd,
-            plain(layout, rows, panel, tile),
-            avx2::tile(layout, rows, panel, tile),
-            avx512::tile(layout, rows, panel, tile)
-        );
+        for first in (0..blocks).step_by(STRETCH) {
+            let stretch = first..blocks.min(first + STRETCH);
+            for (index, tile) in sums.chunks_mut(TILE_ROWS).enumerate() {
+                let rows = rows.slice(self.inputs, index * TILE_ROWS, tile.len());
+                let stretch = stretch.clone();
+                dispatch!(
+                    simd,
+                    plain(layout, rows, panel, stretch, tile),
+                    avx2::tile(layout, rows, panel, stretch, tile),
+                    avx512::tile(layout, rows, panel, stretch, tile)
+                );
+            }
+        }
     }
 }
 
@@ -214,16 +234,14 @@ fn half_at(bytes: &[u8], at: usize) -> f32 {
     half::f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
 }
 
-fn plain(layout: Layout, rows: &Rows, panel: &[u8], tile: &mut [[f32; PANEL]]) {
+fn plain(layout: Layout, rows: Rows, panel: &[u8], stretch: Range<usize>, tile: &mut [[f32; PANEL]]) {
     let inputs = layout.blocks * BLOCK;
     for (row, sums) in tile.iter_mut().enumerate() {
-        *sums = [0.0; PANEL];
-        for block in 0..layout.blocks {
+        for block in stretch.clone() {
             let at = block_at(layout, block);
             let head = block_at(layout, block / SUPER * SUPER) - layout.scheme.head();
             let x = &rows.bytes[row * inputs + block * BLOCK..][..BLOCK];
-            let x_scale = rows.scales[row * layout.blocks + block];
-            let halves = &rows.sums[2 * (row * layout.blocks + block)..][..2];
+            let Rounded { scale: x_scale, sum: x_sum, halves } = rows.blocks[row * layout.blocks + block];
             for (lane, sum) in sums.iter_mut().enumerate() {
                 let mut products = [0i32; 2];
                 for (input, x) in x.iter().enumerate() {
@@ -238,22 +256,22 @@ fn plain(layout: Layout, rows: &Rows, panel: &[u8], tile: &mut [[f32; PANEL]]) {
                 let scales = at + layout.numbers();
                 match layout.scheme {
                     Scheme::Plain => {
-                        let offset = if layout.four_bits { 8 } else { 128 };
-                        let whole = products[0] + products[1] - offset * (halves[0] + halves[1]);
-                        *sum += whole as f32 * (half_at(panel, scales + 2 * lane) * x_scale);
+                        let offset = if layout.four_bits { 8.0 } else { 128.0 };
+                        let product = (products[0] + products[1]) as f32 * x_scale - offset * x_sum;
+                        *sum += product * half_at(panel, scales + 2 * lane);
                     }
                     Scheme::Minimum => {
                         let scale = half_at(panel, head + 2 * lane) * f32::from(panel[scales + lane]);
                         let minimum =
                             half_at(panel, head + 2 * (PANEL + lane)) * f32::from(panel[scales + PANEL + lane]);
-                        *sum += (products[0] + products[1]) as f32 * (scale * x_scale);
-                        *sum -= minimum * ((halves[0] + halves[1]) as f32 * x_scale);
+                        *sum += (products[0] + products[1]) as f32 * x_scale * scale;
+                        *sum -= minimum * x_sum;
                     }
                     Scheme::Halves => {
                         let unit = half_at(panel, head + 2 * lane);
                         for half in 0..2 {
                             let scale = unit * f32::from(panel[scales + half * PANEL + lane] as i8);
-                            *sum += (products[half] - 32 * halves[half]) as f32 * (scale * x_scale);
+                            *sum += (products[half] as f32 * x_scale - 32.0 * halves[half]) * scale;
                         }
                     }
                 }
@@ -273,22 +291,18 @@ mod avx2 {
     const LANES: usize = 8;
 
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) fn tile(layout: Layout, rows: &Rows, panel: &[u8], tile: &mut [[f32; PANEL]]) {
-        let inputs = layout.blocks * BLOCK;
+    pub(super) fn tile(layout: Layout, rows: Rows, panel: &[u8], stretch: Range<usize>, tile: &mut [[f32; PANEL]]) {
         for (index, out) in tile.iter_mut().enumerate() {
-            let x = &rows.bytes[index * inputs..][..inputs];
-            let scales = &rows.scales[index * layout.blocks..][..layout.blocks];
-            let sums = &rows.sums[2 * index * layout.blocks..][..2 * layout.blocks];
+            let x = rows.slice(layout.blocks * BLOCK, index, 1);
             for half in 0..2 {
-                let sum = match (layout.scheme, layout.four_bits) {
-                    (Scheme::Plain, false) => row::<0, false>(layout, x, scales, sums, panel, half),
-                    (Scheme::Plain, true) => row::<0, true>(layout, x, scales, sums, panel, half),
-                    (Scheme::Minimum, false) => row::<1, false>(layout, x, scales, sums, panel, half),
-                    (Scheme::Minimum, true) => row::<1, true>(layout, x, scales, sums, panel, half),
-                    (Scheme::Halves, _) => row::<2, false>(layout, x, scales, sums, panel, half),
-                };
-                // SAFETY: half · 8 + 8 floats are in `out`; the store may be unaligned.
-                unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(half * LANES), sum) };
+                let (out, stretch) = (&mut out[half * LANES..][..LANES], stretch.clone());
+                match (layout.scheme, layout.four_bits) {
+                    (Scheme::Plain, false) => row::<0, false>(layout, x, panel, stretch, half, out),
+                    (Scheme::Plain, true) => row::<0, true>(layout, x, panel, stretch, half, out),
+                    (Scheme::Minimum, false) => row::<1, false>(layout, x, panel, stretch, half, out),
+                    (Scheme::Minimum, true) => row::<1, true>(layout, x, panel, stretch, half, out),
+                    (Scheme::Halves, _) => row::<2, false>(layout, x, panel, stretch, half, out),
+                }
             }
         }
     }
@@ -297,21 +311,23 @@ mod avx2 {
     #[target_feature(enable = "avx2,fma,f16c")]
     fn row<const SCHEME: u8, const FOUR: bool>(
         layout: Layout,
-        x: &[i8],
-        scales: &[f32],
-        sums: &[i32],
+        rows: Rows,
         panel: &[u8],
+        stretch: Range<usize>,
         half: usize,
-    ) -> __m256 {
-        assert!(x.len() == layout.blocks * BLOCK && panel.len() == layout.panel());
-        assert!(scales.len() == layout.blocks && sums.len() == 2 * layout.blocks);
-        let mut total = _mm256_setzero_ps();
+        out: &mut [f32],
+    ) {
+        let x = rows.bytes;
+        assert!(x.len() == layout.blocks * BLOCK && panel.len() == layout.panel() && out.len() == LANES);
+        assert!(rows.blocks.len() == layout.blocks && stretch.end <= layout.blocks && stretch.start % SUPER == 0);
+        // SAFETY: `out` is eight floats; the load may be unaligned.
+        let mut total = unsafe { _mm256_loadu_ps(out.as_ptr()) };
         let (mut unit, mut unit_min) = (_mm256_setzero_ps(), _mm256_setzero_ps());
         let ones = _mm256_set1_epi16(1);
         // SAFETY: all reads of the panel lie in a block below `layout.blocks` or in the units in front of it, and those
         // of x in one of its blocks; the lengths are asserted above. Loads may be unaligned.
         unsafe {
-            for block in 0..layout.blocks {
+            for block in stretch {
                 let at = panel.as_ptr().add(block_at(layout, block));
                 if SCHEME != 0 && block % SUPER == 0 {
                     let head = at.sub(layout.scheme.head()).add(2 * LANES * half);
@@ -339,39 +355,38 @@ mod avx2 {
                     let into = &mut products[if SCHEME == 2 { group / 4 } else { 0 }];
                     *into = _mm256_add_epi32(*into, _mm256_madd_epi16(pairs, ones));
                 }
-                let x_scale = *scales.get_unchecked(block);
-                let x_sum = [*sums.get_unchecked(2 * block), *sums.get_unchecked(2 * block + 1)];
+                let Rounded { scale: x_scale, sum: x_sum, halves } = *rows.blocks.get_unchecked(block);
+                let by = _mm256_set1_ps(x_scale);
                 let w_scales = at.add(layout.numbers());
                 match SCHEME {
                     0 => {
-                        let offset = if FOUR { 8 * (x_sum[0] + x_sum[1]) } else { 0 };
-                        let whole = _mm256_cvtepi32_ps(_mm256_sub_epi32(products[0], _mm256_set1_epi32(offset)));
+                        let offset = _mm256_set1_ps(if FOUR { 8.0 * x_sum } else { 0.0 });
+                        let product = _mm256_fmsub_ps(_mm256_cvtepi32_ps(products[0]), by, offset);
                         let scale = _mm256_cvtph_ps(_mm_loadu_si128(w_scales.add(2 * LANES * half).cast()));
-                        total = _mm256_fmadd_ps(whole, _mm256_mul_ps(scale, _mm256_set1_ps(x_scale)), total);
+                        total = _mm256_fmadd_ps(product, scale, total);
                     }
                     1 => {
                         let bytes =
                             |from: *const u8| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast())));
                         let scale = _mm256_mul_ps(unit, bytes(w_scales.add(LANES * half)));
                         let minimum = _mm256_mul_ps(unit_min, bytes(w_scales.add(PANEL + LANES * half)));
-                        let whole = _mm256_cvtepi32_ps(products[0]);
-                        total = _mm256_fmadd_ps(whole, _mm256_mul_ps(scale, _mm256_set1_ps(x_scale)), total);
-                        let sum = _mm256_set1_ps((x_sum[0] + x_sum[1]) as f32 * x_scale);
-                        total = _mm256_fnmadd_ps(minimum, sum, total);
+                        let product = _mm256_mul_ps(_mm256_cvtepi32_ps(products[0]), by);
+                        total = _mm256_fmadd_ps(product, scale, total);
+                        total = _mm256_fnmadd_ps(minimum, _mm256_set1_ps(x_sum), total);
                     }
                     _ => {
                         for part in 0..2 {
                             let from = w_scales.add(part * PANEL + LANES * half);
                             let scale = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast())));
-                            let scale = _mm256_mul_ps(_mm256_mul_ps(unit, scale), _mm256_set1_ps(x_scale));
-                            let whole = _mm256_sub_epi32(products[part], _mm256_set1_epi32(32 * x_sum[part]));
-                            total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole), scale, total);
+                            let offset = _mm256_set1_ps(32.0 * halves[part]);
+                            let product = _mm256_fmsub_ps(_mm256_cvtepi32_ps(products[part]), by, offset);
+                            total = _mm256_fmadd_ps(product, _mm256_mul_ps(unit, scale), total);
                         }
                     }
                 }
             }
+            _mm256_storeu_ps(out.as_mut_ptr(), total);
         }
-        total
     }
 }
 
@@ -384,29 +399,29 @@ mod avx512 {
 
     /// Calls `rows` for as many rows as the tile has.
     macro_rules! by_rows {
-        ($scheme:literal, $four:literal, $layout:ident, $rows:ident, $panel:ident, $tile:ident) => {
+        ($scheme:literal, $four:literal, $layout:ident, $rows:ident, $panel:ident, $stretch:ident, $tile:ident) => {
             match $tile.len() {
-                1 => rows::<1, $scheme, $four>($layout, $rows, $panel, $tile),
-                2 => rows::<2, $scheme, $four>($layout, $rows, $panel, $tile),
-                3 => rows::<3, $scheme, $four>($layout, $rows, $panel, $tile),
-                4 => rows::<4, $scheme, $four>($layout, $rows, $panel, $tile),
-                5 => rows::<5, $scheme, $four>($layout, $rows, $panel, $tile),
-                6 => rows::<6, $scheme, $four>($layout, $rows, $panel, $tile),
-                7 => rows::<7, $scheme, $four>($layout, $rows, $panel, $tile),
-                8 => rows::<8, $scheme, $four>($layout, $rows, $panel, $tile),
+                1 => rows::<1, $scheme, $four>($layout, $rows, $panel, $stretch, $tile),
+                2 => rows::<2, $scheme, $four>($layout, $rows, $panel, $stretch, $tile),
+                3 => rows::<3, $scheme, $four>($layout, $rows, $panel, $stretch, $tile),
+                4 => rows::<4, $scheme, $four>($layout, $rows, $panel, $stretch, $tile),
+                5 => rows::<5, $scheme, $four>($layout, $rows, $panel, $stretch, $tile),
+                6 => rows::<6, $scheme, $four>($layout, $rows, $panel, $stretch, $tile),
+                7 => rows::<7, $scheme, $four>($layout, $rows, $panel, $stretch, $tile),
+                8 => rows::<8, $scheme, $four>($layout, $rows, $panel, $stretch, $tile),
                 _ => {}
             }
         };
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")]
-    pub(super) fn tile(layout: Layout, rows: &Rows, panel: &[u8], tile: &mut [[f32; PANEL]]) {
+    pub(super) fn tile(layout: Layout, rows: Rows, panel: &[u8], stretch: Range<usize>, tile: &mut [[f32; PANEL]]) {
         match (layout.scheme, layout.four_bits) {
-            (Scheme::Plain, false) => by_rows!(0, false, layout, rows, panel, tile),
-            (Scheme::Plain, true) => by_rows!(0, true, layout, rows, panel, tile),
-            (Scheme::Minimum, false) => by_rows!(1, false, layout, rows, panel, tile),
-            (Scheme::Minimum, true) => by_rows!(1, true, layout, rows, panel, tile),
-            (Scheme::Halves, _) => by_rows!(2, false, layout, rows, panel, tile),
+            (Scheme::Plain, false) => by_rows!(0, false, layout, rows, panel, stretch, tile),
+            (Scheme::Plain, true) => by_rows!(0, true, layout, rows, panel, stretch, tile),
+            (Scheme::Minimum, false) => by_rows!(1, false, layout, rows, panel, stretch, tile),
+            (Scheme::Minimum, true) => by_rows!(1, true, layout, rows, panel, stretch, tile),
+            (Scheme::Halves, _) => by_rows!(2, false, layout, rows, panel, stretch, tile),
         }
     }
 
@@ -414,19 +429,28 @@ mod avx512 {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")]
     fn rows<const R: usize, const SCHEME: u8, const FOUR: bool>(
         layout: Layout,
-        rows: &Rows,
+        rows: Rows,
         panel: &[u8],
+        stretch: Range<usize>,
         tile: &mut [[f32; PANEL]],
     ) {
         let inputs = layout.blocks * BLOCK;
         assert!(tile.len() == R && rows.bytes.len() == R * inputs && panel.len() == layout.panel());
-        assert!(rows.scales.len() == R * layout.blocks && rows.sums.len() == 2 * R * layout.blocks);
+        assert!(rows.blocks.len() == R * layout.blocks);
+        assert!(stretch.end <= layout.blocks && stretch.start % SUPER == 0);
         let mut totals = [_mm512_setzero_ps(); R];
+        // SAFETY: a row of the tile is sixteen floats; the load may be unaligned.
+        totals.iter_mut().zip(&*tile).for_each(|(total, row)| *total = unsafe { _mm512_loadu_ps(row.as_ptr()) });
         let (mut unit, mut unit_min) = (_mm512_setzero_ps(), _mm512_setzero_ps());
+        let offset = _mm512_set1_ps(match (SCHEME, FOUR) {
+            (0, true) => 8.0,
+            (0, false) => 128.0,
+            _ => 32.0,
+        });
         // SAFETY: all reads of the panel lie in a block below `layout.blocks` or in the units in front of it, and those
         // of the rows in one of their blocks; the lengths are asserted above. Loads may be unaligned.
         unsafe {
-            for block in 0..layout.blocks {
+            for block in stretch {
                 let at = panel.as_ptr().add(block_at(layout, block));
                 if SCHEME != 0 && block % SUPER == 0 {
                     let head = at.sub(layout.scheme.head());
@@ -463,36 +487,31 @@ mod avx512 {
                 };
                 for (row, total) in totals.iter_mut().enumerate() {
                     let x = rows.bytes.as_ptr().add(row * inputs + block * BLOCK).cast::<i32>();
-                    let index = row * layout.blocks + block;
-                    let x_scale = *rows.scales.get_unchecked(index);
-                    let x_sum = [*rows.sums.get_unchecked(2 * index), *rows.sums.get_unchecked(2 * index + 1)];
-                    let product = |sum: __m512i, group: usize| {
-                        _mm512_dpbusd_epi32(sum, w[group], _mm512_set1_epi32(x.add(group).read_unaligned()))
+                    let known = rows.blocks.get_unchecked(row * layout.blocks + block);
+                    let by = _mm512_set1_ps(known.scale);
+                    let products = |groups: Range<usize>| {
+                        let mut sum = _mm512_setzero_si512();
+                        for group in groups {
+                            sum = _mm512_dpbusd_epi32(sum, w[group], _mm512_set1_epi32(x.add(group).read_unaligned()));
+                        }
+                        _mm512_cvtepi32_ps(sum)
                     };
-                    let offset = match (SCHEME, FOUR) {
-                        (0, true) => [-8 * (x_sum[0] + x_sum[1]), 0],
-                        (0, false) => [-128 * (x_sum[0] + x_sum[1]), 0],
-                        (1, _) => [0, 0],
-                        _ => [-32 * x_sum[0], -32 * x_sum[1]],
-                    };
-                    let mut first = _mm512_set1_epi32(offset[0]);
-                    for group in 0..4 {
-                        first = product(first, group);
-                    }
-                    let mut last = _mm512_set1_epi32(offset[1]);
-                    for group in 4..8 {
-                        last = product(last, group);
-                    }
-                    let by = _mm512_set1_ps(x_scale);
-                    if SCHEME == 2 {
-                        *total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(first), _mm512_mul_ps(scale, by), *total);
-                        *total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(last), _mm512_mul_ps(second, by), *total);
-                    } else {
-                        let whole = _mm512_cvtepi32_ps(_mm512_add_epi32(first, last));
-                        *total = _mm512_fmadd_ps(whole, _mm512_mul_ps(scale, by), *total);
-                        if SCHEME == 1 {
-                            let sum = _mm512_set1_ps((x_sum[0] + x_sum[1]) as f32 * x_scale);
-                            *total = _mm512_fnmadd_ps(second, sum, *total);
+                    match SCHEME {
+                        0 => {
+                            let product = products(0..8);
+                            let off = _mm512_mul_ps(offset, _mm512_set1_ps(known.sum));
+                            *total = _mm512_fmadd_ps(_mm512_fmsub_ps(product, by, off), scale, *total);
+                        }
+                        1 => {
+                            *total = _mm512_fmadd_ps(_mm512_mul_ps(products(0..8), by), scale, *total);
+                            *total = _mm512_fnmadd_ps(second, _mm512_set1_ps(known.sum), *total);
+                        }
+                        _ => {
+                            for (half, scale) in [scale, second].into_iter().enumerate() {
+                                let product = products(4 * half..4 * half + 4);
+                                let off = _mm512_mul_ps(offset, _mm512_set1_ps(known.halves[half]));
+                                *total = _mm512_fmadd_ps(_mm512_fmsub_ps(product, by, off), scale, *total);
+                            }
                         }
                     }
                 }
@@ -513,18 +532,19 @@ mod tests {
     const TYPES: [Dtype; 5] = [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4K, Dtype::Q5K, Dtype::Q6K];
 
     /// The rows rounded to bytes, and what they are then.
-    fn rounded(x: &[f32]) -> (Vec<i8>, Vec<f32>, Vec<i32>, Vec<f64>) {
-        let (mut bytes, mut scales, mut sums) =
-            (vec![0; x.len()], vec![0.0; x.len() / BLOCK], vec![0; x.len() / BLOCK * 2]);
-        Simd::Portable.quantize(x, &mut bytes, &mut scales, &mut sums);
-        let exact = bytes.iter().enumerate().map(|(i, byte)| f64::from(*byte) * f64::from(scales[i / BLOCK])).collect();
-        (bytes, scales, sums, exact)
+    fn rounded(x: &[f32]) -> (Vec<i8>, Vec<Rounded>, Vec<f64>) {
+        let (mut bytes, mut blocks) = (vec![0; x.len()], vec![Rounded::default(); x.len() / BLOCK]);
+        Simd::Portable.quantize(x, &mut bytes, &mut blocks);
+        let exact = |(i, byte): (usize, &i8)| f64::from(*byte) * f64::from(blocks[i / BLOCK].scale);
+        let exact = bytes.iter().enumerate().map(exact).collect();
+        (bytes, blocks, exact)
     }
 
     #[test]
     fn tiles_are_the_products_of_the_stored_weights_at_every_level() {
         for dtype in TYPES {
-            let inputs = if dtype.block().0 == 32 { 96 } else { 512 };
+            // The longer ones are more than a stretch.
+            let inputs = if dtype.block().0 == 32 { 96 } else { 1280 };
             for outputs in [1, 16, 37] {
                 // The extremes are where whole numbers would overflow.
                 let mut weights = numbers(inputs * outputs, 11);
@@ -532,15 +552,15 @@ mod tests {
                 let bytes = quant::quantize(dtype, &weights);
                 let matrix = Tensor::of_bytes(dtype, &[outputs, inputs], bytes).unwrap();
                 let (exact, packed) = (matrix.to_f32(), Quant::new(&matrix).unwrap());
-                for rows in 1..=TILE_ROWS {
+                for rows in 1..=TILE_ROWS + 3 {
                     let mut x = numbers(rows * inputs, rows as u32);
                     x[..inputs].copy_from_slice(&weights[..inputs]);
-                    let (bytes, scales, sums, x) = rounded(&x);
-                    let all = Rows { bytes: &bytes, scales: &scales, sums: &sums };
+                    let (bytes, blocks, x) = rounded(&x);
+                    let all = Rows { bytes: &bytes, blocks: &blocks };
                     for level in Simd::available() {
                         for panel in 0..packed.panels() {
-                            let mut tile = vec![[9.0; PANEL]; rows];
-                            packed.tile(level, &all, panel, &mut tile);
+                            let mut tile = vec![[0.0; PANEL]; rows];
+                            packed.add(level, all, panel, &mut tile);
                             for (row, lane) in (0..rows).flat_map(|row| (0..PANEL).map(move |lane| (row, lane))) {
                                 let column = panel * PANEL + lane;
                                 let of = |i: usize| x[row * inputs + i] * f64::from(exact[column * inputs + i]);

@@ -7,6 +7,7 @@
 
 #![allow(unsafe_code, reason = "vector instructions, and calls to functions compiled for them")]
 
+use super::quant::Rounded;
 use crate::graph::{Activation, PAGE_TOKENS};
 
 /// Which instructions are used.
@@ -121,8 +122,10 @@ leveled! {
     fn powers(top: f32, scores: &mut [f32]) -> f32 = plain_powers;
     /// Adds vectors, one after the other in `values`, each multiplied by its weight.
     fn mix(weights: &[f32], values: &[f32], out: &mut [f32]) = plain_mix;
-    /// Numbers to signed bytes for each block of 32: the scales, and sums of the bytes of each 16.
-    fn quantize(x: &[f32], bytes: &mut [i8], scales: &mut [f32], sums: &mut [i32]) = plain_quantize;
+    /// The largest, at least `top`.
+    fn largest(top: f32, x: &[f32]) -> f32 = plain_largest;
+    /// Numbers to signed bytes, and what there is to know of each block of 32.
+    fn quantize(x: &[f32], bytes: &mut [i8], blocks: &mut [Rounded]) = plain_quantize;
     /// 16-bit floats to 32-bit ones.
     fn widen(from: &[u16], to: &mut [f32]) = plain_widen;
 }
@@ -200,37 +203,68 @@ fn plain_softcap(bound: f32, x: &mut [f32]) {
 
 #[inline(always)]
 fn plain_scores(query: &[f32], keys: &[f32], out: &mut [f32; PAGE_TOKENS]) {
-    let mut sums = [0.0; PAGE_TOKENS];
-    for (query, keys) in query.iter().zip(keys.chunks_exact(PAGE_TOKENS)) {
-        sums.iter_mut().zip(keys).for_each(|(sum, key)| *sum += query * key);
+    // Two sums for each key, so that one addition need not wait for the one before.
+    let mut sums = [[0.0; PAGE_TOKENS]; 2];
+    for (query, keys) in query.chunks_exact(2).zip(keys.chunks_exact(2 * PAGE_TOKENS)) {
+        let (even, odd) = keys.split_at(PAGE_TOKENS);
+        sums[0].iter_mut().zip(even).for_each(|(sum, key)| *sum += query[0] * key);
+        sums[1].iter_mut().zip(odd).for_each(|(sum, key)| *sum += query[1] * key);
     }
-    *out = sums;
+    if query.len() % 2 == 1 {
+        let last = query.len() - 1;
+        sums[0].iter_mut().zip(&keys[last * PAGE_TOKENS..]).for_each(|(sum, key)| *sum += query[last] * key);
+    }
+    (0..PAGE_TOKENS).for_each(|key| out[key] = sums[0][key] + sums[1][key]);
 }
 
 #[inline(always)]
 fn plain_mix(weights: &[f32], values: &[f32], out: &mut [f32]) {
     let width = out.len();
+    let wide = width / 64 * 64;
+    let narrow = wide + (width - wide) / 16 * 16;
+    (0..wide).step_by(64).for_each(|from| mix_part::<64>(weights, values, out, from));
+    (wide..narrow).step_by(16).for_each(|from| mix_part::<16>(weights, values, out, from));
+    (narrow..width).for_each(|from| mix_part::<1>(weights, values, out, from));
+}
+
+/// `N` dimensions of [`plain_mix`], from `from` on; their sums stay in registers.
+#[inline(always)]
+fn mix_part<const N: usize>(weights: &[f32], values: &[f32], out: &mut [f32], from: usize) {
+    let width = out.len();
+    let mut sums = [0.0; N];
+    sums.copy_from_slice(&out[from..from + N]);
     for (weight, value) in weights.iter().zip(values.chunks_exact(width)) {
-        out.iter_mut().zip(value).for_each(|(out, value)| *out += weight * value);
+        sums.iter_mut().zip(&value[from..from + N]).for_each(|(sum, value)| *sum += weight * value);
     }
+    out[from..from + N].copy_from_slice(&sums);
 }
 
 #[inline(always)]
-fn plain_quantize(x: &[f32], bytes: &mut [i8], scales: &mut [f32], sums: &mut [i32]) {
-    let blocks = x.chunks_exact(32).zip(bytes.chunks_exact_mut(32)).zip(scales).zip(sums.chunks_exact_mut(2));
-    for (((x, bytes), scale), sums) in blocks {
+fn plain_largest(top: f32, x: &[f32]) -> f32 {
+    let mut tops = [top; 16];
+    let (whole, rest) = x.split_at(x.len() / 16 * 16);
+    for part in whole.chunks_exact(16) {
+        (0..16).for_each(|lane| tops[lane] = if part[lane] > tops[lane] { part[lane] } else { tops[lane] });
+    }
+    tops.iter().chain(rest).copied().fold(top, f32::max)
+}
+
+#[inline(always)]
+fn plain_quantize(x: &[f32], bytes: &mut [i8], blocks: &mut [Rounded]) {
+    for ((x, bytes), block) in x.chunks_exact(32).zip(bytes.chunks_exact_mut(32)).zip(blocks) {
         let mut tops = [0.0f32; 16];
         (0..16).for_each(|lane| tops[lane] = x[lane].abs().max(x[lane + 16].abs()));
         let top = tops.iter().copied().fold(0.0, f32::max);
-        *scale = top / 127.0;
+        let scale = top / 127.0;
         let by = if top > 0.0 { 127.0 / top } else { 0.0 };
         // Adding 1.5·2²³ rounds to a whole number, to even, and leaves it in the low bits. NaN and infinity become
         // something or other here; they are found where answers are read, by their scale.
         let mut whole = [0i32; 32];
         (0..32).for_each(|i| whole[i] = (x[i] * by + ROUND).to_bits() as i32 - ROUND.to_bits() as i32);
         (0..32).for_each(|i| bytes[i] = whole[i] as i8);
-        sums[0] = whole[..16].iter().sum();
-        sums[1] = whole[16..].iter().sum();
+        let halves = [&whole[..16], &whole[16..]].map(|half| half.iter().sum::<i32>());
+        let sum = (halves[0] + halves[1]) as f32 * scale;
+        *block = Rounded { scale, sum, halves: halves.map(|half| half as f32 * scale) };
     }
 }
 
@@ -330,6 +364,30 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn parts_of_attention_are_right_for_any_width() {
+        for (level, width) in
+            Simd::available().into_iter().flat_map(|level| [1, 7, 16, 80, 100, 128].map(|w| (level, w)))
+        {
+            let (query, keys) = (numbers(width, 1), numbers(width * PAGE_TOKENS, 2));
+            let mut scores = [0.0; PAGE_TOKENS];
+            level.scores(&query, &keys, &mut scores);
+            for (key, score) in scores.iter().enumerate() {
+                let of = |i: usize| f64::from(query[i]) * f64::from(keys[i * PAGE_TOKENS + key]);
+                close(*score, (0..width).map(of).sum(), "score");
+            }
+            let mut out = numbers(width, 3);
+            let before = out.clone();
+            level.mix(&scores[..9], &keys, &mut out);
+            for (i, (out, before)) in out.iter().zip(before).enumerate() {
+                let more: f64 = (0..9).map(|key| f64::from(scores[key]) * f64::from(keys[key * width + i])).sum();
+                close(*out, f64::from(before) + more, "mix");
+            }
+            let top = query.iter().copied().fold(-0.5, f32::max);
+            assert_eq!(level.largest(-0.5, &query), top);
+        }
+    }
+
+    #[test]
     fn half_floats_widen_as_they_should() {
         let all: Vec<u16> = (0..=u16::MAX).collect();
         for level in Simd::available() {
@@ -347,14 +405,16 @@ pub(crate) mod tests {
         let mut x = numbers(96, 9);
         x[32..64].fill(0.0);
         for level in Simd::available() {
-            let (mut bytes, mut scales, mut sums) = (vec![0i8; 96], [0.0; 3], [0; 6]);
-            level.quantize(&x, &mut bytes, &mut scales, &mut sums);
+            let (mut bytes, mut blocks) = (vec![0i8; 96], [Rounded::default(); 3]);
+            level.quantize(&x, &mut bytes, &mut blocks);
             for (i, x) in x.iter().enumerate() {
-                assert!((f32::from(bytes[i]) * scales[i / 32] - x).abs() <= scales[i / 32] * 0.5001, "{i}");
+                let scale = blocks[i / 32].scale;
+                assert!((f32::from(bytes[i]) * scale - x).abs() <= scale * 0.5001, "{i}");
             }
-            let expected: Vec<i32> =
-                bytes.chunks(16).map(|part| part.iter().map(|byte| i32::from(*byte)).sum()).collect();
-            assert_eq!(sums.to_vec(), expected);
+            for (block, bytes) in blocks.iter().zip(bytes.chunks(32)) {
+                let sum = |part: &[i8]| part.iter().map(|byte| f32::from(*byte)).sum::<f32>() * block.scale;
+                assert_eq!((block.sum, block.halves), (sum(bytes), [sum(&bytes[..16]), sum(&bytes[16..])]));
+            }
         }
     }
 }
