@@ -27,7 +27,7 @@ enum Verb {
     #[command(after_help = SERVER_EXAMPLES)]
     Server(Box<ServerFlags>),
     /// Serve a model over HTTP, talk with one, or measure it
-    Infer(InferCommand),
+    Infer(Box<InferCommand>),
     /// Take in, list and remove images
     #[command(subcommand, after_help = IMAGE_EXAMPLES)]
     Image(ImageVerb),
@@ -108,7 +108,7 @@ Examples:
 pub(crate) fn run(cli: Cli) -> Result<()> {
     match cli.verb {
         Verb::Server(flags) => server::run(*flags),
-        Verb::Infer(command) => block_on(infer::run(command)),
+        Verb::Infer(command) => block_on(infer::run(*command)),
         Verb::Image(verb) => block_on(images::run(verb)),
         Verb::Killall(folders) => block_on(killall::run(folders)),
         Verb::Model(verb) => models::run(verb),

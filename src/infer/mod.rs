@@ -6,11 +6,12 @@ mod chat;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use kedge_engine::{Capabilities, Decoder};
-use kedge_serve::{InferOptions, Model};
+use kedge_serve::{InferOptions, Model, TlsFiles};
 
 use crate::logs;
 use crate::settings::host_port;
@@ -50,13 +51,31 @@ struct ServeFlags {
     /// Threads that compute (default: the processors that this process may use)
     #[arg(long, value_name = "COUNT")]
     threads: Option<usize>,
+    /// File with the keys of clients, one a line; whoever shows none of them may not ask
+    #[arg(long, value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
+    /// Serve over TLS with this certificate (PEM, with those of its authorities, if any)
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The key of the certificate (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Let in only clients with a certificate of these authorities (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    client_ca: Option<PathBuf>,
+    /// Longest time for answers under way to end after SIGTERM; those left are told that the server ends
+    #[arg(long, value_name = "SECONDS", default_value_t = 25)]
+    drain_timeout: u64,
 }
 
 const EXAMPLES: &str = "\
 Without a verb it serves a model over HTTP: OpenAI's embeddings or completions, and the Open Inference Protocol.
 A model that makes vectors cuts a text that is longer than its max_seq_length, as sentence-transformers does; `usage`
 counts what was read. A model that makes text refuses a prompt that is longer than its context.
-It speaks plain HTTP and asks for no key: leave it on the loopback address, or put it behind something that does.
+
+Without --tls-cert it speaks plain HTTP, and without --api-key-file everybody who reaches it may ask: leave it on the
+loopback address then. Keys guard /v1, /v2, /tokenize and /detokenize; /health, /v2/health and /metrics stay open to
+probes. Keys and certificates are read again when their files change, and at SIGHUP.
 
 Examples:
   kedge infer --model ./all-MiniLM-L6-v2 --name minilm
@@ -65,6 +84,10 @@ Examples:
   kedge infer --model images/demo-decoder/model --name demo
   curl -s http://127.0.0.1:8000/v1/chat/completions \\
     -d '{\"model\": \"demo\", \"messages\": [{\"role\": \"user\", \"content\": \"What is a pod?\"}]}'
+
+  kedge infer --model images/demo-decoder/model --name demo --listen 0.0.0.0:8443 \\
+    --api-key-file keys --tls-cert cert.pem --tls-key key.pem
+  curl -s --cacert ca.pem -H \"Authorization: Bearer $KEY\" https://models.example:8443/v1/models
 
   kedge infer run images/demo-decoder/model
   kedge infer bench --model images/demo-decoder/model";
@@ -80,9 +103,19 @@ pub(crate) async fn run(command: InferCommand) -> Result<()> {
 }
 
 async fn serve(flags: ServeFlags) -> Result<()> {
-    let ServeFlags { model, name, listen, threads } = flags;
     logs::start();
-    Ok(kedge_serve::run(InferOptions { model, name, listen, threads }).await?)
+    let tls = flags.tls_cert.zip(flags.tls_key);
+    let client_ca = flags.client_ca;
+    let options = InferOptions {
+        model: flags.model,
+        name: flags.name,
+        listen: flags.listen,
+        threads: flags.threads,
+        api_key_file: flags.api_key_file,
+        tls: tls.map(|(certificate, key)| TlsFiles { certificate, key, client_ca }),
+        drain_timeout: Duration::from_secs(flags.drain_timeout),
+    };
+    Ok(kedge_serve::run(options).await?)
 }
 
 /// Opens a model that makes text.

@@ -33,6 +33,8 @@ impl Refusal {
         let kind = if self.status < 500 { "invalid_request_error" } else { "server_error" };
         let code = if self.status == 404 && self.field.as_deref() == Some("model") {
             json!("model_not_found")
+        } else if self.status == 401 {
+            json!("invalid_api_key")
         } else {
             Value::Null
         };

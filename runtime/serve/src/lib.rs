@@ -4,23 +4,37 @@
 //! [`run`] opens a model and serves it until the process is told to stop; [`serve`] is the same on a listener and a
 //! stop signal handed in. What must hold: nothing is computed on the async threads; every queue has a bound, and a
 //! full one is said with 429 and `Retry-After`; a field that is not supported is refused by name.
-//! Not here: authentication and TLS (whoever reaches the port may ask: in a cluster, its pods), gRPC, several models.
+//! Not here: several models; who a client is beyond whether it may ask.
 
 mod api;
+mod auth;
 mod batch;
 mod completions;
+mod files;
+mod life;
 mod metrics;
+mod routes;
 mod server;
+mod socket;
 mod talk;
+mod tls;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use kedge_engine::{Capabilities, Cpu, Decoder, DecoderOptions, Encoder, EngineError};
 use kedge_world::{Net, RealNet};
+use tokio::signal::unix::SignalKind;
 
+use crate::files::FromFiles;
+
+pub use auth::Keys;
 pub use server::{Model, ServeOptions, serve};
+pub use tls::{Tls, TlsFiles};
+
+/// Files that the server itself has open, with room to spare: the model's, the runtime's, those that are read again.
+const FILES_OF_ITS_OWN: usize = 64;
 
 /// What `kedge infer` is told.
 #[derive(Clone, Debug)]
@@ -33,6 +47,12 @@ pub struct InferOptions {
     pub listen: String,
     /// Threads that compute; as many as the process may use when absent.
     pub threads: Option<usize>,
+    /// Keys, one of which clients must show; read again when the file changes.
+    pub api_key_file: Option<PathBuf>,
+    /// Certificates; plain HTTP when absent. Read again when the files change.
+    pub tls: Option<TlsFiles>,
+    /// Longest time for what was taken in to be answered after the stop signal.
+    pub drain_timeout: Duration,
 }
 
 /// Why a model is not served.
@@ -41,6 +61,16 @@ pub enum ServeError {
     /// The model could not be opened.
     #[error("opening the model: {0}")]
     Model(#[from] EngineError),
+    /// A file cannot be used.
+    #[error("{path} ({flag}): {reason}", path = path.display())]
+    File {
+        /// The flag that names it.
+        flag: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The address could not be taken, or the listener broke.
     #[error("serving on {address}: {source}")]
     Listen {
@@ -62,20 +92,47 @@ pub enum ServeError {
 
 /// Opens the model and serves it until SIGTERM or SIGINT; requests under way are finished first.
 pub async fn run(options: InferOptions) -> Result<(), ServeError> {
+    let signal = |kind| tokio::signal::unix::signal(kind).map_err(ServeError::Signal);
+    let keys = options.api_key_file.as_deref().map(Keys::open).transpose()?.map(Arc::new);
+    let tls = options.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
     let (path, threads) = (options.model.clone(), options.threads);
     let opened = tokio::task::spawn_blocking(move || open(&path, threads));
     let (model, on) = opened.await.expect("opening a model does not panic")?;
     let listen = |source| ServeError::Listen { address: options.listen.clone(), source };
     let listener = RealNet.listen(&options.listen).await.map_err(listen)?;
     tracing::info!(model = %options.name, address = %listener.address().map_err(listen)?, backend = on.name, features = on.features, threads = on.threads, "serving");
-    let mut terminate =
-        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(ServeError::Signal)?;
-    let mut interrupt =
-        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt()).map_err(ServeError::Signal)?;
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stop = async move {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
     };
-    serve(ServeOptions::new(options.name, created(&options.model)), model, listener, stop).await
+    let mut followed: Vec<Arc<dyn FromFiles>> = Vec::new();
+    followed.extend(keys.clone().map(|keys| keys as Arc<dyn FromFiles>));
+    followed.extend(tls.clone().map(|tls| tls as Arc<dyn FromFiles>));
+    if !followed.is_empty() {
+        tokio::spawn(files::follow(followed, signal(SignalKind::hangup())?));
+    }
+    let defaults = ServeOptions::new(options.name, created(&options.model));
+    let connections_max = defaults.connections_max.min(connections_possible());
+    serve(
+        ServeOptions { keys, tls, connections_max, drain_timeout: options.drain_timeout, ..defaults },
+        model,
+        listener,
+        stop,
+    )
+    .await
+}
+
+/// Connections for which there are file descriptors.
+fn connections_possible() -> usize {
+    #[allow(clippy::disallowed_methods, reason = "what the kernel says of this process is no file of anybody's")]
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    files_open_max(&limits).map_or(usize::MAX, |most| most.saturating_sub(FILES_OF_ITS_OWN).max(1))
+}
+
+/// The most files this process may have open, from the text of `/proc/self/limits`.
+fn files_open_max(limits: &str) -> Option<usize> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 /// Opens what lies at `path`: an encoder where its settings say so, else a decoder; and says what it runs on.
@@ -96,4 +153,15 @@ fn created(model: &Path) -> u64 {
     let weights = if model.is_dir() { model.join("model.safetensors") } else { model.to_owned() };
     let written = weights.metadata().and_then(|metadata| metadata.modified()).ok();
     written.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_limit_of_open_files_is_the_one_that_counts_now() {
+        let limits = "Limit                     Soft Limit           Hard Limit           Units\n\
+                      Max open files            1024                 524288               files\n";
+        assert_eq!(super::files_open_max(limits), Some(1024));
+        assert_eq!(super::files_open_max(""), None);
+    }
 }

@@ -43,6 +43,8 @@ pub(crate) struct Metrics {
     /// Share of the pages of keys and values that are in use, 0 to 1.
     pub(crate) cache_used: Family<Labels, Gauge<f64, AtomicU64>>,
     pub(crate) responses: Family<Status, Counter<u64, AtomicU64>>,
+    /// Connections beyond those that may be.
+    pub(crate) refused: Counter<u64, AtomicU64>,
 }
 
 impl Metrics {
@@ -66,6 +68,9 @@ impl Metrics {
         let help = "Share of the pages of keys and values in use";
         registry.register("vllm:kv_cache_usage_perc", help, Family::clone(&cache_used));
         registry.register("kedge_infer_responses", "HTTP answers by status code", Family::clone(&responses));
+        let refused = Counter::default();
+        let help = "Connections that were refused since as many were open as may";
+        registry.register("kedge_infer_connections_refused", help, Counter::clone(&refused));
         Self {
             registry,
             prompt_tokens,
@@ -77,6 +82,7 @@ impl Metrics {
             cached_tokens,
             cache_used,
             responses,
+            refused,
         }
     }
 

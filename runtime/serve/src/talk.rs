@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use kedge_engine::Decoder;
@@ -13,10 +14,13 @@ use tokio::time::Instant;
 
 use crate::api::{Refusal, object};
 use crate::completions::{self, Completion, Frame, Kind, Stops, Usage, logprobs, reason};
+use crate::life::Until;
 use crate::metrics::{Labels, Metrics};
 
 /// Most requests that the decoder has at once, waiting or running.
 const OPEN_MAX: u64 = 256;
+/// Pieces of an answer that wait for a client to take them.
+const PIECES_MAX: usize = 64;
 
 /// What answers completions.
 pub(crate) struct Talk {
@@ -26,11 +30,22 @@ pub(crate) struct Talk {
     count: AtomicU64,
 }
 
-/// An answer.
-pub(crate) enum Answer {
-    Whole(Value),
-    /// Server-sent events, each as its bytes.
-    Pieces(mpsc::UnboundedReceiver<Bytes>),
+/// Of an answer that comes in pieces.
+#[derive(Debug)]
+pub(crate) enum Piece {
+    /// A server-sent event.
+    Event(Bytes),
+    /// Nothing comes after this. Where it is missing, the answer is not whole.
+    End,
+}
+
+/// An answer that has begun.
+pub(crate) struct Running {
+    maker: Maker,
+    events: mpsc::UnboundedReceiver<(usize, Event)>,
+    first: Option<(usize, Event)>,
+    /// Fields of the request that were left out of account.
+    pub(crate) ignored: Vec<String>,
 }
 
 /// One of the answers of a request, while it comes.
@@ -59,13 +74,13 @@ impl Talk {
         let _ = ended.await;
     }
 
-    /// Answers a request; the fields that were left out of account come with it.
-    pub(crate) async fn complete(
+    /// Takes a request in and waits for the first of its answer: until then a failure has a status of its own.
+    pub(crate) async fn begin(
         self: &Arc<Self>,
         kind: Kind,
         body: Bytes,
         metrics: &Metrics,
-    ) -> Result<(Answer, Vec<String>), Refusal> {
+    ) -> Result<Running, Refusal> {
         let begin = Instant::now();
         let this = self.clone();
         let seed = self.world.random.number();
@@ -78,6 +93,7 @@ impl Talk {
             return Err(Refusal::plain(429, "as many requests wait as may; try again"));
         }
         let ignored = std::mem::take(&mut completion.ignored);
+        let requests = std::mem::take(&mut completion.requests);
         let number = self.count.fetch_add(1, Ordering::Relaxed);
         let prefix = if kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
         let frame = Frame {
@@ -86,53 +102,25 @@ impl Talk {
             created: self.world.clock.wall().as_second(),
             model: self.name.clone(),
         };
-        let (sender, mut events) = mpsc::unbounded_channel::<(usize, Event)>();
-        let mut ids = Vec::new();
-        for (index, request) in std::mem::take(&mut completion.requests).into_iter().enumerate() {
+        let mut maker = Maker { talk: self.clone(), completion, frame, parts: Vec::new(), cached: 0 };
+        // The decoder's thread must not wait for a client. As many events come as the answers may have tokens.
+        let (sender, events) = mpsc::unbounded_channel::<(usize, Event)>();
+        for (index, request) in requests.into_iter().enumerate() {
             let sender = sender.clone();
             let listener = Box::new(move |event| sender.send((index, event)).is_ok());
-            ids.push(self.decoder.submit(request, listener).map_err(|error| Refusal::plain(400, error.to_string()))?);
+            let id = self.decoder.submit(request, listener);
+            maker.parts.push(Part::new(id.map_err(|error| Refusal::plain(400, error.to_string()))?));
         }
         drop(sender);
-        let mut maker = Maker::new(self.clone(), completion, frame, ids);
+        let mut running = Running { maker, events, first: None, ignored };
+        let first = running.next().await?;
         let labels = Labels { model_name: self.name.clone() };
-        // The first event tells whether there will be an answer at all: until then a failure has a status of its own.
-        let first = events.recv().await.ok_or_else(|| Refusal::plain(500, "the decoder's thread has ended"))?;
         metrics.first_token.get_or_create(&labels).observe(begin.elapsed().as_secs_f64());
         if let (_, Event::End { end: End::Failed(why), .. }) = &first {
             return Err(Refusal::plain(500, why.clone()));
         }
-        if !maker.completion.stream {
-            maker.take(first)?;
-            while !maker.is_whole() {
-                let event = events.recv().await.ok_or_else(|| Refusal::plain(500, "the decoder's thread has ended"))?;
-                maker.take(event)?;
-            }
-            return Ok((Answer::Whole(maker.whole()), ignored));
-        }
-        let (pieces, answer) = mpsc::unbounded_channel();
-        tokio::spawn(async move {
-            let send = |value: Value| pieces.send(Bytes::from(format!("data: {value}\n\n"))).is_ok();
-            let mut next = Some(first);
-            let mut listens = maker.roles().into_iter().all(send);
-            while let Some(event) = next.filter(|_| listens && !maker.is_whole()) {
-                match maker.take(event) {
-                    Ok(more) => listens = more.into_iter().all(send),
-                    Err(refusal) => {
-                        // The status is gone; the error comes as an event, as vLLM does.
-                        send(refusal.openai());
-                        return;
-                    }
-                }
-                next = if maker.is_whole() { None } else { events.recv().await };
-            }
-            if listens && maker.is_whole() {
-                maker.usage().into_iter().all(send);
-                // Whoever left has no use for it.
-                let _ = pieces.send(Bytes::from_static(b"data: [DONE]\n\n"));
-            }
-        });
-        Ok((Answer::Pieces(answer), ignored))
+        running.first = Some(first);
+        Ok(running)
     }
 
     /// `POST /tokenize`, as vLLM has it.
@@ -173,7 +161,103 @@ impl Talk {
     }
 }
 
-/// Puts an answer together from events.
+impl Part {
+    fn new(id: u64) -> Self {
+        Self {
+            id,
+            stream: TextStream::default(),
+            stops: Stops::default(),
+            text: String::new(),
+            choices: Vec::new(),
+            told: 0,
+            tokens: 0,
+            finish: None,
+        }
+    }
+}
+
+impl Running {
+    /// Whether the client wants pieces.
+    pub(crate) fn streams(&self) -> bool {
+        self.maker.completion.stream
+    }
+
+    async fn next(&mut self) -> Result<(usize, Event), Refusal> {
+        match self.first.take() {
+            Some(first) => Ok(first),
+            None => self.events.recv().await.ok_or_else(|| Refusal::plain(500, "the decoder's thread has ended")),
+        }
+    }
+
+    /// The whole answer.
+    pub(crate) async fn whole(mut self) -> Result<Value, Refusal> {
+        while !self.maker.is_whole() {
+            let event = self.next().await?;
+            self.maker.take(event)?;
+        }
+        Ok(self.maker.whole())
+    }
+
+    /// The answer in pieces, as they come. A client that takes none for as long as `patience` is given up.
+    pub(crate) fn pieces(mut self, mut until: Until, patience: Duration) -> mpsc::Receiver<Piece> {
+        let (pieces, taken) = mpsc::channel(PIECES_MAX);
+        tokio::spawn(async move {
+            // An error says that nobody takes them; there is nobody to tell.
+            let _ = self.tell(&Teller { pieces, patience }, &mut until).await;
+        });
+        taken
+    }
+
+    async fn tell(&mut self, teller: &Teller, until: &mut Until) -> Result<(), Gone> {
+        for role in self.maker.roles() {
+            teller.say(&role).await?;
+        }
+        while !self.maker.is_whole() {
+            let event = tokio::select! {
+                event = until.bound(self.next()) => event,
+                () = teller.pieces.closed() => return Err(Gone),
+            };
+            match event.and_then(|event| self.maker.take(event)) {
+                Ok(Some(piece)) => teller.say(&piece).await?,
+                Ok(None) => {}
+                Err(refusal) => {
+                    // The status is gone; the error comes as an event, as vLLM does.
+                    teller.say(&refusal.openai()).await?;
+                    return teller.send(Piece::End).await;
+                }
+            }
+        }
+        if let Some(usage) = self.maker.usage() {
+            teller.say(&usage).await?;
+        }
+        teller.send(Piece::Event(Bytes::from_static(b"data: [DONE]\n\n"))).await?;
+        teller.send(Piece::End).await
+    }
+}
+
+/// Nobody takes the pieces any more.
+struct Gone;
+
+/// Where pieces go.
+struct Teller {
+    pieces: mpsc::Sender<Piece>,
+    patience: Duration,
+}
+
+impl Teller {
+    async fn say(&self, value: &Value) -> Result<(), Gone> {
+        self.send(Piece::Event(Bytes::from(format!("data: {value}\n\n")))).await
+    }
+
+    async fn send(&self, piece: Piece) -> Result<(), Gone> {
+        match tokio::time::timeout(self.patience, self.pieces.send(piece)).await {
+            Ok(sent) => sent.map_err(|_| Gone),
+            Err(_) => Err(Gone),
+        }
+    }
+}
+
+/// Puts an answer together from events. Whatever it waits for is let go of with it.
 struct Maker {
     talk: Arc<Talk>,
     completion: Completion,
@@ -183,20 +267,6 @@ struct Maker {
 }
 
 impl Maker {
-    fn new(talk: Arc<Talk>, completion: Completion, frame: Frame, ids: Vec<u64>) -> Self {
-        let part = |id: u64| Part {
-            id,
-            stream: TextStream::default(),
-            stops: Stops::default(),
-            text: String::new(),
-            choices: Vec::new(),
-            told: 0,
-            tokens: 0,
-            finish: None,
-        };
-        Self { talk, completion, frame, parts: ids.into_iter().map(part).collect(), cached: 0 }
-    }
-
     fn is_whole(&self) -> bool {
         self.parts.iter().all(|part| part.finish.is_some())
     }
@@ -255,7 +325,8 @@ impl Maker {
         self.completion.include_usage.then(|| self.frame.usage(self.counts()))
     }
 
-    fn whole(&mut self) -> Value {
+    /// What was made, when all of it is there.
+    fn whole(mut self) -> Value {
         let usage = self.counts();
         let (kind, tokenizer) = (self.frame.kind, self.talk.decoder.tokenizer());
         let wanted = self.completion.logprobs;
@@ -265,5 +336,12 @@ impl Maker {
         };
         let choices = std::mem::take(&mut self.parts).into_iter().map(choice).collect();
         self.frame.whole(choices, usage)
+    }
+}
+
+impl Drop for Maker {
+    fn drop(&mut self) {
+        let unfinished = self.parts.iter().filter(|part| part.finish.is_none());
+        unfinished.for_each(|part| self.talk.decoder.cancel(part.id));
     }
 }

@@ -2,67 +2,15 @@
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test")]
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+mod common;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use std::sync::atomic::Ordering;
+
+use common::{CHAT, Served, TEXT, chat, folder};
+use http_body_util::BodyExt;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
-use kedge_engine::{Cpu, Decoder, DecoderOptions};
-use kedge_serve::{Model, ServeOptions, serve};
-use kedge_world::{Net, RealNet};
 use serde_json::{Value, json};
-
-type Http = Client<hyper_util::client::legacy::connect::HttpConnector, Full<Bytes>>;
-
-struct Served {
-    client: Http,
-    base: String,
-    decoder: Arc<Decoder>,
-}
-
-impl Served {
-    async fn start() -> Self {
-        let folder = folder().join("model");
-        let options = DecoderOptions { tokens_kept: Some(8192), ..DecoderOptions::default() };
-        let decoder = Arc::new(Decoder::open(&folder, &Cpu::new(Some(2)).unwrap(), options).unwrap());
-        let listener = RealNet.listen("127.0.0.1:0").await.unwrap();
-        let base = format!("http://{}", listener.address().unwrap());
-        let model = Model::Decoder(decoder.clone());
-        tokio::spawn(serve(ServeOptions::new("demo".into(), 0), model, listener, std::future::pending()));
-        Self { client: Client::builder(TokioExecutor::new()).build_http(), base, decoder }
-    }
-
-    async fn ask(&self, path: &str, body: Value) -> http::Response<hyper::body::Incoming> {
-        let request = http::Request::builder().method("POST").uri(format!("{}{path}", self.base));
-        self.client.request(request.body(Full::from(body.to_string())).unwrap()).await.unwrap()
-    }
-
-    async fn answer(&self, path: &str, body: Value) -> (u16, Value) {
-        let response = self.ask(path, body).await;
-        let status = response.status().as_u16();
-        let bytes = response.into_body().collect().await.unwrap().to_bytes();
-        (status, serde_json::from_slice(&bytes).unwrap())
-    }
-
-    /// The pieces of a stream.
-    async fn pieces(&self, path: &str, body: Value) -> Vec<Value> {
-        let response = self.ask(path, body).await;
-        assert_eq!(response.headers()["content-type"], "text/event-stream");
-        let bytes = response.into_body().collect().await.unwrap().to_bytes();
-        let text = String::from_utf8(bytes.to_vec()).unwrap();
-        let mut events: Vec<&str> = text.split("\n\n").map(|event| event.trim_start_matches("data: ")).collect();
-        assert_eq!(events.split_off(events.len() - 2), ["[DONE]", ""]);
-        events.into_iter().map(|event| serde_json::from_str(event).unwrap()).collect()
-    }
-}
-
-fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../images/demo-decoder")
-}
 
 /// The talks of which an independent program wrote down the greedy answers.
 fn talks() -> Vec<(Value, String, usize)> {
@@ -72,15 +20,6 @@ fn talks() -> Vec<(Value, String, usize)> {
         (chat["messages"].clone(), text.to_owned(), prompt)
     };
     reference["chats"].as_array().unwrap().iter().map(talk).collect()
-}
-
-const CHAT: &str = "/v1/chat/completions";
-const TEXT: &str = "/v1/completions";
-
-fn chat(messages: &Value, more: Value) -> Value {
-    let mut body = json!({"model": "demo", "messages": messages, "temperature": 0, "max_tokens": 40});
-    more.as_object().unwrap().iter().for_each(|(field, value)| body[field] = value.clone());
-    body
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -177,22 +116,17 @@ async fn what_cannot_be_answered_is_refused_by_field() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_leaves_is_computed_for_no_longer() {
-    let served = Served::start().await;
+    let mut served = Served::start().await;
     let messages = json!([{"role": "user", "content": "hello"}]);
     let endless = chat(&messages, json!({"stream": true, "ignore_eos": true, "max_tokens": 900, "n": 8}));
     let mut response = served.ask(CHAT, endless).await;
     response.frame().await.unwrap().unwrap();
     drop(response);
     // The client keeps the connection for others; it goes with the client.
-    let Served { client, decoder, .. } = served;
-    drop(client);
-    let idle = async {
-        while decoder.figures().running.load(Ordering::Relaxed) > 0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), idle).await.unwrap();
-    assert_eq!(decoder.figures().open.load(Ordering::Relaxed), 0, "nobody is counted who has left");
+    served.client = Client::builder(TokioExecutor::new()).build_http();
+    served.idle().await;
+    let decoder = &served.decoder;
+    assert_eq!(decoder.figures().running.load(Ordering::Relaxed), 0);
     let made = decoder.figures().made_tokens.load(Ordering::Relaxed);
     assert!(made < 8 * 900, "{made}");
 }

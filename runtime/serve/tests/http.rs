@@ -108,7 +108,7 @@ async fn both_protocols_give_the_engine_s_vectors() {
     assert!(client.request(http::Request::get(format!("{base}/health")).body(Full::default()).unwrap()).await.is_err());
 }
 
-/// More than may wait are asked at once, then the stop comes: what was taken in is answered, the rest was told to come
+/// More than may wait are asked at once, then the stop comes: what was taken in is answered, the rest is told to come
 /// again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_is_said_and_what_was_taken_in_is_answered_after_the_stop() {
@@ -142,7 +142,7 @@ async fn a_full_queue_is_said_and_what_was_taken_in_is_answered_after_the_stop()
     stop.send(()).unwrap();
     let statuses: Vec<u16> = all.await.unwrap().into_iter().flatten().map(|(status, _)| status).collect();
     let count = |status: u16| statuses.iter().filter(|got| **got == status).count();
-    assert_eq!(count(200) + count(429), statuses.len(), "{statuses:?}");
+    assert_eq!(count(200) + count(429) + count(503), statuses.len(), "{statuses:?}");
     assert!(count(429) >= 1 && count(200) >= 256, "a full queue was taken in: {statuses:?}");
     serving.await.unwrap().unwrap();
 }

@@ -1,0 +1,137 @@
+//! Who may ask: keys of clients, a line each in a file.
+
+use std::path::{Path, PathBuf};
+
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+use parking_lot::RwLock;
+use sha2::{Digest, Sha256};
+
+use crate::ServeError;
+use crate::api::Refusal;
+use crate::files::{self, FromFiles};
+
+/// The keys that open a server. Only their hashes are kept.
+#[derive(Debug)]
+pub struct Keys {
+    file: PathBuf,
+    hashes: RwLock<Vec<[u8; 32]>>,
+}
+
+impl Keys {
+    /// Reads the keys: a line each; empty lines and those that begin with `#` are none.
+    pub fn open(file: &Path) -> Result<Self, ServeError> {
+        let wrong = |reason| ServeError::File { flag: "--api-key-file", path: file.to_owned(), reason };
+        let hashes = read(file).map_err(wrong)?;
+        Ok(Self { file: file.to_owned(), hashes: RwLock::new(hashes) })
+    }
+
+    /// Whether this is one of them. Takes the same time whatever the keys have in common with it.
+    fn has(&self, key: &str) -> bool {
+        let shown: [u8; 32] = Sha256::digest(key).into();
+        let differs = |hash: &[u8; 32]| hash.iter().zip(&shown).fold(0, |differs, (a, b)| differs | (a ^ b));
+        self.hashes.read().iter().fold(false, |found, hash| found | (std::hint::black_box(differs(hash)) == 0))
+    }
+
+    /// Lets a request pass that shows one of the keys.
+    pub(crate) fn check(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let shown = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let key = shown
+            .and_then(|text| text.split_once(' '))
+            .and_then(|(scheme, key)| scheme.eq_ignore_ascii_case("bearer").then_some(key.trim()));
+        match key {
+            Some(key) if self.has(key) => Ok(()),
+            Some(_) => Err(Refusal::plain(401, "the API key is not one of this server's")),
+            None => Err(Refusal::plain(401, "an API key is needed: Authorization: Bearer KEY")),
+        }
+    }
+}
+
+impl FromFiles for Keys {
+    fn files(&self) -> Vec<PathBuf> {
+        vec![self.file.clone()]
+    }
+
+    fn read_again(&self) -> Result<(), String> {
+        *self.hashes.write() = read(&self.file)?;
+        Ok(())
+    }
+}
+
+fn read(file: &Path) -> Result<Vec<[u8; 32]>, String> {
+    let text = String::from_utf8(files::read(file)?).map_err(|_| "is not UTF-8".to_owned())?;
+    let keys: Vec<_> = text.lines().map(str::trim).filter(|key| !key.is_empty() && !key.starts_with('#')).collect();
+    if keys.is_empty() {
+        return Err("holds no key; nobody could ask anything".to_owned());
+    }
+    if keys.iter().any(|key| !key.bytes().all(|byte| byte.is_ascii_graphic())) {
+        return Err("has a key with a space or another character that no header can carry".to_owned());
+    }
+    Ok(keys.iter().map(|key| Sha256::digest(key).into()).collect())
+}
+
+/// Whether a path wants a key: everything that tells of the model or asks it. What probes and Prometheus ask does not,
+/// since they carry none. (vLLM's `--api-key` guards the same prefixes.)
+pub(crate) fn is_guarded(path: &[&str]) -> bool {
+    match path {
+        ["v2", "health", ..] => false,
+        [first, ..] => ["v1", "v2", "tokenize", "detokenize"].contains(first),
+        [] => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(value: &str) -> HeaderMap {
+        HeaderMap::from_iter([(AUTHORIZATION, value.parse().unwrap())])
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods, reason = "a test")]
+    fn keys_are_those_of_the_file_as_it_is_now() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("keys");
+        std::fs::write(&file, "# of the till\none\n\n  two  \n").unwrap();
+        let keys = Keys::open(&file).unwrap();
+        let check = |value: &str| keys.check(&headers(value)).map_err(|refusal| refusal.status);
+        for (value, expected) in [
+            ("Bearer one", Ok(())),
+            ("bearer two", Ok(())),
+            ("Bearer three", Err(401)),
+            ("Bearer on", Err(401)),
+            ("Bearer ", Err(401)),
+            ("Basic one", Err(401)),
+            ("one", Err(401)),
+            ("Bearer # of the till", Err(401)),
+        ] {
+            assert_eq!(check(value), expected, "{value}");
+        }
+        assert_eq!(keys.check(&HeaderMap::new()).unwrap_err().status, 401);
+        std::fs::write(&file, "three\n").unwrap();
+        keys.read_again().unwrap();
+        assert_eq!((check("Bearer one"), check("Bearer three")), (Err(401), Ok(())));
+        std::fs::write(&file, "\n").unwrap();
+        assert!(keys.read_again().unwrap_err().contains("no key"));
+        assert_eq!(check("Bearer three"), Ok(()), "what was read before stays");
+        let error = Keys::open(&file).unwrap_err().to_string();
+        assert!(error.contains("--api-key-file") && error.contains(file.to_str().unwrap()), "{error}");
+    }
+
+    #[test]
+    fn probes_and_metrics_need_no_key() {
+        for (path, guarded) in [
+            (&["v1", "models"][..], true),
+            (&["v2"], true),
+            (&["v2", "models", "m", "ready"], true),
+            (&["tokenize"], true),
+            (&["v2", "health", "ready"], false),
+            (&["health"], false),
+            (&["metrics"], false),
+            (&[""], false),
+        ] {
+            assert_eq!(is_guarded(path), guarded, "{path:?}");
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! How far a server's life is, and what is on the way.
+//!
+//! ```text
+//! serving ──stop──▶ draining ──nothing on the way, or the drain time is over──▶ ending
+//! ```
+//!
+//! While it drains, a server answers what it had taken in and refuses the rest; when it ends, what is still on the way is
+//! told so.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::api::Refusal;
+
+/// Where a server is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// Requests are taken in.
+    Serving,
+    /// Those that were taken in are answered, no more are.
+    Draining,
+    /// Whatever is left is ended.
+    Ending,
+}
+
+/// Requests that are on the way, of a connection or of a server. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Flights(Arc<watch::Sender<State>>);
+
+#[derive(Clone, Copy, Debug)]
+struct State {
+    /// Requests that are not answered to their last byte.
+    requests: usize,
+    /// Whether there was one at all.
+    began: bool,
+    /// The last change of the above.
+    since: Instant,
+}
+
+/// A request on the way, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Flight(Flights);
+
+impl Flights {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(watch::Sender::new(State { requests: 0, began: false, since: Instant::now() })))
+    }
+
+    pub(crate) fn begin(&self) -> Flight {
+        self.change(|state| {
+            state.requests += 1;
+            state.began = true;
+        });
+        Flight(self.clone())
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        self.0.send_modify(|state| {
+            change(state);
+            state.since = Instant::now();
+        });
+    }
+
+    /// Resolves when nothing is on the way.
+    pub(crate) async fn none(&self) {
+        let mut news = self.0.subscribe();
+        // The sender lives as long as `self`.
+        let _ = news.wait_for(|state| state.requests == 0).await;
+    }
+
+    /// Resolves when there was no request for a while: `first` for the very first one, `next` between them.
+    pub(crate) async fn quiet(&self, first: Duration, next: Duration) {
+        let mut news = self.0.subscribe();
+        loop {
+            let state = *news.borrow_and_update();
+            let over = state.since + if state.began { next } else { first };
+            let waits = async {
+                if state.requests > 0 { std::future::pending().await } else { tokio::time::sleep_until(over).await }
+            };
+            tokio::select! {
+                () = waits => return,
+                _ = news.changed() => {}
+            }
+        }
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.0.change(|state| state.requests -= 1);
+    }
+}
+
+/// A server's life.
+#[derive(Debug)]
+pub(crate) struct Life {
+    phase: watch::Sender<Phase>,
+    pub(crate) flights: Flights,
+}
+
+impl Life {
+    pub(crate) fn new() -> Self {
+        Self { phase: watch::Sender::new(Phase::Serving), flights: Flights::new() }
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.phase.send_replace(phase);
+    }
+
+    /// Resolves when the server ends.
+    pub(crate) fn ending(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut phase = self.phase.subscribe();
+        async move {
+            // A server that is gone has ended, too.
+            let _ = phase.wait_for(|phase| *phase == Phase::Ending).await;
+        }
+    }
+
+    /// How long a request may take that has to be answered by `deadline`.
+    pub(crate) fn until(&self, deadline: Option<Instant>) -> Until {
+        Until { deadline, phase: self.phase.subscribe() }
+    }
+}
+
+/// What ends a request that has no end of its own: its deadline, or the server's end.
+#[derive(Clone, Debug)]
+pub(crate) struct Until {
+    pub(crate) deadline: Option<Instant>,
+    phase: watch::Receiver<Phase>,
+}
+
+impl Until {
+    /// Resolves when the request has to end, with what it is told.
+    pub(crate) async fn over(&mut self) -> Refusal {
+        let late = async {
+            match self.deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = late => Refusal::plain(504, "the answer took longer than the request allows"),
+            _ = self.phase.wait_for(|phase| *phase == Phase::Ending) => Refusal::plain(503, "the server is ending"),
+        }
+    }
+
+    /// What the work gives, or why it was broken off.
+    pub(crate) async fn bound<T>(&mut self, work: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+        tokio::select! {
+            biased;
+            done = work => done,
+            why = self.over() => Err(why),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn quiet_counts_from_the_end_of_the_last_request() {
+        let seconds = Duration::from_secs;
+        let flights = Flights::new();
+        let begin = Instant::now();
+        flights.quiet(seconds(10), seconds(60)).await;
+        assert_eq!(begin.elapsed(), seconds(10), "the first request did not come");
+        let flight = flights.begin();
+        let (waiting, none) = (flights.clone(), flights.clone());
+        let quiet = tokio::spawn(async move { waiting.quiet(seconds(10), seconds(60)).await });
+        let none = tokio::spawn(async move { none.none().await });
+        tokio::time::sleep(seconds(1000)).await;
+        assert!(!quiet.is_finished() && !none.is_finished());
+        drop(flight);
+        none.await.unwrap();
+        let end = Instant::now();
+        quiet.await.unwrap();
+        assert_eq!(end.elapsed(), seconds(60));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_ends_at_its_deadline_or_with_the_server() {
+        let life = Life::new();
+        let pending = || std::future::pending::<Result<(), Refusal>>();
+        let mut until = life.until(Some(Instant::now() + Duration::from_secs(3)));
+        assert_eq!(until.bound(pending()).await.unwrap_err().status, 504);
+        assert_eq!(until.bound(async { Ok(7) }).await, Ok(7), "who is done is not late");
+        let mut until = life.until(None);
+        life.enter(Phase::Draining);
+        let waited = tokio::time::timeout(Duration::from_secs(9), until.over()).await;
+        assert!(waited.is_err(), "what is on the way goes on while the server drains");
+        life.enter(Phase::Ending);
+        assert_eq!(until.bound(pending()).await.unwrap_err().status, 503);
+    }
+}

@@ -1,0 +1,248 @@
+//! The server around a model: who may ask, over what, for how long, and how it ends.
+
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test")]
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use common::{CHAT, Served, TEXT, chat, endless};
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use kedge_serve::{Keys, Tls, TlsFiles};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_keys_only_who_shows_one_may_ask() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys");
+    std::fs::write(&file, "sesame\n").unwrap();
+    let served = Served::start_with(|options| options.keys = Some(Arc::new(Keys::open(&file).unwrap()))).await;
+    let ask = async |path: &str, key: Option<&str>, body: Option<Value>| {
+        let method = if body.is_some() { "POST" } else { "GET" };
+        let mut request = Request::builder().method(method).uri(format!("{}{path}", served.base));
+        if let Some(key) = key {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
+        let body = body.map(|body| body.to_string()).unwrap_or_default();
+        served.client.request(request.body(Full::from(body)).unwrap()).await.unwrap()
+    };
+    let hello = chat(&json!([{"role": "user", "content": "hello"}]), json!({}));
+    for (path, body) in [
+        ("/v1/models", None),
+        (CHAT, Some(hello.clone())),
+        ("/v2/models/demo", None),
+        ("/v2", None),
+        ("/tokenize", Some(json!({"prompt": "a"}))),
+        ("/detokenize", Some(json!({"tokens": [1]}))),
+    ] {
+        for key in [None, Some("open"), Some("")] {
+            let response = ask(path, key, body.clone()).await;
+            assert_eq!(
+                (response.status(), &response.headers()["www-authenticate"]),
+                (401.try_into().unwrap(), &"Bearer".parse().unwrap()),
+                "{path}"
+            );
+            let bytes = response.into_body().collect().await.unwrap().to_bytes();
+            let said: Value = serde_json::from_slice(&bytes).unwrap();
+            if path.starts_with("/v2") {
+                assert!(said["error"].as_str().unwrap().contains("API key"), "{said}");
+            } else {
+                assert_eq!(said["error"]["code"], "invalid_api_key", "{said}");
+            }
+        }
+        let status = ask(path, Some("sesame"), body).await.status().as_u16();
+        assert!(status == 200 || path == "/v2/models/demo", "{path}: {status}");
+    }
+    for path in ["/health", "/metrics", "/v2/health/live", "/v2/health/ready"] {
+        assert_eq!(ask(path, None, None).await.status(), 200, "{path}");
+    }
+    assert_eq!(ask("/v1/nothing", None, None).await.status(), 401, "nobody learns what is here");
+}
+
+/// An authority, and what it signed.
+struct Signed {
+    authority: String,
+    certificate: String,
+    key: String,
+}
+
+fn signed(name: &str) -> Signed {
+    let (authority_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let mut authority = CertificateParams::new(Vec::new()).unwrap();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let certificate = authority.self_signed(&authority_key).unwrap();
+    let issuer = Issuer::new(authority, authority_key);
+    let leaf = CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
+    Signed { authority: certificate.pem(), certificate: leaf.pem(), key: key.serialize_pem() }
+}
+
+fn write(folder: &Path, name: &str, text: &str) -> std::path::PathBuf {
+    let path = folder.join(name);
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+/// Asks for the models over TLS and the protocol that was agreed on; none when the server will not talk.
+async fn models_over_tls(address: &str, trust: &Signed, own: Option<&Signed>, protocol: &[u8]) -> Option<u16> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(trust.authority.as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = config.with_root_certificates(roots);
+    let mut config = match own {
+        None => config.with_no_client_auth(),
+        Some(own) => {
+            let chain = vec![CertificateDer::from_pem_slice(own.certificate.as_bytes()).unwrap()];
+            config.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(own.key.as_bytes()).unwrap()).unwrap()
+        }
+    };
+    config.alpn_protocols = vec![protocol.to_vec()];
+    let stream = TcpStream::connect(address).await.unwrap();
+    let name = ServerName::try_from("models.example").unwrap();
+    let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.ok()?;
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(protocol));
+    let request = Request::get("https://models.example/v1/models").header("host", "models.example");
+    let request = request.body(Full::<Bytes>::default()).unwrap();
+    let io = TokioIo::new(stream);
+    let status = if protocol == b"h2" {
+        let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.ok()?;
+        tokio::spawn(connection);
+        sender.send_request(request).await.ok()?.status()
+    } else {
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.ok()?;
+        tokio::spawn(connection);
+        sender.send_request(request).await.ok()?.status()
+    };
+    Some(status.as_u16())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_in_both_versions_of_http_and_clients_with_certificates() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, client, stranger) = (signed("models.example"), signed("till"), signed("till"));
+    let files = TlsFiles {
+        certificate: write(folder.path(), "cert.pem", &server.certificate),
+        key: write(folder.path(), "key.pem", &server.key),
+        client_ca: None,
+    };
+    let tls = Arc::new(Tls::open(files.clone()).unwrap());
+    let served = Served::start_with(|options| options.tls = Some(tls)).await;
+    for protocol in [&b"h2"[..], b"http/1.1"] {
+        assert_eq!(models_over_tls(served.address(), &server, None, protocol).await, Some(200));
+    }
+    assert_eq!(models_over_tls(served.address(), &client, None, b"h2").await, None, "of another authority");
+
+    let client_ca = Some(write(folder.path(), "clients.pem", &client.authority));
+    let tls = Arc::new(Tls::open(TlsFiles { client_ca, ..files.clone() }).unwrap());
+    let served = Served::start_with(|options| options.tls = Some(tls)).await;
+    assert_eq!(models_over_tls(served.address(), &server, Some(&client), b"h2").await, Some(200));
+    assert_eq!(models_over_tls(served.address(), &server, Some(&client), b"http/1.1").await, Some(200));
+    assert_eq!(models_over_tls(served.address(), &server, None, b"http/1.1").await, None);
+    assert_eq!(models_over_tls(served.address(), &server, Some(&stranger), b"http/1.1").await, None);
+
+    let other = write(folder.path(), "other.pem", &client.key);
+    for (files, says) in [
+        (TlsFiles { key: other, ..files.clone() }, "--tls-key"),
+        (TlsFiles { certificate: files.key.clone(), ..files.clone() }, "--tls-cert"),
+        (TlsFiles { client_ca: Some(folder.path().join("none.pem")), ..files.clone() }, "none.pem (--client-ca)"),
+    ] {
+        let error = Tls::open(files).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_the_stop_streams_end_by_themselves_or_are_told_and_nothing_is_taken_in() {
+    // What has the time for it ends as ever.
+    let mut served = Served::start().await;
+    let stop = served.stop.take();
+    let pieces = served
+        .pieces(TEXT, json!({"model": "demo", "prompt": "On", "max_tokens": 300, "ignore_eos": true, "stream": true}));
+    let (pieces, ()) = tokio::join!(pieces, async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        drop(stop);
+    });
+    assert_eq!(pieces.last().unwrap()["choices"][0]["finish_reason"], "length");
+    tokio::time::timeout(Duration::from_secs(20), served.serving).await.unwrap().unwrap().unwrap();
+
+    let mut served = Served::start_with(|options| options.drain_timeout = Duration::from_millis(1500)).await;
+    let mut response = served.ask(CHAT, endless(json!({"stream": true}))).await;
+    response.frame().await.unwrap().unwrap();
+    assert_eq!(served.get("/v2/health/ready").await.0, 200);
+    drop(served.stop.take());
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    for (path, status) in [
+        ("/health", 503),
+        ("/v2/health/ready", 503),
+        ("/v2/models/demo/ready", 503),
+        ("/v2/health/live", 200),
+        ("/metrics", 200),
+    ] {
+        assert_eq!(served.get(path).await.0, status, "{path}");
+    }
+    let refused = served.ask(TEXT, json!({"model": "demo", "prompt": "On"})).await;
+    assert_eq!((refused.status().as_u16(), &refused.headers()["retry-after"]), (503, &"1".parse().unwrap()));
+    let rest = String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap();
+    let last = rest.trim_end().rsplit("data: ").next().unwrap();
+    let last: Value = serde_json::from_str(last).unwrap();
+    assert_eq!(last["error"]["message"], "the server is ending", "{last}");
+    served.idle().await;
+    tokio::time::timeout(Duration::from_secs(10), served.serving).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_read_is_cut_and_computed_for_no_longer() {
+    let served = Served::start_with(|options| options.write_timeout = Duration::from_millis(500)).await;
+    let body = endless(json!({"stream": true, "logprobs": true, "top_logprobs": 20})).to_string();
+    let mut slow = TcpStream::connect(served.address()).await.unwrap();
+    let head = format!("POST {CHAT} HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n", body.len());
+    slow.write_all((head + &body).as_bytes()).await.unwrap();
+    while served.decoder.figures().made_tokens.load(Ordering::Relaxed) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let begin = Instant::now();
+    let (_, answer) = served.answer(TEXT, json!({"model": "demo", "prompt": "On", "max_tokens": 4})).await;
+    assert_eq!(answer["usage"]["completion_tokens"], 4, "others are answered meanwhile");
+    served.idle().await;
+    let made = served.decoder.figures().made_tokens.load(Ordering::Relaxed);
+    println!("{made} tokens were made for nobody, within {:?}", begin.elapsed());
+    // Whatever the kernel holds for it may still be read; then the connection ends before the answer does.
+    let mut rest = Vec::new();
+    let _ = slow.read_to_end(&mut rest).await;
+    assert!(!rest.windows(6).any(|window| window == b"[DONE]"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_beyond_the_bound_are_told_and_silent_ones_end() {
+    let served = Served::start_with(|options| {
+        options.connections_max = 4;
+        options.read_timeout = Duration::from_millis(300);
+    })
+    .await;
+    let mut silent = Vec::new();
+    for _ in 0..4 {
+        silent.push(TcpStream::connect(served.address()).await.unwrap());
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let mut beyond = TcpStream::connect(served.address()).await.unwrap();
+    let mut told = String::new();
+    beyond.read_to_string(&mut told).await.unwrap();
+    assert!(told.starts_with("HTTP/1.1 503 ") && told.contains("retry-after: 1\r\n"), "{told}");
+    for mut silent in silent {
+        let read = tokio::time::timeout(Duration::from_secs(10), silent.read(&mut [0; 9])).await;
+        assert_eq!(read.unwrap().unwrap_or(0), 0, "it said nothing for too long");
+    }
+    let (_, metrics) = served.get("/metrics").await;
+    assert!(metrics.contains("kedge_infer_connections_refused_total 1"), "{metrics}");
+}
