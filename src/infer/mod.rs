@@ -63,6 +63,9 @@ struct ServeFlags {
     /// Let in only clients with a certificate of these authorities (PEM)
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     client_ca: Option<PathBuf>,
+    /// Longest time for an answer; clients may say less (X-Request-Timeout, in seconds) (default: no bound)
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    request_timeout: Option<u64>,
     /// Longest time for answers under way to end after SIGTERM; those left are told that the server ends
     #[arg(long, value_name = "SECONDS", default_value_t = 25)]
     drain_timeout: u64,
@@ -113,6 +116,7 @@ async fn serve(flags: ServeFlags) -> Result<()> {
         threads: flags.threads,
         api_key_file: flags.api_key_file,
         tls: tls.map(|(certificate, key)| TlsFiles { certificate, key, client_ca }),
+        request_timeout: flags.request_timeout.map(Duration::from_secs),
         drain_timeout: Duration::from_secs(flags.drain_timeout),
     };
     Ok(kedge_serve::run(options).await?)

@@ -128,7 +128,9 @@ pub(crate) fn embeddings(body: &[u8], model: &str, dimensions: usize) -> Result<
         }
     }
     // A name for the caller's own bookkeeping; it changes nothing in the answer.
-    body.remove("user");
+    if let Some(user) = body.remove("user").filter(|user| !user.is_string() && !user.is_null()) {
+        return Err(Refusal::field("user", format!("must be a string, is {user}")));
+    }
     let items = inputs(body.remove("input").ok_or_else(|| Refusal::field("input", "is missing"))?)?;
     match body.keys().next() {
         Some(field) => Err(Refusal::field(field, "is not a field of this request")),
@@ -298,6 +300,7 @@ mod tests {
         check(r#"{"model":"m","input":[1,-2]}"#, "input[1]: must be a token id, is -2");
         check(r#"{"model":"m","input":"a","dimensions":2}"#, "dimensions: 2 is not supported");
         check(r#"{"model":"m","input":"a","encoding_format":"hex"}"#, "encoding_format: ");
+        check(r#"{"model":"m","input":"a","user":7}"#, "user: must be a string");
         check(r#"{"model":"m","input":"a","truncate":1}"#, "truncate: is not a field");
         check("[]", "the body is not a JSON object");
     }

@@ -107,10 +107,7 @@ pub(crate) fn parse(kind: Kind, body: &[u8], model: &str, decoder: &Decoder, see
     let most = most.or(body.count("max_tokens", 1, u64::from(u32::MAX))?).map(|most| most as usize);
     let tokens_max = most.unwrap_or(if kind == Kind::Chat { room } else { TOKENS_DEFAULT }).min(room);
     let stream = body.flag("stream")?;
-    let include_usage = match body.take("stream_options") {
-        None => false,
-        Some(options) => options["include_usage"].as_bool().unwrap_or(false),
-    };
+    let include_usage = include_usage(&mut body, stream)?;
     let stops = stops(&mut body)?;
     let mut stop = decoder.stop().to_vec();
     if body.flag("ignore_eos")? {
@@ -159,7 +156,11 @@ pub(crate) fn parse(kind: Kind, body: &[u8], model: &str, decoder: &Decoder, see
     };
     let answers = body.count("n", 1, ANSWERS_MAX)?.unwrap_or(1);
     let priority = body.number("priority", -1e6, 1e6)?.unwrap_or(0.0) as i32;
-    let client = body.take("user").and_then(|user| user.as_str().map(str::to_owned)).unwrap_or_default();
+    let client = match body.take("user") {
+        None => String::new(),
+        Some(Value::String(user)) => user,
+        Some(other) => return Err(Refusal::field("user", format!("must be a string, is {other}"))),
+    };
     body.refuse("best_of", |value| *value == 1)?;
     body.refuse("echo", |value| *value == false)?;
     body.refuse("suffix", |value| *value == "")?;
@@ -191,8 +192,23 @@ pub(crate) fn parse(kind: Kind, body: &[u8], model: &str, decoder: &Decoder, see
         stream,
         include_usage,
         logprobs: told.is_some(),
-        ignored: body.0.into_iter().map(|(field, _)| field).collect(),
+        ignored: body.0.into_iter().filter(|(_, value)| !value.is_null()).map(|(field, _)| field).collect(),
     })
+}
+
+/// Whether a stream ends with the counts of tokens.
+fn include_usage(body: &mut Body, stream: bool) -> Result<bool, Refusal> {
+    let mut options = match body.take("stream_options") {
+        None => return Ok(false),
+        Some(Value::Object(options)) if stream => Body(options),
+        Some(Value::Object(_)) => return Err(Refusal::field("stream_options", "wants stream to be true")),
+        Some(other) => return Err(Refusal::field("stream_options", format!("must be an object, is {other}"))),
+    };
+    let within = |refusal: Refusal| Refusal::field("stream_options.include_usage", refusal.reason);
+    let include = options.flag("include_usage").map_err(within)?;
+    // What else there is is left out of account like any other field that is not known.
+    body.0.extend(options.0.into_iter().map(|(field, value)| (format!("stream_options.{field}"), value)));
+    Ok(include)
 }
 
 /// The tokens of a talk.

@@ -51,6 +51,8 @@ pub struct InferOptions {
     pub api_key_file: Option<PathBuf>,
     /// Certificates; plain HTTP when absent. Read again when the files change.
     pub tls: Option<TlsFiles>,
+    /// Longest time for an answer, whatever its client says; as long as the client waits when absent.
+    pub request_timeout: Option<Duration>,
     /// Longest time for what was taken in to be answered after the stop signal.
     pub drain_timeout: Duration,
 }
@@ -111,15 +113,11 @@ pub async fn run(options: InferOptions) -> Result<(), ServeError> {
     if !followed.is_empty() {
         tokio::spawn(files::follow(followed, signal(SignalKind::hangup())?));
     }
-    let defaults = ServeOptions::new(options.name, created(&options.model));
+    let defaults = ServeOptions::new(options.name.clone(), created(&options.model));
     let connections_max = defaults.connections_max.min(connections_possible());
-    serve(
-        ServeOptions { keys, tls, connections_max, drain_timeout: options.drain_timeout, ..defaults },
-        model,
-        listener,
-        stop,
-    )
-    .await
+    let InferOptions { request_timeout, drain_timeout, .. } = options;
+    let options = ServeOptions { keys, tls, connections_max, request_timeout, drain_timeout, ..defaults };
+    serve(options, model, listener, stop).await
 }
 
 /// Connections for which there are file descriptors.

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderMap;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -161,9 +162,55 @@ impl Until {
     }
 }
 
+/// The header in which clients say how many seconds they wait for an answer.
+const TIMEOUT: &str = "x-request-timeout";
+
+/// When a request has to be answered that began at `begin`: what its client says, and never later than the server allows.
+pub(crate) fn deadline(
+    headers: &HeaderMap,
+    begin: Instant,
+    longest: Option<Duration>,
+) -> Result<Option<Instant>, Refusal> {
+    let asked = match headers.get(TIMEOUT) {
+        None => None,
+        Some(value) => {
+            let seconds = value.to_str().ok().and_then(|text| text.trim().parse::<f64>().ok());
+            let time = seconds.filter(|seconds| *seconds > 0.0).map(Duration::try_from_secs_f64);
+            let wrong = || Refusal::field("X-Request-Timeout", format!("must be seconds above zero, is {value:?}"));
+            // One beyond the end of time is none.
+            Some(time.ok_or_else(wrong)?.unwrap_or(Duration::MAX))
+        }
+    };
+    let shorter = [asked, longest].into_iter().flatten().min();
+    Ok(shorter.and_then(|time| begin.checked_add(time)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_shorter_of_what_client_and_server_say_counts() {
+        let begin = Instant::now();
+        let check = |asked: &str, longest: Option<u64>| {
+            let headers = HeaderMap::from_iter([(http::HeaderName::from_static(TIMEOUT), asked.parse().unwrap())]);
+            let deadline = deadline(&headers, begin, longest.map(Duration::from_secs));
+            deadline.map(|deadline| deadline.map(|deadline| (deadline - begin).as_millis())).map_err(|why| why.field)
+        };
+        for (asked, longest, expected) in [
+            ("2.5", None, Ok(Some(2500))),
+            (" 7 ", Some(3), Ok(Some(3000))),
+            ("1", Some(3), Ok(Some(1000))),
+            ("1e300", None, Ok(None)),
+            ("1e300", Some(3), Ok(Some(3000))),
+        ] {
+            assert_eq!(check(asked, longest), expected, "{asked}");
+        }
+        for wrong in ["0", "-1", "soon", "NaN", ""] {
+            assert_eq!(check(wrong, Some(3)), Err(Some("X-Request-Timeout".into())), "{wrong}");
+        }
+        assert_eq!(deadline(&HeaderMap::new(), begin, None), Ok(None));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn quiet_counts_from_the_end_of_the_last_request() {

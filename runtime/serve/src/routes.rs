@@ -22,7 +22,7 @@ use crate::api::{self, Item, Refusal};
 use crate::auth;
 use crate::batch::{Queue, QueueError};
 use crate::completions::Kind;
-use crate::life::{Flight, Life, Phase};
+use crate::life::{self, Flight, Life, Phase};
 use crate::metrics::{Labels, Metrics, Status};
 use crate::server::{Model, ServeOptions};
 use crate::talk::{Piece, Talk};
@@ -70,6 +70,9 @@ pub(crate) struct Server {
     pub(crate) life: Life,
 }
 
+/// Most fields that an answer warns of by name.
+const WARNINGS_MAX: usize = 16;
+
 /// An error in a body ends its connection: that is how a peer sees that an answer is not whole.
 pub(crate) type Body = BoxBody<Bytes, io::Error>;
 
@@ -90,7 +93,8 @@ impl Server {
 
     async fn route(&self, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
         let begin = Instant::now();
-        let mut until = self.life.until(None);
+        let deadline = life::deadline(request.headers(), begin, self.options.request_timeout)?;
+        let mut until = self.life.until(deadline);
         let (name, path) = (&self.options.name, request.uri().path().trim_end_matches('/').to_owned());
         let unknown = || Refusal::plain(404, format!("{path:?} is not served here"));
         let parts: Vec<String> =
@@ -316,10 +320,14 @@ fn events(mut pieces: mpsc::Receiver<Piece>) -> Response<Body> {
     response
 }
 
-/// Adds a warning for each field that was left out of account.
+/// Adds a warning for each field that was left out of account; a header has no room for more than a few.
 fn warn(response: &mut Response<Body>, ignored: &[String]) {
-    let named = |field: &String| HeaderValue::from_str(&format!("299 kedge \"{field} is ignored\"")).ok();
-    for warning in ignored.iter().filter_map(named) {
+    let is_word =
+        |field: &&String| field.len() <= 64 && field.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
+    let named = ignored.iter().filter(is_word).map(String::as_str).take(WARNINGS_MAX);
+    let more = (named.clone().count() < ignored.len()).then_some("another field");
+    let text = |field: &str| HeaderValue::from_str(&format!("299 kedge \"{field} is ignored\"")).ok();
+    for warning in named.chain(more).filter_map(text) {
         response.headers_mut().append(header::WARNING, warning);
     }
 }

@@ -65,13 +65,15 @@ pub struct ServeOptions {
     pub idle_timeout: Duration,
     /// Longest time that a peer may take nothing of what it is sent.
     pub write_timeout: Duration,
+    /// Longest time for an answer, whatever its client says; none to wait as long as it does.
+    pub request_timeout: Option<Duration>,
     /// Longest time for what was taken in to be answered after the stop signal.
     pub drain_timeout: Duration,
 }
 
 impl ServeOptions {
     /// The defaults: everybody may ask, over plain HTTP; 2 MiB, 4096 connections; 10 seconds to read, 60 between
-    /// requests, 60 to write, 25 to drain.
+    /// requests, 60 to write, 25 to drain; as long as the client waits to answer.
     pub fn new(name: String, created: u64) -> Self {
         let seconds = Duration::from_secs;
         Self {
@@ -84,6 +86,7 @@ impl ServeOptions {
             read_timeout: seconds(10),
             idle_timeout: seconds(60),
             write_timeout: seconds(60),
+            request_timeout: None,
             drain_timeout: seconds(25),
         }
     }

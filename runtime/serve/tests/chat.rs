@@ -81,9 +81,19 @@ async fn settings_do_what_they_say() {
     let (_, back) = served.answer("/detokenize", json!({"tokens": tokens["tokens"]})).await;
     assert_eq!(back["prompt"], prompt);
 
-    let response = served.ask(CHAT, chat(&messages, json!({"cache_prompt": true}))).await;
+    let sent = json!({"cache_prompt": true, "store": false, "metadata": {"a": "b"}, "parallel_tool_calls": true,
+        "service_tier": "auto", "user": "till-3", "nothing": null});
+    let response = served.ask(CHAT, chat(&messages, sent)).await;
     assert_eq!(response.status(), 200);
-    assert_eq!(response.headers()["warning"], "299 kedge \"cache_prompt is ignored\"");
+    let warnings: Vec<&str> =
+        response.headers().get_all("warning").iter().map(|warning| warning.to_str().unwrap()).collect();
+    let expected = ["cache_prompt", "metadata", "parallel_tool_calls", "service_tier", "store"];
+    assert_eq!(warnings, expected.map(|field| format!("299 kedge \"{field} is ignored\"")));
+    let many: serde_json::Map<String, Value> = (0..500).map(|field| (format!("f{field}"), json!(1))).collect();
+    let response = served.ask(CHAT, chat(&messages, Value::Object(many))).await;
+    assert_eq!((response.status().as_u16(), response.headers().get_all("warning").iter().count()), (200, 17));
+    let (_, answer) = served.answer(CHAT, chat(&messages, json!({"ignore_eos": true, "max_tokens": 100}))).await;
+    assert_eq!(answer["usage"]["completion_tokens"], 100);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -102,6 +112,10 @@ async fn what_cannot_be_answered_is_refused_by_field() {
         (json!({"logit_bias": {"x": 1}}), 400, "logit_bias"),
         (json!({"tools": [{}]}), 400, "tools"),
         (json!({"response_format": {"type": "json_object"}}), 400, "response_format"),
+        (json!({"user": 7}), 400, "user"),
+        (json!({"stream": true, "stream_options": []}), 400, "stream_options"),
+        (json!({"stream": true, "stream_options": {"include_usage": 1}}), 400, "stream_options.include_usage"),
+        (json!({"stream_options": {}}), 400, "stream_options"),
         (json!({"messages": []}), 400, "messages"),
         (json!({"messages": [{"role": "user"}]}), 400, "messages[0].content"),
         (json!({"messages": [{"role": "wizard", "content": "x"}]}), 400, "messages"),

@@ -246,3 +246,29 @@ async fn connections_beyond_the_bound_are_told_and_silent_ones_end() {
     let (_, metrics) = served.get("/metrics").await;
     assert!(metrics.contains("kedge_infer_connections_refused_total 1"), "{metrics}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_takes_too_long_is_broken_off() {
+    let served = Served::start().await;
+    let ask = async |timeout: &str, body: Value| {
+        let request = Request::post(format!("{}{CHAT}", served.base)).header("X-Request-Timeout", timeout);
+        let response = served.client.request(request.body(Full::from(body.to_string())).unwrap()).await.unwrap();
+        let status = response.status().as_u16();
+        (status, String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap())
+    };
+    let (status, said) = ask("0.2", endless(json!({}))).await;
+    assert!(status == 504 && said.contains("longer than the request allows"), "{status} {said}");
+    served.idle().await;
+    let (status, said) = ask("0.2", endless(json!({"stream": true}))).await;
+    let last: Value = serde_json::from_str(said.trim_end().rsplit("data: ").next().unwrap()).unwrap();
+    assert_eq!((status, last["error"]["type"].as_str()), (200, Some("server_error")), "{last}");
+    served.idle().await;
+    let made = served.decoder.figures().made_tokens.load(Ordering::Relaxed);
+    assert!(made < 2 * 16 * 900, "{made}");
+    let (status, said) = ask("soon", endless(json!({}))).await;
+    assert!(status == 400 && said.contains("X-Request-Timeout"), "{said}");
+
+    let served = Served::start_with(|options| options.request_timeout = Some(Duration::from_millis(200))).await;
+    assert_eq!(served.ask(CHAT, endless(json!({}))).await.status(), 504);
+    served.idle().await;
+}
