@@ -64,6 +64,14 @@ pub enum EngineError {
         /// What went wrong.
         reason: String,
     },
+    /// There is not that much memory.
+    #[error("taking {bytes} bytes of memory for weights: {source}")]
+    Memory {
+        /// How much was asked for.
+        bytes: u64,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The threads of the CPU backend could not be started.
     #[error("starting worker thread {index}: {source}")]
     Threads {
