@@ -1,4 +1,5 @@
-//! Tokens a second of a decoder's steps: `cargo run --release -p kedge-engine --example steps -- MODEL [THREADS]`.
+//! Tokens a second of a decoder's steps: `cargo run --release -p kedge-engine --example steps -- MODEL [THREADS [FOLDER]]`.
+//! FOLDER is where packed weights are kept.
 //!
 //! A prompt of 512 tokens in steps of 256, then 64 tokens one by one, then steps of 32 sequences; the best of five each.
 
@@ -28,7 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let model = arguments.next().ok_or("the model is missing")?;
     let threads = arguments.next().map(|threads| threads.parse()).transpose()?;
-    let cpu = Cpu::new(threads)?;
+    let cpu = Cpu::new(threads)?.keep_packed(arguments.next().map(Into::into));
     let (_, graph) = Decoder::read(Path::new(&model))?;
     let graph = Arc::new(graph);
     let begin = Instant::now();

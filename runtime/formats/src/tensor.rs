@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,6 +18,8 @@ use crate::{Dtype, FormatError, quant, safetensors};
 #[derive(Debug)]
 pub(crate) struct Mapped {
     pub(crate) bytes: Mmap,
+    /// What tells the file from every other: device, inode, length, and when it was changed in seconds and nanoseconds.
+    identity: [u64; 7],
 }
 
 impl Mapped {
@@ -27,7 +30,10 @@ impl Mapped {
         // changed file read in any other way; a file that is cut short under us ends the process with SIGBUS, which
         // is why models are installed by rename and never edited in place.
         let bytes = unsafe { Mmap::map(&file) }.map_err(read)?;
-        Ok(Arc::new(Self { bytes }))
+        let about = file.metadata().map_err(read)?;
+        let times = [about.mtime(), about.mtime_nsec(), about.ctime(), about.ctime_nsec()].map(|time| time as u64);
+        let identity = [about.dev(), about.ino(), about.len(), times[0], times[1], times[2], times[3]];
+        Ok(Arc::new(Self { bytes, identity }))
     }
 }
 
@@ -70,6 +76,18 @@ impl Tensor {
         match &self.bytes {
             Bytes::Mapped(file, range) => &file.bytes[range.clone()],
             Bytes::Owned(bytes) => bytes,
+        }
+    }
+
+    /// Tells what may stand for its bytes, piece by piece: of a mapped file which file it is, as it was last changed, and
+    /// where in it; of memory the bytes themselves.
+    pub fn identify(&self, tell: &mut dyn FnMut(&[u8])) {
+        match &self.bytes {
+            Bytes::Mapped(file, range) => {
+                file.identity.iter().for_each(|number| tell(&number.to_le_bytes()));
+                [range.start, range.end].iter().for_each(|place| tell(&(*place as u64).to_le_bytes()));
+            }
+            Bytes::Owned(bytes) => tell(bytes),
         }
     }
 

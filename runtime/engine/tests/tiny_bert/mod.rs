@@ -8,7 +8,8 @@ use std::path::Path;
 
 pub const HIDDEN: usize = 24;
 pub const WIDE: usize = 40;
-pub const WORDS: [&str; 12] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "edge", "box", "a", "##s", "model", "runs", ".", "!"];
+pub const WORDS: [&str; 12] =
+    ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "edge", "box", "a", "##s", "model", "runs", ".", "!"];
 
 pub fn tiny(directory: &Path, pooling: &str) {
     let write = |name: &str, text: String| std::fs::write(directory.join(name), text).unwrap();

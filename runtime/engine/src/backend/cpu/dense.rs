@@ -9,6 +9,7 @@
 
 use kedge_formats::{Dtype, Tensor};
 
+use super::packed::Part;
 use super::simd::{Simd, dispatch};
 
 /// Outputs in one panel.
@@ -20,26 +21,61 @@ pub(crate) const TILE_ROWS: usize = 12;
 pub(crate) struct Dense {
     pub(crate) inputs: usize,
     pub(crate) outputs: usize,
-    panels: Elements,
+    kind: Kind,
+    panels: Part,
 }
 
-enum Elements {
-    F32(Vec<f32>),
-    F16(Vec<u16>),
-    Bf16(Vec<u16>),
+/// What the elements are.
+#[derive(Clone, Copy)]
+enum Kind {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl Kind {
+    fn of(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F16 => Kind::F16,
+            Dtype::Bf16 => Kind::Bf16,
+            _ => Kind::F32,
+        }
+    }
+
+    fn bytes(self) -> usize {
+        match self {
+            Kind::F32 => 4,
+            Kind::F16 | Kind::Bf16 => 2,
+        }
+    }
 }
 
 impl Dense {
-    /// Packs a matrix of floats.
-    pub(crate) fn new(matrix: &Tensor) -> Self {
-        let (inputs, outputs) = (matrix.columns(), matrix.rows());
-        let two = |bytes: &[u8]| u16::from_le_bytes([bytes[0], bytes[1]]);
-        let panels = match matrix.dtype {
-            Dtype::F16 => Elements::F16(pack(matrix, 2, two)),
-            Dtype::Bf16 => Elements::Bf16(pack(matrix, 2, two)),
-            _ => Elements::F32(pack(matrix, 4, |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
-        };
-        Self { inputs, outputs, panels }
+    /// The matrix whose packed panels are those.
+    pub(crate) fn new(matrix: &Tensor, panels: Part) -> Self {
+        let (inputs, outputs, kind) = (matrix.columns(), matrix.rows(), Kind::of(matrix.dtype));
+        assert_eq!(panels.len(), outputs.div_ceil(PANEL) * Self::panel_bytes(matrix), "the panels are the matrix's");
+        Self { inputs, outputs, kind, panels }
+    }
+
+    /// Bytes of a packed panel.
+    pub(crate) fn panel_bytes(matrix: &Tensor) -> usize {
+        matrix.columns() * PANEL * Kind::of(matrix.dtype).bytes()
+    }
+
+    /// Packs one panel; `out` is zeros.
+    pub(crate) fn pack(matrix: &Tensor, panel: usize, out: &mut [u8]) {
+        let width = Kind::of(matrix.dtype).bytes();
+        for output in panel * PANEL..matrix.rows().min((panel + 1) * PANEL) {
+            for (input, value) in matrix.row(output).chunks_exact(width).enumerate() {
+                out[(input * PANEL + output % PANEL) * width..][..width].copy_from_slice(value);
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn packed(&self) -> &[u8] {
+        &self.panels
     }
 
     pub(crate) fn panels(&self) -> usize {
@@ -49,56 +85,38 @@ impl Dense {
     /// Products of the rows of `x` (as many as `tile` has, at most [`TILE_ROWS`]) with a panel.
     pub(crate) fn tile(&self, simd: Simd, x: &[f32], panel: usize, tile: &mut [[f32; PANEL]]) {
         assert!(tile.len() <= TILE_ROWS && x.len() == tile.len() * self.inputs && panel < self.panels());
-        let (length, inputs) = (PANEL * self.inputs, self.inputs);
-        match &self.panels {
-            Elements::F32(all) => {
-                let panel = &all[panel * length..][..length];
-                dispatch!(
-                    simd,
-                    plain(x, inputs, panel, |value| value, tile),
-                    avx2::tile::<avx2::F32>(x, inputs, panel.as_ptr().cast(), tile),
-                    avx512::tile::<avx512::F32>(x, inputs, panel.as_ptr().cast(), tile)
-                );
-            }
-            Elements::F16(all) => {
-                let panel = &all[panel * length..][..length];
-                dispatch!(
-                    simd,
-                    plain(x, inputs, panel, |value| half::f16::from_bits(value).to_f32(), tile),
-                    avx2::tile::<avx2::F16>(x, inputs, panel.as_ptr().cast(), tile),
-                    avx512::tile::<avx512::F16>(x, inputs, panel.as_ptr().cast(), tile)
-                );
-            }
-            Elements::Bf16(all) => {
-                let panel = &all[panel * length..][..length];
-                dispatch!(
-                    simd,
-                    plain(x, inputs, panel, |value| half::bf16::from_bits(value).to_f32(), tile),
-                    avx2::tile::<avx2::Bf16>(x, inputs, panel.as_ptr().cast(), tile),
-                    avx512::tile::<avx512::Bf16>(x, inputs, panel.as_ptr().cast(), tile)
-                );
-            }
+        let (length, inputs) = (PANEL * self.inputs * self.kind.bytes(), self.inputs);
+        let panel = &self.panels[panel * length..][..length];
+        let two = |b: &[u8]| [b[0], b[1]];
+        match self.kind {
+            Kind::F32 => dispatch!(
+                simd,
+                plain(x, inputs, panel, |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]), tile),
+                avx2::tile::<avx2::F32>(x, inputs, panel.as_ptr(), tile),
+                avx512::tile::<avx512::F32>(x, inputs, panel.as_ptr(), tile)
+            ),
+            Kind::F16 => dispatch!(
+                simd,
+                plain(x, inputs, panel, |b| half::f16::from_le_bytes(two(b)).to_f32(), tile),
+                avx2::tile::<avx2::F16>(x, inputs, panel.as_ptr(), tile),
+                avx512::tile::<avx512::F16>(x, inputs, panel.as_ptr(), tile)
+            ),
+            Kind::Bf16 => dispatch!(
+                simd,
+                plain(x, inputs, panel, |b| half::bf16::from_le_bytes(two(b)).to_f32(), tile),
+                avx2::tile::<avx2::Bf16>(x, inputs, panel.as_ptr(), tile),
+                avx512::tile::<avx512::Bf16>(x, inputs, panel.as_ptr(), tile)
+            ),
         }
     }
 }
 
-fn pack<T: Copy + Default>(matrix: &Tensor, width: usize, read: impl Fn(&[u8]) -> T) -> Vec<T> {
-    let (inputs, outputs) = (matrix.columns(), matrix.rows());
-    let mut panels = vec![T::default(); outputs.div_ceil(PANEL) * PANEL * inputs];
-    for (output, row) in matrix.bytes().chunks_exact(width * inputs).enumerate() {
-        let panel = &mut panels[output / PANEL * PANEL * inputs..];
-        for (input, value) in row.chunks_exact(width).enumerate() {
-            panel[input * PANEL + output % PANEL] = read(value);
-        }
-    }
-    panels
-}
-
-fn plain<T: Copy>(x: &[f32], inputs: usize, panel: &[T], value: impl Fn(T) -> f32, tile: &mut [[f32; PANEL]]) {
+fn plain(x: &[f32], inputs: usize, panel: &[u8], value: impl Fn(&[u8]) -> f32, tile: &mut [[f32; PANEL]]) {
+    let width = panel.len() / (inputs * PANEL);
     for (row, sums) in x.chunks_exact(inputs).zip(tile) {
         *sums = [0.0; PANEL];
-        for (x, weights) in row.iter().zip(panel.chunks_exact(PANEL)) {
-            sums.iter_mut().zip(weights).for_each(|(sum, weight)| *sum += x * value(*weight));
+        for (x, weights) in row.iter().zip(panel.chunks_exact(PANEL * width)) {
+            sums.iter_mut().zip(weights.chunks_exact(width)).for_each(|(sum, weight)| *sum += x * value(weight));
         }
     }
 }
@@ -207,6 +225,7 @@ mod avx512 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::packed::tests::packed;
     use super::super::simd::tests::numbers;
     use super::*;
 
@@ -217,7 +236,7 @@ mod tests {
             for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
                 let bytes = kedge_formats::quant::quantize(dtype, &weights);
                 let matrix = Tensor::of_bytes(dtype, &[outputs, inputs], bytes).unwrap();
-                let (exact, packed) = (matrix.to_f32(), Dense::new(&matrix));
+                let (exact, packed) = (matrix.to_f32(), Dense::new(&matrix, packed(&matrix)));
                 for rows in 1..=TILE_ROWS {
                     let x = numbers(rows * inputs, rows as u32);
                     for level in Simd::available() {

@@ -8,12 +8,15 @@
 #![allow(unsafe_code, reason = "tasks of one stage write disjoint parts of shared buffers")]
 
 mod dense;
+mod packed;
 mod pages;
 mod pool;
 mod quant;
 mod simd;
 
 use std::cell::UnsafeCell;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kedge_formats::Tensor;
@@ -26,7 +29,7 @@ use crate::plan::{Buffer, Plan};
 use dense::Dense;
 use pages::{Store, load_block};
 use pool::Pool;
-use quant::{Quant, Rounded, Rows};
+use quant::{Layout, Quant, Rounded, Rows};
 use simd::Simd;
 
 /// Rows of one task of a product: they and a panel stay in the second cache. A multiple of both kinds of tile.
@@ -42,6 +45,7 @@ const TASKS_PER_THREAD: usize = 6;
 pub struct Cpu {
     pool: Arc<Pool>,
     simd: Simd,
+    folder: Option<PathBuf>,
 }
 
 impl Cpu {
@@ -57,7 +61,14 @@ impl Cpu {
 
     fn with(threads: Option<usize>, simd: Simd) -> Result<Self, EngineError> {
         let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-        Ok(Self { pool: Arc::new(Pool::new(threads.clamp(1, 64))?), simd })
+        Ok(Self { pool: Arc::new(Pool::new(threads.clamp(1, 64))?), simd, folder: None })
+    }
+
+    /// Keeps packed weights in files in that folder, where the next start finds them; without one they are packed into
+    /// memory at each.
+    pub fn keep_packed(mut self, folder: Option<PathBuf>) -> Self {
+        self.folder = folder;
+        self
     }
 }
 
@@ -72,20 +83,19 @@ impl Backend for Cpu {
 
     fn prepare(&self, graph: Arc<Graph>, pages: usize) -> Result<Box<dyn Prepared>, EngineError> {
         let mut weights: Vec<Packed> = graph.weights.iter().map(|_| Packed::AsStored).collect();
+        let mut matrices = BTreeSet::new();
         for op in &graph.ops {
             match op {
                 Op::Linear { parts, .. } => {
                     for Part { weight, bias } in parts {
-                        weights[*weight] = Packed::Matrix(Matrix::new(&graph.weights[*weight]));
+                        matrices.insert(*weight);
                         if let Some(bias) = bias {
                             weights[*bias] = Packed::Vector(graph.weights[*bias].to_f32());
                         }
                     }
                 }
                 Op::Experts { experts, .. } => {
-                    for weight in experts.iter().flat_map(|expert| [expert.gate, expert.up, expert.down]) {
-                        weights[weight] = Packed::Matrix(Matrix::new(&graph.weights[weight]));
-                    }
+                    matrices.extend(experts.iter().flat_map(|expert| [expert.gate, expert.up, expert.down]));
                 }
                 Op::Norm { norm, .. } => keep_norm(&graph, *norm, &mut weights),
                 Op::Place { norms: Some((q, k)), .. } => {
@@ -93,6 +103,9 @@ impl Backend for Cpu {
                 }
                 _ => {}
             }
+        }
+        for (weight, matrix) in packed::matrices(&graph, &matrices, &self.pool, self.folder.as_deref())? {
+            weights[weight] = Packed::Matrix(matrix);
         }
         let ropes = ropes(&graph);
         let store = graph.pages.map(|shape| Store::new(shape, pages));
@@ -136,10 +149,29 @@ enum Matrix {
 }
 
 impl Matrix {
-    fn new(tensor: &Tensor) -> Self {
-        match Quant::new(tensor) {
-            Some(quant) => Self::Quant(quant),
-            None => Self::Dense(Dense::new(tensor)),
+    /// The matrix whose packed panels are those.
+    fn new(tensor: &Tensor, panels: packed::Part) -> Self {
+        match Layout::of(tensor) {
+            Some(layout) => Self::Quant(Quant::new(tensor, layout, panels)),
+            None => Self::Dense(Dense::new(tensor, panels)),
+        }
+    }
+
+    /// Panels that a tensor is packed into.
+    fn panels_of(tensor: &Tensor) -> usize {
+        tensor.rows().div_ceil(if Layout::of(tensor).is_some() { quant::PANEL } else { dense::PANEL })
+    }
+
+    /// Bytes that it takes then.
+    fn packed_bytes(tensor: &Tensor) -> usize {
+        Self::panels_of(tensor) * Layout::of(tensor).map_or_else(|| Dense::panel_bytes(tensor), Layout::panel)
+    }
+
+    /// Packs one panel; `out` is zeros.
+    fn pack(tensor: &Tensor, panel: usize, out: &mut [u8]) {
+        match Layout::of(tensor) {
+            Some(layout) => layout.pack(tensor, panel, out),
+            None => Dense::pack(tensor, panel, out),
         }
     }
 

@@ -14,6 +14,7 @@ use std::ops::Range;
 
 use kedge_formats::{Dtype, Tensor, quant};
 
+use super::packed::Part;
 use super::simd::{Simd, dispatch};
 
 /// Outputs in one panel.
@@ -59,17 +60,38 @@ pub(crate) struct Quant {
     pub(crate) inputs: usize,
     pub(crate) outputs: usize,
     layout: Layout,
-    panels: Vec<u8>,
+    panels: Part,
 }
 
+/// How a matrix is packed.
 #[derive(Clone, Copy)]
-struct Layout {
+pub(crate) struct Layout {
     scheme: Scheme,
     four_bits: bool,
     blocks: usize,
 }
 
 impl Layout {
+    /// That of a matrix; none when its type is not quantised.
+    pub(crate) fn of(matrix: &Tensor) -> Option<Self> {
+        let (scheme, four_bits) = match matrix.dtype {
+            Dtype::Q8_0 => (Scheme::Plain, false),
+            Dtype::Q4_0 => (Scheme::Plain, true),
+            Dtype::Q4K => (Scheme::Minimum, true),
+            Dtype::Q5K => (Scheme::Minimum, false),
+            Dtype::Q6K => (Scheme::Halves, false),
+            _ => return None,
+        };
+        Some(Self { scheme, four_bits, blocks: matrix.columns() / BLOCK })
+    }
+
+    /// Packs one panel of such a matrix; `out` is zeros.
+    pub(crate) fn pack(self, matrix: &Tensor, panel: usize, out: &mut [u8]) {
+        for output in panel * PANEL..matrix.rows().min((panel + 1) * PANEL) {
+            pack_row(matrix.dtype, self, matrix.row(output), output % PANEL, out);
+        }
+    }
+
     /// Bytes of a block's numbers.
     fn numbers(self) -> usize {
         if self.four_bits { PANEL * BLOCK / 2 } else { PANEL * BLOCK }
@@ -79,8 +101,8 @@ impl Layout {
         self.numbers() + 2 * PANEL
     }
 
-    /// Bytes of a panel.
-    fn panel(self) -> usize {
+    /// Bytes of a packed panel.
+    pub(crate) fn panel(self) -> usize {
         self.blocks * self.block() + self.blocks.div_ceil(SUPER) * self.scheme.head()
     }
 }
@@ -118,24 +140,16 @@ impl<'a> Rows<'a> {
 }
 
 impl Quant {
-    /// Packs a matrix; none when its type is not quantised or its rows are no whole blocks.
-    pub(crate) fn new(matrix: &Tensor) -> Option<Self> {
-        let (scheme, four_bits) = match matrix.dtype {
-            Dtype::Q8_0 => (Scheme::Plain, false),
-            Dtype::Q4_0 => (Scheme::Plain, true),
-            Dtype::Q4K => (Scheme::Minimum, true),
-            Dtype::Q5K => (Scheme::Minimum, false),
-            Dtype::Q6K => (Scheme::Halves, false),
-            _ => return None,
-        };
+    /// The matrix whose packed panels are those.
+    pub(crate) fn new(matrix: &Tensor, layout: Layout, panels: Part) -> Self {
         let (inputs, outputs) = (matrix.columns(), matrix.rows());
-        let layout = Layout { scheme, four_bits, blocks: inputs / BLOCK };
-        let mut panels = vec![0; outputs.div_ceil(PANEL) * layout.panel()];
-        for output in 0..outputs {
-            let panel = &mut panels[output / PANEL * layout.panel()..][..layout.panel()];
-            pack_row(matrix.dtype, layout, matrix.row(output), output % PANEL, panel);
-        }
-        Some(Self { inputs, outputs, layout, panels })
+        assert_eq!(panels.len(), outputs.div_ceil(PANEL) * layout.panel(), "the panels are the matrix's");
+        Self { inputs, outputs, layout, panels }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn packed(&self) -> &[u8] {
+        &self.panels
     }
 
     pub(crate) fn panels(&self) -> usize {
@@ -319,7 +333,9 @@ mod avx2 {
     ) {
         let x = rows.bytes;
         assert!(x.len() == layout.blocks * BLOCK && panel.len() == layout.panel() && out.len() == LANES);
-        assert!(rows.blocks.len() == layout.blocks && stretch.end <= layout.blocks && stretch.start % SUPER == 0);
+        assert!(
+            rows.blocks.len() == layout.blocks && stretch.end <= layout.blocks && stretch.start.is_multiple_of(SUPER)
+        );
         // SAFETY: `out` is eight floats; the load may be unaligned.
         let mut total = unsafe { _mm256_loadu_ps(out.as_ptr()) };
         let (mut unit, mut unit_min) = (_mm256_setzero_ps(), _mm256_setzero_ps());
@@ -437,7 +453,7 @@ mod avx512 {
         let inputs = layout.blocks * BLOCK;
         assert!(tile.len() == R && rows.bytes.len() == R * inputs && panel.len() == layout.panel());
         assert!(rows.blocks.len() == R * layout.blocks);
-        assert!(stretch.end <= layout.blocks && stretch.start % SUPER == 0);
+        assert!(stretch.end <= layout.blocks && stretch.start.is_multiple_of(SUPER));
         let mut totals = [_mm512_setzero_ps(); R];
         // SAFETY: a row of the tile is sixteen floats; the load may be unaligned.
         totals.iter_mut().zip(&*tile).for_each(|(total, row)| *total = unsafe { _mm512_loadu_ps(row.as_ptr()) });
@@ -526,8 +542,13 @@ mod avx512 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::packed::tests::packed;
     use super::super::simd::tests::numbers;
     use super::*;
+
+    fn quant(matrix: &Tensor) -> Quant {
+        Quant::new(matrix, Layout::of(matrix).unwrap(), packed(matrix))
+    }
 
     const TYPES: [Dtype; 5] = [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4K, Dtype::Q5K, Dtype::Q6K];
 
@@ -551,7 +572,7 @@ mod tests {
                 weights[..inputs].iter_mut().enumerate().for_each(|(i, w)| *w = if i % 2 == 0 { 1.0 } else { -1.0 });
                 let bytes = quant::quantize(dtype, &weights);
                 let matrix = Tensor::of_bytes(dtype, &[outputs, inputs], bytes).unwrap();
-                let (exact, packed) = (matrix.to_f32(), Quant::new(&matrix).unwrap());
+                let (exact, packed) = (matrix.to_f32(), super::tests::quant(&matrix));
                 for rows in 1..=TILE_ROWS + 3 {
                     let mut x = numbers(rows * inputs, rows as u32);
                     x[..inputs].copy_from_slice(&weights[..inputs]);
@@ -580,7 +601,7 @@ mod tests {
     fn packed_weights_are_hardly_larger_than_stored_ones() {
         for (dtype, most) in [(Dtype::Q8_0, 1.0), (Dtype::Q4_0, 1.0), (Dtype::Q4K, 1.06), (Dtype::Q6K, 1.4)] {
             let matrix = Tensor::of_bytes(dtype, &[16, 1024], quant::quantize(dtype, &numbers(16 * 1024, 1))).unwrap();
-            let share = Quant::new(&matrix).unwrap().panels.len() as f64 / matrix.bytes().len() as f64;
+            let share = packed(&matrix).len() as f64 / matrix.bytes().len() as f64;
             assert!(share <= most, "{}: {share}", dtype.name());
         }
     }

@@ -1,0 +1,177 @@
+//! Bytes that are filled once and then only read: in a mapped file that outlives the process, or in memory.
+//!
+//! The file has no name while it is filled ([`Region::create`]); [`Region::keep`] gives it one when every byte of it is
+//! on the disk. So a file of that name is whole, whenever power went. Its room is taken before it is mapped, since a
+//! mapped write to a full disk would end the process. Not here: what the bytes are, and when a file is out of date: its
+//! name says what it was made of.
+
+#![allow(unsafe_code, reason = "a file is mapped into memory")]
+#![allow(clippy::disallowed_methods, reason = "this file is the shell that maps packed weights")]
+
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use memmap2::{Mmap, MmapMut};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
+
+/// Names of files of regions end so.
+const SUFFIX: &str = "packed";
+/// Files of regions that a folder keeps: those that were used last.
+const KEPT_MAX: usize = 8;
+
+/// Bytes to fill.
+#[derive(Debug)]
+pub struct Filling {
+    map: MmapMut,
+    file: Option<(File, PathBuf)>,
+}
+
+/// Bytes that were filled.
+#[derive(Debug)]
+pub struct Region {
+    map: Mmap,
+    /// The file that has no name yet, and the one it shall have.
+    file: Mutex<Option<(File, PathBuf)>>,
+}
+
+impl Region {
+    /// The region that was kept under that name in that folder, if it is there and as long as that.
+    pub fn open(folder: &Path, name: &str, length: usize) -> io::Result<Option<Arc<Self>>> {
+        let path = path(folder, name);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if file.metadata()?.len() != length as u64 {
+            return Ok(None);
+        }
+        // Those used last are kept: when that is not to be written down, as on a disk that is only read, it matters not.
+        let _ = file.set_modified(std::time::SystemTime::now());
+        // SAFETY: the map is only read, as bytes, and nobody changes a file of that name (see `Mapped::open`).
+        let map = unsafe { Mmap::map(&file) }?;
+        Ok(Some(Arc::new(Self { map, file: Mutex::new(None) })))
+    }
+
+    /// Room for so many bytes in a file that will lie in that folder under that name.
+    pub fn create(folder: &Path, name: &str, length: usize) -> io::Result<Filling> {
+        std::fs::create_dir_all(folder)?;
+        let flags = OFlag::O_TMPFILE.bits();
+        let file = File::options().read(true).write(true).mode(0o600).custom_flags(flags).open(folder)?;
+        nix::fcntl::posix_fallocate(&file, 0, length as i64)?;
+        // SAFETY: the file has no name: nobody else can open it.
+        let map = unsafe { MmapMut::map_mut(&file) }?;
+        Ok(Filling { map, file: Some((file, path(folder, name))) })
+    }
+
+    /// Room for so many bytes in memory.
+    pub fn in_memory(length: usize) -> io::Result<Filling> {
+        Ok(Filling { map: MmapMut::map_anon(length.max(1))?, file: None })
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// Writes the file out and gives it its name, unless that was done; then the oldest files too many are removed. This
+    /// takes as long as the disk does, and the region can be read meanwhile.
+    pub fn keep(&self) -> io::Result<()> {
+        let taken = self.file.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some((file, path)) = taken else { return Ok(()) };
+        file.sync_all()?;
+        let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+        match nix::unistd::linkat(AT_FDCWD, unnamed.as_str(), AT_FDCWD, &path, AtFlags::AT_SYMLINK_FOLLOW) {
+            // Another process made the same.
+            Ok(()) | Err(nix::Error::EEXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let folder = path.parent().unwrap_or(Path::new("."));
+        File::open(folder)?.sync_all()?;
+        prune(folder)
+    }
+}
+
+impl Filling {
+    /// All bytes, to be written; zeros until then.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        &mut self.map
+    }
+
+    /// From now on they are only read.
+    pub fn finish(self) -> io::Result<Arc<Region>> {
+        Ok(Arc::new(Region { map: self.map.make_read_only()?, file: Mutex::new(self.file) }))
+    }
+}
+
+fn path(folder: &Path, name: &str) -> PathBuf {
+    folder.join(format!("{name}.{SUFFIX}"))
+}
+
+/// Removes files of regions until only the newest few are left. Whoever maps one keeps it.
+fn prune(folder: &Path) -> io::Result<()> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.path().extension().is_some_and(|suffix| suffix == SUFFIX) {
+            all.push((entry.metadata()?.modified()?, entry.path()));
+        }
+    }
+    all.sort();
+    let too_many = all.len().saturating_sub(KEPT_MAX);
+    all.into_iter().take(too_many).try_for_each(|(_, path)| std::fs::remove_file(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_region_is_there_again_once_it_was_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = &folder.path().join("deeper");
+        let mut filling = Region::create(folder, "abc", 10_000).unwrap();
+        filling.bytes()[9_999] = 7;
+        let region = filling.finish().unwrap();
+        assert_eq!(region.bytes()[9_999], 7);
+        assert!(Region::open(folder, "abc", 10_000).unwrap().is_none(), "nothing has that name before it is kept");
+        assert_eq!(std::fs::read_dir(folder).unwrap().count(), 0);
+        region.keep().unwrap();
+        region.keep().unwrap();
+        assert_eq!(Region::open(folder, "abc", 10_000).unwrap().unwrap().bytes(), region.bytes());
+        assert!(Region::open(folder, "abc", 9_999).unwrap().is_none(), "one of another length is another's");
+        assert!(Region::open(folder, "abd", 10_000).unwrap().is_none());
+    }
+
+    #[test]
+    fn one_that_two_made_is_kept_once_and_old_ones_go() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["a", "a", "b", "c", "d", "e", "f", "g", "h", "i"] {
+            let region = Region::create(folder.path(), name, 1).unwrap().finish().unwrap();
+            region.keep().unwrap();
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), KEPT_MAX);
+        assert!(Region::open(folder.path(), "i", 1).unwrap().is_some());
+    }
+
+    #[test]
+    fn room_that_is_not_there_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(Region::create(folder.path(), "a", 1 << 60).is_err());
+        std::fs::write(folder.path().join("file"), "").unwrap();
+        assert!(Region::create(&folder.path().join("file"), "a", 1).is_err());
+    }
+
+    #[test]
+    fn memory_needs_no_folder() {
+        let mut filling = Region::in_memory(3).unwrap();
+        filling.bytes().copy_from_slice(b"abc");
+        let region = filling.finish().unwrap();
+        region.keep().unwrap();
+        assert_eq!(region.bytes(), b"abc");
+    }
+}
