@@ -2,6 +2,7 @@
 
 mod bench;
 mod facts;
+mod kernels;
 mod kill9;
 mod licences;
 mod openapi;
@@ -32,6 +33,8 @@ enum Verb {
     Facts(facts::Options),
     /// Hold our OpenAPI documents against the published ones
     Openapi(openapi::Options),
+    /// Make PTX from the CUDA kernels, and the ledger of what they use (needs Python wheels, no device)
+    Kernels(kernels::Options),
 }
 
 fn main() -> Result<()> {
@@ -42,5 +45,6 @@ fn main() -> Result<()> {
         Verb::Bench(options) => bench::run(&options),
         Verb::Facts(options) => facts::run(&options),
         Verb::Openapi(options) => openapi::run(&options),
+        Verb::Kernels(options) => kernels::run(&options),
     }
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::licences;
+use crate::{kernels, licences};
 
 /// Debian packages, each with a file that shows it is there.
 const PACKAGES: &[(&str, &str)] = &[
@@ -45,11 +45,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         step("packages", install)?;
         step("model", fetch_model)?;
         step("Python client", fetch_client)?;
+        step("NVIDIA's compiler", kernels::fetch)?;
     }
     step("format", || cargo(&["fmt", "--all", "--check"]))?;
     step("licences", licences::check)?;
     step("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "--deny", "warnings"]))?;
     step("installer", check_installer)?;
+    step("kernels", check_kernels)?;
     // One run builds the binary and every test: unit tests, simulations from printed seeds, and the end-to-end tests.
     step("tests", || command(&mut tests()?))
 }
@@ -110,6 +112,15 @@ fn fetch_client() -> Result<()> {
     let pip = ["install", "--quiet", "--disable-pip-version-check", "--root-user-action=ignore", "--target", scratch];
     command(Command::new("pip3").args(pip).arg("kubernetes"))?;
     std::fs::rename(scratch, CLIENT_FOLDER).context("cannot keep the Python client")
+}
+
+/// The PTX that ships is what its sources make.
+fn check_kernels() -> Result<()> {
+    if !kernels::is_fetched() {
+        println!("without NVIDIA's compiler, which installing fetches, the kernels are left out");
+        return Ok(());
+    }
+    kernels::run(&kernels::Options { check: true })
 }
 
 /// The script parses, and systemd takes the units.

@@ -1,0 +1,374 @@
+// Products with matrices: `out = x Wᵀ`, sixteen outputs by eight vectors at a time.
+//
+// Weights are packed (src/pack.rs) in tiles of sixteen outputs by a chunk of inputs, each number where the lane that
+// multiplies it reads it: weights are the 16-row side of the tensor cores' products, vectors the 8-column side, also
+// when there is only one vector. The warps of a block share the chunks among them, by the chunk's index, and add up
+// their sums in the order of the warps; so a vector's answer has the same bits whatever else is in the step.
+//
+// Vectors come rounded: to 16-bit floats under a power of two each (`round_half`), or to signed bytes under a scale for
+// each 32 (`round_bytes`), as the CPU backend does. Products of bytes are summed as whole numbers, exactly.
+
+#include "common.cuh"
+
+#define OUTPUTS 16
+#define COLUMNS 8
+
+// What every product takes. `list` names the vectors that take part, `list_step` apart for each matrix of a mixture
+// (the third dimension of the grid), whose counts follow each other at `count`; without it all do. Vector `id` reads
+// row `id / divide` of x and writes row `id` of out.
+#define LINEAR_PARAMETERS                                                                                              \
+    const u8 *x, const float *scales, const u8 *weights, const u8 *units, const float *bias, float *out,               \
+        const u32 *count, const u32 *list, u64 weights_step, u64 units_step, u32 inputs, u32 outputs, u32 width,       \
+        u32 first, u32 divide, u32 activation, u32 list_step
+#define LINEAR_ARGUMENTS                                                                                               \
+    x, scales, weights, units, bias, out, count, list, weights_step, units_step, inputs, outputs, width, first,        \
+        divide, activation, list_step
+
+// The vectors of a block, by their ids; none is NOBODY. False when the block has nothing to do.
+#define NOBODY 0xffffffffu
+__device__ __forceinline__ bool gather(u32 *ids, u32 columns, const u32 *count, const u32 *list, u32 list_step) {
+    u32 total = count[blockIdx.z], first = blockIdx.y * columns;
+    if (first >= total) return false;
+    for (u32 i = threadIdx.x; i < columns; i += blockDim.x) {
+        u32 at = first + i;
+        ids[i] = at >= total ? NOBODY : list ? list[(u64)blockIdx.z * list_step + at] : at;
+    }
+    __syncthreads();
+    return true;
+}
+
+// Adds up the warps' sums of each output in order, and finishes it.
+template <int TILES>
+__device__ __forceinline__ void finish(const float (*sums)[TILES * COLUMNS * OUTPUTS], const u32 *ids, u32 divide,
+                                       const float *scale_of_vectors, const float *scale_of_outputs,
+                                       const float *bias, float *out, u32 outputs, u32 width, u32 first,
+                                       u32 activation) {
+    __syncthreads();
+#pragma unroll 1
+    for (u32 i = threadIdx.x; i < TILES * COLUMNS * OUTPUTS; i += blockDim.x) {
+        u32 id = ids[i / OUTPUTS], output = blockIdx.x * OUTPUTS + i % OUTPUTS;
+        if (id == NOBODY || output >= outputs) continue;
+        float sum = 0.0f;
+#pragma unroll 1
+        for (u32 warp = 0; warp < blockDim.x >> 5; warp++) sum = __fadd_rn(sum, sums[warp][i]);
+        if (scale_of_vectors) sum = __fmul_rn(sum, scale_of_vectors[id / divide]);
+        if (scale_of_outputs) sum = __fmul_rn(sum, scale_of_outputs[output]);
+        if (bias) sum = __fadd_rn(sum, bias[output]);
+        out[(u64)id * width + first + output] = activate(activation, sum);
+    }
+}
+
+template <int TILES>
+__device__ __forceinline__ void keep(float (*sums)[TILES * COLUMNS * OUTPUTS], const float (*mine)[4]) {
+    u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    for (int tile = 0; tile < TILES; tile++) {
+        for (int i = 0; i < 4; i++) {
+            u32 column = lane % 4 * 2 + (i & 1), output = lane / 4 + (i >> 1) * 8;
+            sums[warp][(tile * COLUMNS + column) * OUTPUTS + output] = mine[tile][i];
+        }
+    }
+}
+
+// Rounds vectors to 16-bit floats. Each is first multiplied by the power of two that brings its largest number to
+// [2¹⁴, 2¹⁵); `scales` undoes it. What is not finite makes the vector not finite. A block for each vector; `padded` is
+// its width in `out`, and `times` as many vectors come as `count` says.
+KERNEL(512, round_half)(const float *x, u16 *out, float *scales, const u32 *count, u32 width, u32 padded, u32 times) {
+    __shared__ float parts[16];
+    u32 row = blockIdx.x;
+    if (row >= *count * times) return;
+    x += (u64)row * width;
+    float top = 0.0f;
+    for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
+        float size = fabsf(x[i]);
+        top = fmaxf(top, size <= 3.4028235e38f ? size : -NEVER);
+    }
+    top = block_max(top, parts);
+    u32 exponent = max((u32)__float_as_int(top) >> 23, 15);
+    bool plain = top == 0.0f || exponent == 255;
+    float by = plain ? 1.0f : __int_as_float(268 - exponent << 23);
+    if (threadIdx.x == 0) scales[row] = plain ? 1.0f : __int_as_float(exponent - 14 << 23);
+    for (u32 i = threadIdx.x; i < padded; i += blockDim.x) {
+        out[(u64)row * padded + i] = i < width ? to_half(x[i] * by) : 0;
+    }
+}
+
+// Rounds vectors to bytes: each 32 numbers under their largest magnitude / 127. `scales` has that, and the sum of the
+// bytes times it. A warp for each 32 numbers; NaN is made infinity, which makes all products with it NaN again.
+KERNEL(256, round_bytes)(const float *x, signed char *out, float2 *scales, const u32 *count, u32 width, u32 times) {
+    u32 at = blockIdx.y * blockDim.x + threadIdx.x, row = blockIdx.x;
+    if (row >= *count * times || at >= width) return;
+    float value = x[(u64)row * width + at];
+    float size = fabsf(value);
+    float top = warp_max(size <= 3.4028235e38f ? size : -NEVER);
+    float by = top > 0.0f ? 127.0f / top : 0.0f;
+    int q = __float2int_rn(__fmul_rn(value, by));
+    int sum = q;
+    for (int step = 16; step > 0; step >>= 1) sum += __shfl_xor_sync(EVERYONE, sum, step);
+    out[(u64)row * width + at] = (signed char)q;
+    float scale = top / 127.0f;
+    if (at % 32 == 0) scales[(u64)row * (width / 32) + at / 32] = make_float2(scale, scale * (float)sum);
+}
+
+// 32-bit weights, as stored. A warp has four outputs, its lanes share the inputs.
+KERNEL(256, linear_f32)(LINEAR_PARAMETERS) {
+    const int EACH = 4;
+    __shared__ u32 ids[COLUMNS];
+    if (!gather(ids, COLUMNS, count, list, list_step)) return;
+    u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    u32 output = (blockIdx.x * (blockDim.x >> 5) + warp) * EACH;
+    if (output >= outputs) return;
+    const float *w = (const float *)(weights + blockIdx.z * weights_step) + (u64)output * inputs;
+    const float *vectors = (const float *)x;
+    float sums[EACH][COLUMNS];
+    for (int o = 0; o < EACH; o++)
+        for (int c = 0; c < COLUMNS; c++) sums[o][c] = 0.0f;
+    if (inputs % 4 == 0) {
+        for (u32 k = lane * 4; k < inputs; k += 128) {
+            float4 ws[EACH];
+#pragma unroll
+            for (int o = 0; o < EACH; o++) {
+                bool there = output + o < outputs;
+                ws[o] = there ? *(const float4 *)(w + (u64)o * inputs + k) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            }
+#pragma unroll
+            for (int c = 0; c < COLUMNS; c++) {
+                if (ids[c] == NOBODY) break;
+                float4 v = *(const float4 *)(vectors + (u64)(ids[c] / divide) * inputs + k);
+#pragma unroll
+                for (int o = 0; o < EACH; o++) {
+                    float sum = __fmaf_rn(ws[o].x, v.x, sums[o][c]);
+                    sum = __fmaf_rn(ws[o].y, v.y, sum);
+                    sum = __fmaf_rn(ws[o].z, v.z, sum);
+                    sums[o][c] = __fmaf_rn(ws[o].w, v.w, sum);
+                }
+            }
+        }
+    } else {
+        for (u32 k = lane; k < inputs; k += 32) {
+#pragma unroll
+            for (int c = 0; c < COLUMNS; c++) {
+                if (ids[c] == NOBODY) break;
+                float v = vectors[(u64)(ids[c] / divide) * inputs + k];
+#pragma unroll
+                for (int o = 0; o < EACH; o++) {
+                    float by = output + o < outputs ? w[(u64)o * inputs + k] : 0.0f;
+                    sums[o][c] = __fmaf_rn(by, v, sums[o][c]);
+                }
+            }
+        }
+    }
+    // Each lane finishes one of the sums.
+    float sum = 0.0f;
+#pragma unroll
+    for (int c = 0; c < COLUMNS; c++) {
+        if (ids[c] == NOBODY) break;
+#pragma unroll
+        for (int o = 0; o < EACH; o++) {
+            float all = warp_sum(sums[o][c]);
+            if (lane == c * EACH + o) sum = all;
+        }
+    }
+    u32 id = ids[lane / EACH];
+    output += lane % EACH;
+    if (id == NOBODY || output >= outputs) return;
+    if (bias) sum = __fadd_rn(sum, bias[output]);
+    out[(u64)id * width + first + output] = activate(activation, sum);
+}
+
+// d += a b with 16-bit floats: sixteen outputs by sixteen inputs by eight vectors.
+__device__ __forceinline__ void multiply_half(float (&d)[4], uint4 a, u32 b0, u32 b1) {
+#if __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+#else
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(b0));
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.z), "r"(a.w), "r"(b1));
+#endif
+}
+
+// d = a b with signed bytes: sixteen outputs by 32 inputs by eight vectors.
+__device__ __forceinline__ void multiply_bytes(int (&d)[4], uint4 a, u32 b0, u32 b1) {
+    d[0] = d[1] = d[2] = d[3] = 0;
+#if __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+#else
+    asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
+        : "+r"(d[0]), "+r"(d[1]) : "r"(a.x), "r"(b0));
+    asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
+        : "+r"(d[0]), "+r"(d[1]) : "r"(a.z), "r"(b1));
+    asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
+        : "+r"(d[2]), "+r"(d[3]) : "r"(a.y), "r"(b0));
+    asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
+        : "+r"(d[2]), "+r"(d[3]) : "r"(a.w), "r"(b1));
+#endif
+}
+
+// 16-bit weights. `units` has a scale for each output, or there is none; `inputs` is padded to whole chunks.
+template <int TILES>
+__device__ __forceinline__ void linear_half(LINEAR_PARAMETERS) {
+    __shared__ float sums[8][TILES * COLUMNS * OUTPUTS];
+    __shared__ u32 ids[TILES * COLUMNS];
+    if (!gather(ids, TILES * COLUMNS, count, list, list_step)) return;
+    u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, chunks = inputs / 16;
+    const uint4 *tile = (const uint4 *)(weights + blockIdx.z * weights_step) + (u64)blockIdx.x * chunks * 32 + lane;
+    const u16 *vectors[TILES];
+    bool there[TILES];
+    float mine[TILES][4];
+    for (int t = 0; t < TILES; t++) {
+        u32 id = ids[t * COLUMNS + lane / 4];
+        there[t] = id != NOBODY;
+        vectors[t] = (const u16 *)x + (u64)(there[t] ? id / divide : 0) * inputs + lane % 4 * 2;
+        for (int i = 0; i < 4; i++) mine[t][i] = 0.0f;
+    }
+#pragma unroll (TILES == 1 ? 4 : 1)
+    for (u32 chunk = warp; chunk < chunks; chunk += blockDim.x >> 5) {
+        uint4 a = tile[chunk * 32];
+#pragma unroll
+        for (int t = 0; t < TILES; t++) {
+            const u32 *v = (const u32 *)(vectors[t] + chunk * 16);
+            u32 b0 = there[t] ? v[0] : 0, b1 = there[t] ? v[4] : 0;
+            multiply_half(mine[t], a, b0, b1);
+        }
+    }
+    keep<TILES>(sums, mine);
+    const float *scale_of_outputs = units ? (const float *)(units + blockIdx.z * units_step) : 0;
+    finish<TILES>(sums, ids, divide, scales, scale_of_outputs, bias, out, outputs, width, first, activation);
+}
+
+KERNEL(256, linear_half_8)(LINEAR_PARAMETERS) { linear_half<1>(LINEAR_ARGUMENTS); }
+KERNEL(256, linear_half_32)(LINEAR_PARAMETERS) { linear_half<4>(LINEAR_ARGUMENTS); }
+
+// Quantised weights in chunks of 32 inputs: numbers, then 32 bytes of scales (src/pack.rs).
+enum Format { Q8_0, Q4_0, Q4_K, Q5_K, Q6_K };
+
+template <Format FORMAT>
+struct Chunk {
+    static const u32 NUMBERS = FORMAT == Q8_0 ? 512 : FORMAT == Q5_K ? 320 : FORMAT == Q6_K ? 384 : 256;
+    static const u32 BYTES = NUMBERS + 32;
+    // Bytes of `units` for each eight chunks.
+    static const u32 UNITS = FORMAT == Q4_K || FORMAT == Q5_K ? 64 : 32;
+
+    // A lane's sixteen numbers as signed bytes.
+    static __device__ __forceinline__ uint4 numbers(const u8 *chunk, u32 lane) {
+        if (FORMAT == Q8_0) return ((const uint4 *)chunk)[lane];
+        uint2 low = ((const uint2 *)chunk)[lane];
+        const u32 NIBBLES = 0x0f0f0f0f;
+        uint4 a = make_uint4(low.x & NIBBLES, low.x >> 4 & NIBBLES, low.y & NIBBLES, low.y >> 4 & NIBBLES);
+        if (FORMAT == Q4_0) return make_uint4(less(a.x, 8), less(a.y, 8), less(a.z, 8), less(a.w, 8));
+        if (FORMAT == Q5_K) {
+            u32 high = ((const u16 *)(chunk + 256))[lane];
+            return make_uint4(a.x | fifth(high), a.y | fifth(high >> 4), a.z | fifth(high >> 8),
+                              a.w | fifth(high >> 12));
+        }
+        if (FORMAT == Q6_K) {
+            u32 high = ((const u32 *)(chunk + 256))[lane];
+            const u32 PAIRS = 0x30303030;
+            return make_uint4(less(a.x | (high << 4 & PAIRS), 32), less(a.y | (high << 2 & PAIRS), 32),
+                              less(a.z | (high & PAIRS), 32), less(a.w | (high >> 2 & PAIRS), 32));
+        }
+        return a;
+    }
+
+    // Takes a number off each byte, none of which is above 127.
+    static __device__ __forceinline__ u32 less(u32 bytes, u32 off) {
+        return ((bytes | 0x80808080) - off * 0x01010101) ^ 0x80808080;
+    }
+
+    // Four bits to the fifth bit of four bytes.
+    static __device__ __forceinline__ u32 fifth(u32 bits) { return ((bits & 15) * 0x00204081 & 0x01010101) << 4; }
+};
+
+template <Format FORMAT, int TILES>
+__device__ __forceinline__ void linear_quant(LINEAR_PARAMETERS) {
+    typedef Chunk<FORMAT> C;
+    __shared__ float sums[8][TILES * COLUMNS * OUTPUTS];
+    __shared__ u32 ids[TILES * COLUMNS];
+    if (!gather(ids, TILES * COLUMNS, count, list, list_step)) return;
+    u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, chunks = inputs / 32, row = lane / 4;
+    weights += blockIdx.z * weights_step + (u64)blockIdx.x * chunks * C::BYTES;
+    if (FORMAT != Q8_0 && FORMAT != Q4_0) {
+        units += blockIdx.z * units_step + (u64)blockIdx.x * ((chunks + 7) / 8) * C::UNITS;
+    }
+    // A lane multiplies one vector's numbers, and keeps the sums of two others.
+    const u8 *vectors[TILES];
+    const float2 *scale_of[TILES][2];
+    bool there[TILES], kept[TILES][2];
+    float mine[TILES][4];
+    for (int t = 0; t < TILES; t++) {
+        u32 id = ids[t * COLUMNS + row];
+        there[t] = id != NOBODY;
+        vectors[t] = x + (u64)(there[t] ? id / divide : 0) * inputs + lane % 4 * 4;
+        for (int i = 0; i < 2; i++) {
+            id = ids[t * COLUMNS + lane % 4 * 2 + i];
+            kept[t][i] = id != NOBODY;
+            scale_of[t][i] = (const float2 *)scales + (u64)(kept[t][i] ? id / divide : 0) * chunks;
+        }
+        for (int i = 0; i < 4; i++) mine[t][i] = 0.0f;
+    }
+#pragma unroll (TILES == 1 ? 2 : 1)
+    for (u32 chunk = warp; chunk < chunks; chunk += blockDim.x >> 5) {
+        const u8 *at = weights + (u64)chunk * C::BYTES, *scale_at = at + C::NUMBERS;
+        uint4 a = C::numbers(at, lane);
+        // For outputs `row` and `row + 8`: the scale, and the second half's scale or the minimum.
+        float by[2], other[2];
+        for (int i = 0; i < 2; i++) {
+            u32 output = row + 8 * i;
+            if (FORMAT == Q8_0 || FORMAT == Q4_0) {
+                by[i] = from_half(((const u16 *)scale_at)[output]);
+            } else {
+                const u16 *unit = (const u16 *)(units + chunk / 8 * C::UNITS);
+                float scale = from_half(unit[output]);
+                if (FORMAT == Q6_K) {
+                    by[i] = __fmul_rn(scale, (float)((const signed char *)scale_at)[output]);
+                    other[i] = __fmul_rn(scale, (float)((const signed char *)scale_at)[16 + output]);
+                } else {
+                    by[i] = __fmul_rn(scale, (float)scale_at[output]);
+                    other[i] = __fmul_rn(from_half(unit[16 + output]), (float)scale_at[16 + output]);
+                }
+            }
+        }
+#pragma unroll
+        for (int t = 0; t < TILES; t++) {
+            const u32 *v = (const u32 *)(vectors[t] + chunk * 32);
+            u32 b0 = there[t] ? v[0] : 0, b1 = there[t] ? v[4] : 0;
+            float2 scale[2];
+            for (int i = 0; i < 2; i++) scale[i] = kept[t][i] ? scale_of[t][i][chunk] : make_float2(0.0f, 0.0f);
+            int whole[4], second[4];
+            if (FORMAT == Q6_K) {
+                multiply_bytes(whole, make_uint4(a.x, a.y, 0, 0), b0, b1);
+                multiply_bytes(second, make_uint4(0, 0, a.z, a.w), b0, b1);
+            } else {
+                multiply_bytes(whole, a, b0, b1);
+            }
+            for (int i = 0; i < 4; i++) {
+                float scale_of_vector = scale[i & 1].x, sum = mine[t][i];
+                sum = __fmaf_rn((float)whole[i], __fmul_rn(by[i >> 1], scale_of_vector), sum);
+                if (FORMAT == Q6_K) {
+                    sum = __fmaf_rn((float)second[i], __fmul_rn(other[i >> 1], scale_of_vector), sum);
+                }
+                if (FORMAT == Q4_K || FORMAT == Q5_K) sum = __fmaf_rn(-other[i >> 1], scale[i & 1].y, sum);
+                mine[t][i] = sum;
+            }
+        }
+    }
+    keep<TILES>(sums, mine);
+    finish<TILES>(sums, ids, divide, 0, 0, bias, out, outputs, width, first, activation);
+}
+
+KERNEL(256, linear_q8_0_8)(LINEAR_PARAMETERS) { linear_quant<Q8_0, 1>(LINEAR_ARGUMENTS); }
+KERNEL(256, linear_q8_0_32)(LINEAR_PARAMETERS) { linear_quant<Q8_0, 4>(LINEAR_ARGUMENTS); }
+KERNEL(256, linear_q4_0_8)(LINEAR_PARAMETERS) { linear_quant<Q4_0, 1>(LINEAR_ARGUMENTS); }
+KERNEL(256, linear_q4_0_32)(LINEAR_PARAMETERS) { linear_quant<Q4_0, 4>(LINEAR_ARGUMENTS); }
+KERNEL(256, linear_q4_k_8)(LINEAR_PARAMETERS) { linear_quant<Q4_K, 1>(LINEAR_ARGUMENTS); }
+KERNEL(256, linear_q4_k_32)(LINEAR_PARAMETERS) { linear_quant<Q4_K, 4>(LINEAR_ARGUMENTS); }
+KERNEL(256, linear_q5_k_8)(LINEAR_PARAMETERS) { linear_quant<Q5_K, 1>(LINEAR_ARGUMENTS); }
+KERNEL(256, linear_q5_k_32)(LINEAR_PARAMETERS) { linear_quant<Q5_K, 4>(LINEAR_ARGUMENTS); }
+KERNEL(256, linear_q6_k_8)(LINEAR_PARAMETERS) { linear_quant<Q6_K, 1>(LINEAR_ARGUMENTS); }
+KERNEL(256, linear_q6_k_32)(LINEAR_PARAMETERS) { linear_quant<Q6_K, 4>(LINEAR_ARGUMENTS); }

@@ -1,0 +1,611 @@
+//! From a plan to launches: which kernels, with how many blocks and threads, and their arguments. Pure.
+//!
+//! A launch depends on widths, weights and on the most vectors that it may meet. How many there really are, their places
+//! and pages are read by the kernels from the step's table ([`Table`]), so that launches made for a whole plan can be
+//! captured once and run for every step of it. What must hold: threads of a block and order of sums depend on widths
+//! only, never on how many vectors there are.
+
+use kedge_engine::backend::Step;
+use kedge_engine::graph::{Activation, Graph, Heads, Norm, Op, PAGE_TOKENS, Pages, Pairs, Per, Pooling};
+use kedge_engine::plan::{Plan, Shape};
+
+use crate::arguments as a;
+use crate::model::{Matrix, Mixture, Model};
+use crate::pack::{Format, TILE};
+
+/// Warps of a block in which attention is shared out; `WARPS` of kernels/attention.cu.
+const WARPS: usize = 4;
+/// Blocks that share a query; `SPLITS` there.
+const SPLITS: usize = 8;
+/// Query heads of a warp; `GROUP` there.
+const GROUP: usize = 8;
+/// Rows whose attention is in parts at a time.
+const PARTIAL_ROWS: usize = 256;
+/// Threads of kernels with a thread for each number.
+const PLAIN: usize = 256;
+/// The most warps of a block of products, which `sums` there has room for.
+const PRODUCT_WARPS: usize = 8;
+/// Outputs of a warp of the product with 32-bit floats.
+const F32_EACH: usize = 4;
+
+/// One launch of a kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Launch {
+    /// The kernel's name.
+    pub kernel: &'static str,
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: [u32; 3],
+    /// Bytes of shared memory beyond what the kernel itself says.
+    pub shared: u32,
+    /// The parameter block.
+    pub arguments: Vec<u8>,
+}
+
+/// A step as one table of numbers of 32 bits, each list at a place that follows from the plan's shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Table {
+    shape: Shape,
+}
+
+/// Numbers in front of a table: rows, answers, sequences.
+const HEAD: usize = 4;
+
+impl Table {
+    /// That of a plan.
+    pub fn new(shape: Shape) -> Self {
+        Self { shape }
+    }
+
+    /// Its length in numbers.
+    pub fn len(self) -> usize {
+        HEAD + 6 * self.shape.rows + 1 + self.shape.outputs
+    }
+
+    /// Never.
+    pub fn is_empty(self) -> bool {
+        false
+    }
+
+    fn list(self, index: usize) -> usize {
+        HEAD + index * self.shape.rows
+    }
+
+    /// The table of a step, and the pages of its sequences one after the other.
+    pub fn of(self, step: &Step, answers: usize) -> (Vec<u32>, Vec<u32>) {
+        let mut table = vec![0; self.len()];
+        let mut pages = Vec::new();
+        table[..3].copy_from_slice(&[step.ids.len() as u32, answers as u32, step.sequences.len() as u32]);
+        table[self.list(0)..][..step.ids.len()].copy_from_slice(&step.ids);
+        table[self.list(1)..][..step.types.len()].copy_from_slice(&step.types);
+        for (row, (sequence, place)) in step.places().enumerate() {
+            table[self.list(2) + row] = sequence as u32;
+            table[self.list(3) + row] = place as u32;
+        }
+        let mut first = 0;
+        for (index, sequence) in step.sequences.iter().enumerate() {
+            table[self.list(4) + index] = pages.len() as u32;
+            pages.extend_from_slice(&sequence.pages);
+            table[self.list(5) + index] = first;
+            first += sequence.rows as u32;
+        }
+        table[self.list(5) + step.sequences.len()] = first;
+        table[self.list(6) + 1..][..step.outputs.len()].copy_from_slice(&step.outputs);
+        (table, pages)
+    }
+}
+
+/// Where a run works. Sizes of the scratch parts are those of [`scratch`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Places {
+    /// The plan's buffers.
+    pub buffers: Vec<u64>,
+    /// The step's table.
+    pub table: u64,
+    /// Pages of the sequences, one after the other.
+    pub pages: u64,
+    /// Keys and values.
+    pub store: u64,
+    /// The parts of the scratch memory, in the order of [`Part`].
+    pub scratch: Vec<u64>,
+}
+
+/// A part of the scratch memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+enum Part {
+    /// Rounded vectors.
+    Rounded,
+    /// Their scales.
+    Scales,
+    /// Attention in parts.
+    Partial,
+    /// Experts chosen, their weights, how many chose each, and who.
+    Choice,
+    Weights,
+    Counts,
+    List,
+    /// Experts' gates and inputs side by side, those put together, and answers.
+    Both,
+    Inner,
+    Answers,
+}
+
+const PARTS: usize = 10;
+
+/// Bytes of each part of the scratch memory, and then of the angles of each rope.
+pub(crate) fn scratch(graph: &Graph, model: &Model, plan: &Plan) -> Vec<usize> {
+    let mut sizes = vec![0; PARTS];
+    let mut need = |part: Part, bytes: usize| sizes[part as usize] = sizes[part as usize].max(bytes);
+    let rounded = |matrix: Matrix, vectors: usize, need: &mut dyn FnMut(Part, usize)| match matrix.format {
+        Format::F32 => {}
+        Format::Half => {
+            need(Part::Rounded, vectors * matrix.inputs * 2);
+            need(Part::Scales, vectors * 4);
+        }
+        _ => {
+            need(Part::Rounded, vectors * matrix.inputs);
+            need(Part::Scales, vectors * matrix.inputs / 32 * 8);
+        }
+    };
+    for (index, op) in graph.ops.iter().enumerate() {
+        match op {
+            Op::Linear { parts, .. } => {
+                let vectors = plan.shape.count(plan.sizes[index].per);
+                parts.iter().for_each(|part| rounded(model.matrix(part.weight), vectors, &mut need));
+            }
+            Op::Paged { heads, .. } => {
+                let rows = plan.shape.rows.min(PARTIAL_ROWS);
+                need(Part::Partial, rows * heads.query * SPLITS * (heads.width + 2) * 4);
+            }
+            Op::Experts { experts, used, .. } => {
+                let Mixture { gate, up, down } = model.mixture(index);
+                let pairs = plan.shape.rows * used;
+                for matrix in [gate, up] {
+                    rounded(matrix, plan.shape.rows, &mut need);
+                }
+                rounded(down, pairs, &mut need);
+                need(Part::Choice, pairs * 4);
+                need(Part::Weights, pairs * 4);
+                need(Part::Counts, experts.len() * 4);
+                need(Part::List, experts.len() * pairs * 4);
+                need(Part::Both, pairs * 2 * gate.outputs * 4);
+                need(Part::Inner, pairs * gate.outputs * 4);
+                need(Part::Answers, pairs * down.outputs * 4);
+            }
+            _ => {}
+        }
+    }
+    sizes.extend(model.ropes.iter().map(|(rope, _)| plan.shape.rows * rope.frequencies.len() * 8));
+    sizes
+}
+
+/// Numbers of 16 bits of a page.
+pub fn page_numbers(pages: Pages) -> usize {
+    pages.layers * pages.heads * PAGE_TOKENS * (pages.width.next_multiple_of(8) + pages.width)
+}
+
+/// The launches of a plan for at most so many vectors, in order.
+pub(crate) fn launches(graph: &Graph, model: &Model, plan: &Plan, most: Shape, places: &Places) -> Vec<Launch> {
+    let mut writer = Writer { graph, model, plan, most, places, launches: Vec::new() };
+    for (index, (rope, frequencies)) in model.ropes.iter().enumerate() {
+        let pairs = rope.frequencies.len();
+        let arguments = a::Angles {
+            places: writer.list(3),
+            frequencies: *frequencies,
+            out: places.scratch[PARTS + index],
+            count: writer.count(Per::Row),
+            pairs: pairs as u32,
+            magnitude: rope.magnitude as f32,
+        };
+        writer.plain("kedge_angles", pairs, most.rows, arguments.bytes());
+    }
+    for index in 0..plan.ops.len() {
+        writer.op(index);
+    }
+    writer.launches
+}
+
+struct Writer<'a> {
+    graph: &'a Graph,
+    model: &'a Model,
+    plan: &'a Plan,
+    most: Shape,
+    places: &'a Places,
+    launches: Vec<Launch>,
+}
+
+/// Who takes part in a product.
+#[derive(Clone, Copy)]
+struct Who {
+    count: u64,
+    /// The most that there may be.
+    most: usize,
+    /// How many are likely for a matrix.
+    likely: usize,
+    /// Lists of a mixture: where, how far apart, and how many.
+    lists: Option<(u64, usize, usize)>,
+    divide: usize,
+}
+
+/// Threads of a block that has a vector of that width to itself.
+fn threads(width: usize) -> usize {
+    width.div_ceil(4).next_multiple_of(32).clamp(32, 512)
+}
+
+impl Writer<'_> {
+    fn push(&mut self, kernel: &'static str, grid: [usize; 3], threads: usize, shared: usize, arguments: Vec<u8>) {
+        if grid.contains(&0) {
+            return;
+        }
+        let grid = grid.map(|blocks| blocks as u32);
+        self.launches.push(Launch { kernel, grid, block: [threads as u32, 1, 1], shared: shared as u32, arguments });
+    }
+
+    /// A thread for each number.
+    fn plain(&mut self, kernel: &'static str, width: usize, rows: usize, arguments: Vec<u8>) {
+        let threads = width.next_multiple_of(32).min(PLAIN);
+        self.push(kernel, [rows, width.div_ceil(threads), 1], threads, 0, arguments);
+    }
+
+    fn buffer(&self, buffer: usize) -> u64 {
+        self.places.buffers[buffer]
+    }
+
+    fn scratch(&self, part: Part) -> u64 {
+        self.places.scratch[part as usize]
+    }
+
+    /// A list of the step's table.
+    fn list(&self, index: usize) -> u64 {
+        self.places.table + 4 * Table::new(self.plan.shape).list(index) as u64
+    }
+
+    /// Where the table says how many vectors there are.
+    fn count(&self, per: Per) -> u64 {
+        self.places.table + if per == Per::Row { 0 } else { 4 }
+    }
+
+    fn op(&mut self, index: usize) {
+        let (plan, model) = (self.plan, self.model);
+        let size = plan.sizes[index];
+        let (width, rows, count) = (size.width, self.most.count(size.per), self.count(size.per));
+        let narrow = width as u32;
+        match &plan.ops[index] {
+            Op::Embed { words, positions, types, scale, out } => {
+                let table = |weight: Option<usize>| weight.map(|weight| model.table(weight)).unwrap_or_default();
+                let (words, positions, types) = (table(Some(*words)), table(*positions), table(*types));
+                let arguments = a::Embed {
+                    words: words.address,
+                    positions: positions.address,
+                    types: types.address,
+                    ids: self.list(0),
+                    places: self.list(3),
+                    kinds_of_tokens: self.list(1),
+                    out: self.buffer(*out),
+                    count,
+                    kind_of_words: words.kind,
+                    kind_of_positions: positions.kind,
+                    kind_of_types: types.kind,
+                    width: narrow,
+                    scale: *scale as f32,
+                };
+                self.push("kedge_embed", [rows, 1, 1], threads(width), 0, arguments.bytes());
+            }
+            Op::Norm { x, residual, norm, epsilon, sum, out } => {
+                let (gamma, beta, more) = self.norm(*norm);
+                let arguments = a::Norms {
+                    x: self.buffer(*x),
+                    residual: residual.map_or(0, |residual| self.buffer(residual)),
+                    gamma,
+                    beta,
+                    sum: sum.map_or(0, |sum| self.buffer(sum)),
+                    out: self.buffer(*out),
+                    count,
+                    width: narrow,
+                    epsilon: *epsilon as f32,
+                    more,
+                };
+                self.push("kedge_norm", [rows, 1, 1], threads(width), 0, arguments.bytes());
+            }
+            Op::Linear { x, parts, activation, out } => {
+                let who = Who { count, most: rows, likely: rows, lists: None, divide: 1 };
+                let activation = number(*activation);
+                let mut first = 0;
+                let mut rounded = None;
+                for part in parts {
+                    let matrix = model.matrix(part.weight);
+                    let inputs = self.graph.weights[part.weight].columns();
+                    let kind = (matrix.format.chunk(), matrix.inputs);
+                    if rounded != Some(kind) {
+                        self.round(self.buffer(*x), matrix, inputs, who, 1);
+                        rounded = Some(kind);
+                    }
+                    let bias = part.bias.map_or(0, |bias| model.vector(bias));
+                    self.product(self.buffer(*x), matrix, bias, self.buffer(*out), width, first, activation, who);
+                    first += matrix.outputs;
+                }
+            }
+            Op::Attend { qkv, heads, out } => {
+                let arguments = a::Attend {
+                    qkv: self.buffer(*qkv),
+                    out: self.buffer(*out),
+                    sequences: self.list(2),
+                    firsts: self.list(5),
+                    count,
+                    query_heads: heads.query as u32,
+                    key_heads: heads.key as u32,
+                    width: heads.width as u32,
+                    scale: (1.0 / (heads.width as f64).sqrt()) as f32,
+                };
+                let shared = heads.width.next_multiple_of(4) + WARPS * (2 + heads.width);
+                self.push("kedge_attend", [rows, heads.query, 1], 32 * WARPS, 4 * shared, arguments.bytes());
+            }
+            Op::Place { qkv, heads, norms, epsilon, rope, layer, out } => {
+                let ((q_gamma, q_beta, q_more), (k_gamma, k_beta, k_more)) =
+                    norms.map_or_else(Default::default, |(q, k)| (self.norm(q), self.norm(k)));
+                let index = rope.as_ref().map(|rope| {
+                    let known = model.ropes.iter().position(|(known, _)| known == rope);
+                    PARTS + known.expect("all ropes were gathered")
+                });
+                let arguments = a::Place {
+                    qkv: self.buffer(*qkv),
+                    q_gamma,
+                    q_beta,
+                    k_gamma,
+                    k_beta,
+                    angles: index.map_or(0, |index| self.places.scratch[index]),
+                    queries: self.buffer(*out),
+                    store: self.places.store,
+                    places: self.list(3),
+                    sequences: self.list(2),
+                    firsts: self.list(4),
+                    pages: self.places.pages,
+                    count,
+                    query_heads: heads.query as u32,
+                    key_heads: heads.key as u32,
+                    width: heads.width as u32,
+                    layers: self.layers(),
+                    layer: *layer as u32,
+                    norm: match norms {
+                        None => 0,
+                        Some((Norm::Rms { .. }, _)) => 1,
+                        Some((Norm::Layer { .. }, _)) => 2,
+                    },
+                    pairing: match rope.as_ref().map(|rope| rope.pairs) {
+                        None => 0,
+                        Some(Pairs::Halves) => 1,
+                        Some(Pairs::Neighbours) => 2,
+                    },
+                    pairs: rope.as_ref().map_or(0, |rope| rope.frequencies.len()) as u32,
+                    epsilon: *epsilon as f32,
+                    q_more,
+                    k_more,
+                };
+                let warps = (heads.query + 2 * heads.key).min(8);
+                self.push("kedge_place", [rows, 1, 1], 32 * warps, 4 * warps * heads.width, arguments.bytes());
+            }
+            Op::Paged { q, heads, scale, window, softcap, layer, out } => {
+                let Heads { query, key, width } = *heads;
+                let groups = (query / key).div_ceil(GROUP);
+                let shared = 4 * (GROUP * width.next_multiple_of(8) + 2 * GROUP + GROUP * width);
+                for first in (0..rows).step_by(PARTIAL_ROWS) {
+                    let some = PARTIAL_ROWS.min(rows - first);
+                    let arguments = a::Paged {
+                        queries: self.buffer(*q),
+                        store: self.places.store,
+                        places: self.list(3),
+                        sequences: self.list(2),
+                        firsts: self.list(4),
+                        pages: self.places.pages,
+                        partial: self.scratch(Part::Partial),
+                        count,
+                        first_row: first as u32,
+                        query_heads: query as u32,
+                        key_heads: key as u32,
+                        width: width as u32,
+                        layers: self.layers(),
+                        layer: *layer as u32,
+                        window: window.unwrap_or(0) as u32,
+                        scale: *scale as f32,
+                        bound: softcap.unwrap_or(0.0) as f32,
+                    };
+                    self.push("kedge_paged", [some, key * groups, SPLITS], 32 * WARPS, shared, arguments.bytes());
+                    let arguments = a::PagedMerge {
+                        partial: self.scratch(Part::Partial),
+                        out: self.buffer(*out),
+                        count,
+                        first_row: first as u32,
+                        query_heads: query as u32,
+                        width: width as u32,
+                    };
+                    let threads = width.next_multiple_of(32);
+                    self.push("kedge_paged_merge", [some, query, 1], threads, 0, arguments.bytes());
+                }
+            }
+            Op::Gate { x, activation, out } => {
+                self.gate(self.buffer(*x), self.buffer(*out), count, rows, width, *activation, 1);
+            }
+            Op::Experts { x, router, experts, used, normalize, activation, out } => {
+                let mixture = model.mixture(index);
+                let inner = mixture.gate.outputs;
+                let (choice, weights) = (self.scratch(Part::Choice), self.scratch(Part::Weights));
+                let (counts, list) = (self.scratch(Part::Counts), self.scratch(Part::List));
+                let list_step = plan.shape.rows * used;
+                let narrow_used = *used as u32;
+                let arguments = a::Route {
+                    router: self.buffer(*router),
+                    choice,
+                    weights,
+                    count,
+                    experts: experts.len() as u32,
+                    used: narrow_used,
+                    normalize: u32::from(*normalize),
+                };
+                self.push("kedge_route", [rows, 1, 1], 32, 0, arguments.bytes());
+                let arguments =
+                    a::Lists { choice, list, counts, count, used: narrow_used, list_step: list_step as u32 };
+                self.push("kedge_lists", [experts.len(), 1, 1], 32, 0, arguments.bytes());
+                // A row chooses an expert at most once.
+                let who = Who {
+                    count: counts,
+                    most: rows,
+                    likely: (rows * used).div_ceil(experts.len()),
+                    lists: Some((list, list_step, experts.len())),
+                    divide: *used,
+                };
+                let all = Who { count, most: rows, likely: rows, lists: None, divide: 1 };
+                let (both, gated) = (self.scratch(Part::Both), self.scratch(Part::Inner));
+                self.round(self.buffer(*x), mixture.gate, width, all, 1);
+                self.product(self.buffer(*x), mixture.gate, 0, both, 2 * inner, 0, 0, who);
+                if mixture.up.format != mixture.gate.format {
+                    self.round(self.buffer(*x), mixture.up, width, all, 1);
+                }
+                self.product(self.buffer(*x), mixture.up, 0, both, 2 * inner, inner, 0, who);
+                self.gate(both, gated, count, rows, inner, *activation, *used);
+                self.round(gated, mixture.down, inner, all, *used);
+                let answers = self.scratch(Part::Answers);
+                self.product(gated, mixture.down, 0, answers, width, 0, 0, Who { divide: 1, ..who });
+                let arguments =
+                    a::Mix { answers, weights, out: self.buffer(*out), count, width: narrow, used: narrow_used };
+                self.plain("kedge_mix", width, rows, arguments.bytes());
+            }
+            Op::Add { x, y, out } => {
+                let (x, y, out) = (self.buffer(*x), self.buffer(*y), self.buffer(*out));
+                self.plain("kedge_add", width, rows, a::Add { x, y, out, count, width: narrow }.bytes());
+            }
+            Op::Take { x, out } => {
+                let (x, out, taken) = (self.buffer(*x), self.buffer(*out), self.list(6) + 4);
+                let arguments = a::Take { x, rows: taken, out, count, width: narrow };
+                self.plain("kedge_take", width, rows, arguments.bytes());
+            }
+            Op::Softcap { x, bound, out } => {
+                let (x, out) = (self.buffer(*x), self.buffer(*out));
+                let arguments = a::Softcap { x, out, count, width: narrow, bound: *bound as f32 };
+                self.plain("kedge_softcap", width, rows, arguments.bytes());
+            }
+            Op::Pool { x, pooling, out } => {
+                let pooling = match pooling {
+                    Pooling::Mean => 0,
+                    Pooling::Cls => 1,
+                    Pooling::Last => 2,
+                    Pooling::Max => 3,
+                };
+                let (x, out, firsts) = (self.buffer(*x), self.buffer(*out), self.list(5));
+                let arguments = a::Pool { x, firsts, out, count, width: narrow, pooling };
+                self.plain("kedge_pool", width, rows, arguments.bytes());
+            }
+            Op::Normalize { x, out } => {
+                let (x, out) = (self.buffer(*x), self.buffer(*out));
+                let arguments = a::Normalize { x, out, count, width: narrow };
+                self.push("kedge_normalize", [rows, 1, 1], threads(width), 0, arguments.bytes());
+            }
+        }
+    }
+
+    fn layers(&self) -> u32 {
+        self.graph.pages.map_or(0, |pages| pages.layers) as u32
+    }
+
+    /// Scale, shift, and what is added to the scale.
+    fn norm(&self, norm: Norm) -> (u64, u64, f32) {
+        match norm {
+            Norm::Rms { gamma, plus_one } => (self.model.vector(gamma), 0, if plus_one { 1.0 } else { 0.0 }),
+            Norm::Layer { gamma, beta } => (self.model.vector(gamma), self.model.vector(beta), 0.0),
+        }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the fields of one operation")]
+    fn gate(&mut self, x: u64, out: u64, count: u64, rows: usize, width: usize, activation: Activation, times: usize) {
+        let activation = number(Some(activation));
+        let arguments = a::Gate { x, out, count, width: width as u32, activation, times: times as u32 };
+        self.plain("kedge_gate", width, rows * times, arguments.bytes());
+    }
+
+    /// Rounds vectors as a matrix wants them, `times` as many as there are rows.
+    fn round(&mut self, x: u64, matrix: Matrix, width: usize, who: Who, times: usize) {
+        let (out, scales, count) = (self.scratch(Part::Rounded), self.scratch(Part::Scales), who.count);
+        let (narrow, rows) = (width as u32, who.most * times);
+        match matrix.format {
+            Format::F32 => {}
+            Format::Half => {
+                let padded = matrix.inputs as u32;
+                let arguments = a::RoundHalf { x, out, scales, count, width: narrow, padded, times: times as u32 };
+                self.push("kedge_round_half", [rows, 1, 1], threads(width), 0, arguments.bytes());
+            }
+            _ => {
+                let arguments = a::RoundBytes { x, out, scales, count, width: narrow, times: times as u32 };
+                self.plain("kedge_round_bytes", width, rows, arguments.bytes());
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the fields of one product")]
+    fn product(
+        &mut self,
+        x: u64,
+        matrix: Matrix,
+        bias: u64,
+        out: u64,
+        width: usize,
+        first: usize,
+        activation: u32,
+        who: Who,
+    ) {
+        let few = who.likely <= 8;
+        let (kernel, columns) = match (matrix.format, few) {
+            (Format::F32, _) => ("kedge_linear_f32", 8),
+            (Format::Half, true) => ("kedge_linear_half_8", 8),
+            (Format::Half, false) => ("kedge_linear_half_32", 32),
+            (Format::Q8_0, true) => ("kedge_linear_q8_0_8", 8),
+            (Format::Q8_0, false) => ("kedge_linear_q8_0_32", 32),
+            (Format::Q4_0, true) => ("kedge_linear_q4_0_8", 8),
+            (Format::Q4_0, false) => ("kedge_linear_q4_0_32", 32),
+            (Format::Q4K, true) => ("kedge_linear_q4_k_8", 8),
+            (Format::Q4K, false) => ("kedge_linear_q4_k_32", 32),
+            (Format::Q5K, true) => ("kedge_linear_q5_k_8", 8),
+            (Format::Q5K, false) => ("kedge_linear_q5_k_32", 32),
+            (Format::Q6K, true) => ("kedge_linear_q6_k_8", 8),
+            (Format::Q6K, false) => ("kedge_linear_q6_k_32", 32),
+        };
+        let plain = matrix.format == Format::F32;
+        let (list, list_step, matrices) = who.lists.unwrap_or((0, 0, 1));
+        let arguments = a::Linear {
+            x: if plain { x } else { self.scratch(Part::Rounded) },
+            scales: if plain { 0 } else { self.scratch(Part::Scales) },
+            weights: matrix.weights,
+            units: matrix.units,
+            bias,
+            out,
+            count: who.count,
+            list,
+            weights_step: matrix.weights_step,
+            units_step: matrix.units_step,
+            inputs: matrix.inputs as u32,
+            outputs: matrix.outputs as u32,
+            width: width as u32,
+            first: first as u32,
+            divide: who.divide as u32,
+            activation,
+            list_step: list_step as u32,
+        };
+        let (warps, tiles) = if plain {
+            let warps = matrix.outputs.div_ceil(F32_EACH).min(PRODUCT_WARPS);
+            (warps, matrix.outputs.div_ceil(F32_EACH * warps))
+        } else {
+            ((matrix.inputs / matrix.format.chunk()).clamp(1, PRODUCT_WARPS), matrix.outputs.div_ceil(TILE))
+        };
+        let grid = [tiles, who.most.div_ceil(columns), matrices];
+        self.push(kernel, grid, 32 * warps, 0, arguments.bytes());
+    }
+}
+
+fn number(activation: Option<Activation>) -> u32 {
+    match activation {
+        None => 0,
+        Some(Activation::Gelu) => 1,
+        Some(Activation::GeluTanh) => 2,
+        Some(Activation::Silu) => 3,
+    }
+}

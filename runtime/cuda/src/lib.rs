@@ -1,0 +1,307 @@
+//! The inference engine's backend for NVIDIA devices.
+//!
+//! [`Cuda::probe`] is the front door: it finds the driver (which is not needed to build or start the program), takes the
+//! first device, gives it the kernels ([`kernels`], committed as PTX), and says by name why it could not. A graph's
+//! weights are packed ([`pack`]) and put on the device once; a plan becomes a list of launches ([`launch`], pure), which
+//! steps of few rows run as one recording. [`device`] is all that is known of devices.
+//!
+//! What must hold: a failure is an error with its reason, never a panic, also without a driver; a row's answer has the
+//! same bits whatever else is in the step. Not here: several devices, choosing tokens on the device, sharing memory with
+//! the host.
+
+mod arguments;
+pub mod device;
+mod driver;
+pub mod kernels;
+pub mod launch;
+mod model;
+pub mod pack;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kedge_engine::EngineError;
+use kedge_engine::backend::{Backend, Capabilities, Prepared, Step};
+use kedge_engine::graph::Graph;
+use kedge_engine::plan::{Plan, Shape};
+
+pub use arguments::layouts;
+use device::Recording;
+pub use device::{Device, Facts, Fault};
+use kernels::Set;
+use launch::{Places, Table};
+use model::Model;
+
+/// The most rows of a plan whose launches are recorded: beyond that a step takes longer than its launches do.
+const RECORDED_ROWS_MAX: usize = 64;
+/// The least bytes for a step's table and for its pages, so that they do not grow with every token.
+const INPUT_BYTES_MIN: usize = 4 << 10;
+/// Bytes kept free for the driver's own needs.
+const RESERVE_BYTES: u64 = 256 << 20;
+
+/// Why there is no device to use.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    /// The driver's library is not there.
+    #[error("no NVIDIA driver: libcuda.so.1 was not found")]
+    NoDriver,
+    /// The driver sees no device.
+    #[error("the NVIDIA driver sees no device{}", detail(.0))]
+    NoDevice(String),
+    /// The driver is too old.
+    #[error(
+        "the NVIDIA driver speaks CUDA {}.{}, and the kernels need {}.{} (Linux driver {linux} or newer)",
+        .has.0, .has.1, .needs.0, .needs.1
+    )]
+    OldDriver {
+        /// What it speaks.
+        has: (u32, u32),
+        /// What is needed.
+        needs: (u32, u32),
+        /// The first Linux driver that has it.
+        linux: &'static str,
+    },
+    /// The device is too old.
+    #[error("{name} has compute capability {}.{}, and the kernels need 7.5 or newer", .has.0, .has.1)]
+    OldDevice {
+        /// Its name.
+        name: String,
+        /// What it has.
+        has: (u32, u32),
+    },
+    /// The device did not do what was asked.
+    #[error("{name}: {fault}")]
+    Fault {
+        /// The device's name, or the driver.
+        name: String,
+        /// What it was.
+        fault: Fault,
+    },
+}
+
+fn detail(text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!(": {text}") }
+}
+
+/// The CUDA backend.
+pub struct Cuda {
+    device: Arc<dyn Device>,
+    set: Set,
+}
+
+impl Cuda {
+    /// The first device of this machine, or why there is none.
+    pub fn probe() -> Result<Self, Reason> {
+        Self::on(Box::new(driver::Driver::open()?))
+    }
+
+    /// That device, if it takes the kernels.
+    pub fn on(device: Box<dyn Device>) -> Result<Self, Reason> {
+        let facts = device.facts().clone();
+        let (needs, linux) = kernels::DRIVER_MIN;
+        if facts.driver < needs {
+            return Err(Reason::OldDriver { has: facts.driver, needs, linux });
+        }
+        let old = || Reason::OldDevice { name: facts.name.clone(), has: facts.capability };
+        let set = kernels::of(facts.capability).ok_or_else(old)?;
+        for text in set.texts {
+            device.load(text).map_err(|fault| Reason::Fault { name: facts.name.clone(), fault })?;
+        }
+        Ok(Self { device: device.into(), set })
+    }
+
+    /// What the device is.
+    pub fn facts(&self) -> &Facts {
+        self.device.facts()
+    }
+}
+
+impl Backend for Cuda {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { name: "cuda", features: self.set.name, threads: 1 }
+    }
+
+    fn memory_bytes_free(&self) -> u64 {
+        self.device.memory_bytes().map_or(0, |(free, _)| free.saturating_sub(RESERVE_BYTES))
+    }
+
+    fn prepare(&self, graph: Arc<Graph>, pages: usize) -> Result<Box<dyn Prepared>, EngineError> {
+        let device = &self.device;
+        let wrong = |reason: String| EngineError::Device { device: device.facts().name.clone(), reason };
+        if let Some(reason) = model::refusal(&graph) {
+            return Err(wrong(format!("the model has {reason}")));
+        }
+        let mut weights = Vec::new();
+        let mut put = |bytes: &[u8]| -> Result<u64, Fault> {
+            let block = Block::new(device, bytes.len())?;
+            device.upload(block.address, bytes)?;
+            let address = block.address;
+            weights.push(block);
+            Ok(address)
+        };
+        let model = Model::new(&graph, &mut put).map_err(|fault| wrong(format!("weights: {fault}")))?;
+        let numbers = graph.pages.map_or(0, launch::page_numbers) * pages;
+        let store = Block::new(device, 2 * numbers)
+            .map_err(|fault| wrong(format!("room for keys and values of {pages} pages: {fault}")))?;
+        let loaded =
+            Loaded { device: device.clone(), graph, model, pages, store, state: Mutex::default(), _weights: weights };
+        Ok(Box::new(loaded))
+    }
+}
+
+/// Memory of a device, given back when it is dropped.
+struct Block {
+    device: Arc<dyn Device>,
+    address: u64,
+    bytes: usize,
+}
+
+impl Block {
+    fn new(device: &Arc<dyn Device>, bytes: usize) -> Result<Self, Fault> {
+        let bytes = bytes.max(1);
+        Ok(Self { address: device.allocate(bytes as u64)?, device: device.clone(), bytes })
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.device.release(self.address);
+    }
+}
+
+/// A graph on a device.
+struct Loaded {
+    device: Arc<dyn Device>,
+    graph: Arc<Graph>,
+    model: Model,
+    pages: usize,
+    store: Block,
+    /// What a run works in. Held for a whole run: one at a time.
+    state: Mutex<State>,
+    _weights: Vec<Block>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The plan's buffers, the scratch parts, and then the step's table and its pages: as large as any plan needed yet.
+    blocks: Vec<Block>,
+    /// Plans that ran on these blocks. A plan that comes again is recorded.
+    plans: HashMap<Shape, Seen>,
+}
+
+enum Seen {
+    Once,
+    Recorded(Recording),
+    /// The device does not record.
+    Never,
+}
+
+impl Prepared for Loaded {
+    fn run(&self, plan: &Plan, step: &Step, answers: &mut Vec<f32>) -> Result<(), EngineError> {
+        step.check(&self.graph, plan, self.pages)?;
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.on_device(&mut state, plan, step, answers).map_err(|fault| EngineError::Device {
+            device: self.device.facts().name.clone(),
+            reason: format!("running {} rows: {fault}", step.ids.len()),
+        })
+    }
+}
+
+impl Loaded {
+    fn on_device(&self, state: &mut State, plan: &Plan, step: &Step, answers: &mut Vec<f32>) -> Result<(), Fault> {
+        let count = step.answers(&self.graph);
+        let (table, pages) = Table::new(plan.shape).of(step, count);
+        let places = self.make_room(state, plan, table.len(), pages.len())?;
+        self.device.upload(places.table, &bytes(&table))?;
+        if !pages.is_empty() {
+            self.device.upload(places.pages, &bytes(&pages))?;
+        }
+        let write = |most: Shape| launch::launches(&self.graph, &self.model, plan, most, &places);
+        let exact = Shape { rows: step.ids.len(), outputs: count };
+        let may_record = self.graph.pages.is_some() && plan.shape.rows <= RECORDED_ROWS_MAX;
+        match (state.plans.get(&plan.shape), may_record) {
+            (Some(Seen::Recorded(recording)), _) => self.device.replay(*recording)?,
+            (Some(Seen::Once), true) => {
+                let seen = match self.device.record(&write(plan.shape))? {
+                    Some(recording) => {
+                        self.device.replay(recording)?;
+                        Seen::Recorded(recording)
+                    }
+                    None => {
+                        self.launch(&write(exact))?;
+                        Seen::Never
+                    }
+                };
+                state.plans.insert(plan.shape, seen);
+            }
+            (seen, _) => {
+                let is_new = seen.is_none();
+                self.launch(&write(exact))?;
+                if is_new {
+                    state.plans.insert(plan.shape, Seen::Once);
+                }
+            }
+        }
+        let width = self.graph.result_width();
+        let mut raw = vec![0; 4 * count * width];
+        self.device.download(places.buffers[plan.result], &mut raw)?;
+        answers.clear();
+        answers.extend(raw.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+        Ok(())
+    }
+
+    fn launch(&self, launches: &[launch::Launch]) -> Result<(), Fault> {
+        launches.iter().try_for_each(|launch| self.device.launch(launch))
+    }
+
+    /// Makes the blocks as large as a plan needs, and says where they are. What was recorded on smaller ones is forgotten.
+    fn make_room(&self, state: &mut State, plan: &Plan, table: usize, pages: usize) -> Result<Places, Fault> {
+        let buffers = plan.buffers.iter().map(|length| 4 * length);
+        let scratch = launch::scratch(&self.graph, &self.model, plan);
+        // The table and the pages come first, so that their place does not depend on the plan.
+        let inputs = [4 * table, 4 * pages].map(|size| size.next_power_of_two().max(INPUT_BYTES_MIN));
+        let sizes: Vec<usize> = inputs.into_iter().chain(scratch.iter().copied()).chain(buffers).collect();
+        let fits = |state: &State| {
+            state.blocks.len() >= sizes.len()
+                && state.blocks.iter().zip(&sizes).all(|(block, size)| block.bytes >= *size)
+        };
+        if !fits(state) {
+            self.forget(state);
+            for (index, size) in sizes.iter().enumerate() {
+                match state.blocks.get(index) {
+                    Some(block) if block.bytes >= *size => {}
+                    Some(_) => {
+                        // The old one is given back first, and stays as one byte if there is no room for the new one.
+                        state.blocks[index] = Block::new(&self.device, 1)?;
+                        state.blocks[index] = Block::new(&self.device, *size)?;
+                    }
+                    None => state.blocks.push(Block::new(&self.device, *size)?),
+                }
+            }
+        }
+        let mut addresses = state.blocks.iter().map(|block| block.address);
+        let mut next = |count: usize| addresses.by_ref().take(count).collect::<Vec<u64>>();
+        let (inputs, scratch) = (next(2), next(scratch.len()));
+        let buffers = next(plan.buffers.len());
+        Ok(Places { buffers, table: inputs[0], pages: inputs[1], store: self.store.address, scratch })
+    }
+
+    fn forget(&self, state: &mut State) {
+        for (_, seen) in state.plans.drain() {
+            if let Seen::Recorded(recording) = seen {
+                self.device.forget(recording);
+            }
+        }
+    }
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        let mut state = std::mem::take(self.state.get_mut().unwrap_or_else(PoisonError::into_inner));
+        self.forget(&mut state);
+    }
+}
+
+fn bytes(numbers: &[u32]) -> Vec<u8> {
+    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+}

@@ -1,0 +1,235 @@
+//! A graph's weights as a device holds them: which of them is needed in which form, and where each was put.
+
+use kedge_engine::graph::{Graph, Norm, Op, Part, Rope};
+use kedge_formats::{Dtype, Tensor};
+
+use crate::pack::{Format, Packed};
+
+/// The widest head that the attention kernels take.
+pub(crate) const HEAD_MAX: usize = 256;
+/// The most experts that the routing kernel takes.
+pub(crate) const EXPERTS_MAX: usize = 1024;
+
+/// A table of vectors.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Table {
+    pub(crate) address: u64,
+    /// The number by which `stored` in kernels/rows.cu knows the type.
+    pub(crate) kind: u32,
+}
+
+/// A packed matrix; of a mixture the first expert's, the others following `weights_step` apart.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Matrix {
+    pub(crate) format: Format,
+    pub(crate) inputs: usize,
+    pub(crate) outputs: usize,
+    pub(crate) weights: u64,
+    /// Zero where there are none.
+    pub(crate) units: u64,
+    pub(crate) weights_step: u64,
+    pub(crate) units_step: u64,
+}
+
+/// The matrices of a mixture of experts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Mixture {
+    pub(crate) gate: Matrix,
+    pub(crate) up: Matrix,
+    pub(crate) down: Matrix,
+}
+
+/// Where everything of a graph lies.
+#[derive(Debug, Default)]
+pub(crate) struct Model {
+    /// By weight, where it is needed as such.
+    pub(crate) tables: Vec<Option<Table>>,
+    /// 32-bit floats.
+    pub(crate) vectors: Vec<Option<u64>>,
+    pub(crate) matrices: Vec<Option<Matrix>>,
+    /// By operation.
+    pub(crate) mixtures: Vec<Option<Mixture>>,
+    /// The distinct ways of turning, and where their frequencies lie.
+    pub(crate) ropes: Vec<(Rope, u64)>,
+}
+
+impl Model {
+    /// Puts what a graph needs on a device: `put` takes bytes there and says where they are.
+    pub(crate) fn new<E>(graph: &Graph, put: &mut dyn FnMut(&[u8]) -> Result<u64, E>) -> Result<Self, E> {
+        let none = graph.weights.len();
+        let mut model = Self {
+            tables: vec![None; none],
+            vectors: vec![None; none],
+            matrices: vec![None; none],
+            mixtures: vec![None; graph.ops.len()],
+            ropes: Vec::new(),
+        };
+        for (index, op) in graph.ops.iter().enumerate() {
+            match op {
+                Op::Embed { words, positions, types, .. } => {
+                    for weight in [Some(words), positions.as_ref(), types.as_ref()].into_iter().flatten() {
+                        if model.tables[*weight].is_none() {
+                            let tensor = &graph.weights[*weight];
+                            let address = put(tensor.bytes())?;
+                            model.tables[*weight] = Some(Table { address, kind: kind(tensor.dtype) });
+                        }
+                    }
+                }
+                Op::Norm { norm, .. } => model.keep_norm(graph, *norm, put)?,
+                Op::Place { norms, rope, .. } => {
+                    for norm in norms.iter().flat_map(|(q, k)| [q, k]) {
+                        model.keep_norm(graph, *norm, put)?;
+                    }
+                    if let Some(rope) = rope
+                        && !model.ropes.iter().any(|(known, _)| known == rope)
+                    {
+                        let bytes: Vec<u8> = rope.frequencies.iter().flat_map(|value| value.to_le_bytes()).collect();
+                        model.ropes.push((rope.clone(), put(&bytes)?));
+                    }
+                }
+                Op::Linear { parts, .. } => {
+                    for Part { weight, bias } in parts {
+                        if model.matrices[*weight].is_none() {
+                            model.matrices[*weight] = Some(place(&[&graph.weights[*weight]], put)?);
+                        }
+                        if let Some(bias) = bias {
+                            model.keep_vector(graph, *bias, put)?;
+                        }
+                    }
+                }
+                Op::Experts { experts, .. } => {
+                    let mut of = |pick: fn(&kedge_engine::graph::Expert) -> usize| {
+                        let all: Vec<&Tensor> = experts.iter().map(|expert| &graph.weights[pick(expert)]).collect();
+                        place(&all, put)
+                    };
+                    let (gate, up, down) = (of(|e| e.gate)?, of(|e| e.up)?, of(|e| e.down)?);
+                    model.mixtures[index] = Some(Mixture { gate, up, down });
+                }
+                _ => {}
+            }
+        }
+        Ok(model)
+    }
+
+    fn keep_norm<E>(
+        &mut self,
+        graph: &Graph,
+        norm: Norm,
+        put: &mut dyn FnMut(&[u8]) -> Result<u64, E>,
+    ) -> Result<(), E> {
+        match norm {
+            Norm::Rms { gamma, .. } => self.keep_vector(graph, gamma, put),
+            Norm::Layer { gamma, beta } => {
+                self.keep_vector(graph, gamma, put)?;
+                self.keep_vector(graph, beta, put)
+            }
+        }
+    }
+
+    fn keep_vector<E>(
+        &mut self,
+        graph: &Graph,
+        weight: usize,
+        put: &mut dyn FnMut(&[u8]) -> Result<u64, E>,
+    ) -> Result<(), E> {
+        if self.vectors[weight].is_none() {
+            let bytes: Vec<u8> = graph.weights[weight].to_f32().iter().flat_map(|value| value.to_le_bytes()).collect();
+            self.vectors[weight] = Some(put(&bytes)?);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn table(&self, weight: usize) -> Table {
+        self.tables[weight].expect("tables were put as such")
+    }
+
+    pub(crate) fn vector(&self, weight: usize) -> u64 {
+        self.vectors[weight].expect("vectors were put as such")
+    }
+
+    pub(crate) fn matrix(&self, weight: usize) -> Matrix {
+        self.matrices[weight].expect("matrices were put as such")
+    }
+
+    pub(crate) fn mixture(&self, op: usize) -> Mixture {
+        self.mixtures[op].expect("mixtures were put as such")
+    }
+}
+
+/// Packs matrices of one kind and puts them one after the other.
+fn place<E>(all: &[&Tensor], put: &mut dyn FnMut(&[u8]) -> Result<u64, E>) -> Result<Matrix, E> {
+    let format = Format::of(all[0].dtype).expect("what cannot be multiplied was refused");
+    if let [Tensor { dtype: Dtype::F32, .. }] = all {
+        let (inputs, outputs) = (all[0].columns(), all[0].rows());
+        let weights = put(all[0].bytes())?;
+        return Ok(Matrix { format, inputs, outputs, weights, units: 0, weights_step: 0, units_step: 0 });
+    }
+    let mut packed = Packed::new(all[0], format);
+    // Each expert's begins where a whole vector may be read.
+    let align = |bytes: &mut Vec<u8>| bytes.resize(bytes.len().next_multiple_of(16), 0);
+    if all.len() > 1 {
+        align(&mut packed.weights);
+        align(&mut packed.units);
+    }
+    let (weights_step, units_step) = (packed.weights.len() as u64, packed.units.len() as u64);
+    for tensor in &all[1..] {
+        let more = Packed::new(tensor, format);
+        packed.weights.extend(more.weights);
+        packed.units.extend(more.units);
+        align(&mut packed.weights);
+        align(&mut packed.units);
+    }
+    let weights = put(&packed.weights)?;
+    let units = if packed.units.is_empty() { 0 } else { put(&packed.units)? };
+    let Packed { inputs, outputs, .. } = packed;
+    Ok(Matrix { format, inputs, outputs, weights, units, weights_step, units_step })
+}
+
+fn kind(dtype: Dtype) -> u32 {
+    match dtype {
+        Dtype::F32 => 0,
+        Dtype::F16 => 1,
+        Dtype::Bf16 => 2,
+        Dtype::Q8_0 => 3,
+        Dtype::Q4_0 => 4,
+        Dtype::Q4K => 5,
+        Dtype::Q5K => 6,
+        Dtype::Q6K | Dtype::Other { .. } => 7,
+    }
+}
+
+/// What of a graph the kernels do not take; none when they take all of it.
+pub(crate) fn refusal(graph: &Graph) -> Option<String> {
+    if let Some(tensor) = graph.weights.iter().find(|tensor| Format::of(tensor.dtype).is_none()) {
+        return Some(format!("a weight of shape {:?} has a type that cannot be read", tensor.shape));
+    }
+    for op in &graph.ops {
+        match op {
+            Op::Attend { heads, .. } | Op::Place { heads, .. } | Op::Paged { heads, .. } => {
+                if heads.width > HEAD_MAX || heads.width % 2 != 0 {
+                    return Some(format!("heads of width {}; even ones to {HEAD_MAX} are taken", heads.width));
+                }
+                if heads.key == 0 || heads.query % heads.key != 0 {
+                    return Some(format!("{} query heads cannot share {} key heads", heads.query, heads.key));
+                }
+            }
+            Op::Experts { experts, used, .. } => {
+                if experts.is_empty() || experts.len() > EXPERTS_MAX || *used == 0 || *used > experts.len() {
+                    return Some(format!("{used} of {} experts; {EXPERTS_MAX} are taken", experts.len()));
+                }
+                let same = |pick: fn(&kedge_engine::graph::Expert) -> usize| {
+                    let first = &graph.weights[pick(&experts[0])];
+                    experts
+                        .iter()
+                        .map(|e| &graph.weights[pick(e)])
+                        .all(|w| w.dtype == first.dtype && w.shape == first.shape)
+                };
+                if !(same(|e| e.gate) && same(|e| e.up) && same(|e| e.down)) {
+                    return Some("experts whose matrices differ in type or shape".into());
+                }
+            }
+            _ => {}
+        }
+    }
+    None
+}

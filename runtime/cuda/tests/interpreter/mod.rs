@@ -1,0 +1,128 @@
+//! A device that interprets the PTX that ships.
+
+#![allow(dead_code, missing_docs, unreachable_pub, reason = "each test uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::sync::{Arc, Mutex};
+
+use kedge_cuda::device::Recording;
+use kedge_cuda::launch::Launch;
+use kedge_cuda::{Cuda, Device, Facts, Fault, kernels};
+use kedge_ptx::{Memory, Module};
+
+/// The compute capabilities of devices that run the two sets.
+pub const CAPABILITIES: [(u32, u32); 2] = [(7, 5), (8, 7)];
+
+#[derive(Default)]
+struct State {
+    modules: Vec<Arc<Module>>,
+    memory: Memory,
+    recordings: Vec<Vec<Launch>>,
+    replays: usize,
+}
+
+/// The device. Whatever a kernel must not do (read what nobody wrote, reach beyond a buffer) is a fault.
+pub struct Interpreter {
+    facts: Facts,
+    state: Arc<Mutex<State>>,
+}
+
+/// Looks into a device that a backend owns.
+pub struct Window(Arc<Mutex<State>>);
+
+impl Window {
+    pub fn replays(&self) -> usize {
+        self.0.lock().unwrap().replays
+    }
+}
+
+/// The backend on such a device.
+pub fn cuda(capability: (u32, u32)) -> Cuda {
+    cuda_and_window(capability).0
+}
+
+pub fn cuda_and_window(capability: (u32, u32)) -> (Cuda, Window) {
+    let facts = Facts { name: "interpreter".into(), capability, driver: kernels::DRIVER_MIN.0 };
+    let state = Arc::<Mutex<State>>::default();
+    (Cuda::on(Box::new(Interpreter { facts, state: state.clone() })).unwrap(), Window(state))
+}
+
+fn failed(step: &str, error: kedge_ptx::Error) -> Fault {
+    Fault::Failed { step: step.into(), code: error.to_string() }
+}
+
+impl Device for Interpreter {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn memory_bytes(&self) -> Result<(u64, u64), Fault> {
+        Ok((1 << 30, 1 << 30))
+    }
+
+    fn allocate(&self, bytes: u64) -> Result<u64, Fault> {
+        Ok(self.state.lock().unwrap().memory.alloc(bytes as usize))
+    }
+
+    fn release(&self, address: u64) {
+        self.state.lock().unwrap().memory.free(address).unwrap();
+    }
+
+    fn upload(&self, to: u64, bytes: &[u8]) -> Result<(), Fault> {
+        self.state.lock().unwrap().memory.write(to, bytes).map_err(|error| failed("uploading", error))
+    }
+
+    fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), Fault> {
+        let read = self.state.lock().unwrap().memory.read(from, bytes.len());
+        bytes.copy_from_slice(&read.map_err(|error| failed("downloading", error))?);
+        Ok(())
+    }
+
+    fn load(&self, ptx: &str) -> Result<(), Fault> {
+        // Texts are read once for all tests: they are long.
+        static READ: Mutex<Vec<(usize, Arc<Module>)>> = Mutex::new(Vec::new());
+        let mut read = READ.lock().unwrap();
+        let address = ptx.as_ptr() as usize;
+        let known = read.iter().find(|(text, _)| *text == address).map(|(_, module)| module.clone());
+        let module = known.unwrap_or_else(|| {
+            let module = Arc::new(Module::parse(ptx).unwrap());
+            read.push((address, module.clone()));
+            module
+        });
+        self.state.lock().unwrap().modules.push(module);
+        Ok(())
+    }
+
+    fn launch(&self, launch: &Launch) -> Result<(), Fault> {
+        let State { modules, memory, .. } = &mut *self.state.lock().unwrap();
+        let module = modules.iter().find(|module| module.kernels().any(|kernel| kernel.name == launch.kernel));
+        let args = &launch.arguments;
+        let launch = kedge_ptx::Launch {
+            kernel: launch.kernel,
+            grid: launch.grid,
+            block: launch.block,
+            shared_bytes: launch.shared,
+            args,
+        };
+        module.unwrap().launch(memory, &launch).map_err(|error| failed("launching", error))
+    }
+
+    fn record(&self, launches: &[Launch]) -> Result<Option<Recording>, Fault> {
+        let recordings = &mut self.state.lock().unwrap().recordings;
+        recordings.push(launches.to_vec());
+        Ok(Some(recordings.len() - 1))
+    }
+
+    fn replay(&self, recording: Recording) -> Result<(), Fault> {
+        let launches = {
+            let mut state = self.state.lock().unwrap();
+            state.replays += 1;
+            state.recordings[recording].clone()
+        };
+        launches.iter().try_for_each(|launch| self.launch(launch))
+    }
+
+    fn forget(&self, recording: Recording) {
+        self.state.lock().unwrap().recordings[recording].clear();
+    }
+}

@@ -1,0 +1,82 @@
+//! Whole tiny models on the PTX that ships, interpreted: against the plain backend, and the same bits in whole and in
+//! pieces, alone and in company.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod interpreter;
+#[path = "../../engine/tests/tiny_bert/mod.rs"]
+mod tiny_bert;
+#[path = "../../engine/tests/tiny_decoders/mod.rs"]
+mod tiny_decoders;
+
+use std::path::Path;
+
+use interpreter::{CAPABILITIES, cuda, cuda_and_window};
+use kedge_engine::{Encoder, Reference};
+use kedge_formats::Dtype;
+use tiny_bert::cosine;
+use tiny_decoders::{distance, families, graph_of, logits_of, write_gguf, write_model};
+
+/// Keys, values and the vectors of products are kept in 16 bits, which random weights pass on from layer to layer.
+const FLOAT_TOLERANCE: f64 = 5e-3;
+/// Vectors are rounded to bytes for each product with quantised weights, as on the CPU.
+const QUANT_TOLERANCE: f64 = 3e-2;
+/// Cosine distance allowed between 32-bit and 64-bit arithmetic.
+const COSINE_MIN: f64 = 0.999_999;
+
+const LENGTHS: [usize; 2] = [40, 34];
+
+fn check(name: &str, path: &Path, tolerance: f64, pieces: &[usize]) {
+    let graph = graph_of(path);
+    let expected = logits_of(&graph, &Reference, 128, LENGTHS);
+    for capability in CAPABILITIES {
+        let whole = logits_of(&graph, &cuda(capability), 128, LENGTHS);
+        let off = distance(&whole, &expected);
+        assert!(off <= tolerance, "{name} on {capability:?}: {off}");
+        for piece in pieces {
+            let (backend, window) = cuda_and_window(capability);
+            let found = logits_of(&graph, &backend, *piece, LENGTHS);
+            assert_eq!(found, whole, "{name} on {capability:?}: the same bits in pieces of {piece}");
+            assert!(window.replays() > 0, "steps of the same shape are recorded");
+        }
+    }
+}
+
+#[test]
+fn every_family_agrees_with_the_plain_backend() {
+    for (index, (family, more)) in families().into_iter().enumerate() {
+        let folder = tempfile::tempdir().unwrap();
+        write_model(folder.path(), family, &more, if index % 2 == 0 { Dtype::Bf16 } else { Dtype::F32 });
+        check(family, folder.path(), FLOAT_TOLERANCE, &[7]);
+    }
+}
+
+#[test]
+fn every_quantisation_agrees_with_the_plain_backend() {
+    for dtype in [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4K, Dtype::Q5K, Dtype::Q6K, Dtype::F16] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.gguf");
+        write_gguf(&path, dtype);
+        check(dtype.name(), &path, QUANT_TOLERANCE, &[5]);
+    }
+}
+
+#[test]
+fn an_encoder_agrees_with_the_plain_backend() {
+    for pooling in ["mean_tokens", "cls_token", "max_tokens"] {
+        let folder = tempfile::tempdir().unwrap();
+        tiny_bert::tiny(folder.path(), pooling);
+        let texts = &tiny_bert::texts()[..10];
+        let expected = Encoder::open(folder.path(), &Reference).unwrap().encode(texts).unwrap();
+        for capability in CAPABILITIES {
+            let encoder = Encoder::open(folder.path(), &cuda(capability)).unwrap();
+            let together = encoder.encode(texts).unwrap();
+            for (index, (found, expected)) in together.iter().zip(&expected).enumerate() {
+                let close = cosine(&found.vector, &expected.vector);
+                assert!(close >= COSINE_MIN, "{pooling}, text {index}, {capability:?}: {close}");
+            }
+            let alone = encoder.encode(&texts[2..3]).unwrap();
+            assert_eq!(alone[0].vector, together[2].vector, "the same bits alone and in company");
+        }
+    }
+}

@@ -1,0 +1,385 @@
+//! Each operation alone, at small and odd sizes: the PTX that ships, interpreted, against the plain backend.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod interpreter;
+
+use std::sync::Arc;
+
+use interpreter::{CAPABILITIES, cuda};
+use kedge_engine::backend::{Sequence, Step};
+use kedge_engine::graph::{
+    Activation, Builder, Expert, Graph, Heads, Norm, Op, Pages, Pairs, Part, Pooling, Rope, Value, Weight,
+};
+use kedge_engine::plan::{Plan, Shape};
+use kedge_engine::{Backend, Reference};
+use kedge_formats::{Dtype, Tensor, quant};
+
+/// Relative distance allowed to what is computed in 32 bits.
+const FLOAT: f64 = 1e-5;
+/// To vectors rounded to 16-bit floats under a power of two.
+const HALF: f64 = 5e-4;
+/// To keys and values in 16-bit floats.
+const STORED: f64 = 2e-3;
+/// To products of experts: rounded twice.
+const EXPERTS: f64 = 1e-3;
+
+const WORDS: usize = 60;
+
+fn numbers(count: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+fn tensor(dtype: Dtype, shape: &[usize], values: &[f32]) -> Tensor {
+    Tensor::of_bytes(dtype, shape, quant::quantize(dtype, values)).unwrap()
+}
+
+fn random(g: &mut Builder, dtype: Dtype, shape: &[usize], seed: u32) -> Weight {
+    g.weight(tensor(dtype, shape, &numbers(shape.iter().product(), seed)))
+}
+
+/// Vectors that go in: rows of a table.
+fn given(g: &mut Builder, width: usize, values: &[f32]) -> Value {
+    let words = g.weight(Tensor::of_f32(&[values.len() / width, width], values));
+    let out = g.per_row(width);
+    g.push(Op::Embed { words, positions: None, types: None, scale: 1.0, out });
+    out
+}
+
+fn given_random(g: &mut Builder, width: usize, seed: u32) -> Value {
+    given(g, width, &numbers(WORDS * width, seed))
+}
+
+/// A step of sequences of these lengths, whose tokens are in some order; all rows are answered.
+fn step(lengths: &[usize]) -> Step {
+    let rows = lengths.iter().sum::<usize>();
+    let mut first = 0;
+    let sequences = lengths.iter().map(|rows| {
+        let pages = (0..rows.div_ceil(32)).map(|page| (first + page * 7) as u32 % 16).collect::<Vec<_>>();
+        first += 3;
+        Sequence { rows: *rows, past: 0, pages }
+    });
+    let sequences = sequences.collect();
+    Step {
+        ids: (0..rows).map(|row| (row * 37 % WORDS) as u32).collect(),
+        types: (0..rows).map(|row| (row % 2) as u32).collect(),
+        sequences,
+        outputs: (0..rows as u32).collect(),
+    }
+}
+
+fn run(graph: &Arc<Graph>, backend: &dyn Backend, step: &Step) -> Vec<f32> {
+    // Room for more than comes, as plans have.
+    let plan = Plan::new(graph, Shape { rows: step.ids.len() + 3, outputs: step.ids.len() + 2 });
+    let mut answers = Vec::new();
+    backend.prepare(graph.clone(), 16).unwrap().run(&plan, step, &mut answers).unwrap();
+    answers
+}
+
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let off: f64 = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    (off / b.iter().map(|b| f64::from(*b).powi(2)).sum::<f64>()).sqrt()
+}
+
+/// Compares a graph's answers for all rows of a step, or of each sequence where it pools.
+fn check(name: &str, tolerance: f64, lengths: &[usize], build: impl FnOnce(&mut Builder) -> Value) {
+    check_with_pages(name, tolerance, lengths, None, build);
+}
+
+fn check_with_pages(
+    name: &str,
+    tolerance: f64,
+    lengths: &[usize],
+    pages: Option<Pages>,
+    build: impl FnOnce(&mut Builder) -> Value,
+) {
+    let mut g = Builder::default();
+    let result = build(&mut g);
+    let graph = Arc::new(g.finish(result, pages));
+    let step = step(lengths);
+    let expected = run(&graph, &Reference, &step);
+    assert!(expected.iter().all(|value| value.is_finite()), "{name}");
+    for capability in CAPABILITIES {
+        let found = run(&graph, &cuda(capability), &step);
+        let off = distance(&found, &expected);
+        assert!(off <= tolerance, "{name} on {capability:?}: {off}");
+    }
+}
+
+#[test]
+fn embedding_of_every_type() {
+    for dtype in Dtype::READABLE {
+        let width = if dtype.block().0 == 1 { 24 } else { 256 };
+        check(dtype.name(), FLOAT, &[5, 2], |g| {
+            let words = random(g, dtype, &[WORDS, width], 1);
+            let positions = Some(random(g, dtype, &[6, width], 2));
+            let types = Some(random(g, Dtype::F32, &[2, width], 3));
+            let out = g.per_row(width);
+            g.push(Op::Embed { words, positions, types, scale: 2.5, out });
+            g.take(out)
+        });
+    }
+}
+
+#[test]
+fn norms() {
+    for width in [24, 300, 2100] {
+        for (layer, plus_one, residual) in
+            [(true, false, false), (true, false, true), (false, false, true), (false, true, false)]
+        {
+            check("norm", FLOAT, &[5], |g| {
+                let x = given_random(g, width, 1);
+                let gamma = random(g, Dtype::F32, &[width], 2);
+                let beta = random(g, Dtype::F16, &[width], 3);
+                let norm = if layer { Norm::Layer { gamma, beta } } else { Norm::Rms { gamma, plus_one } };
+                if !residual {
+                    let out = g.norm(x, norm, 1e-5);
+                    return g.take(out);
+                }
+                let more = given_random(g, width, 4);
+                let (sum, out) = g.add_norm(x, more, norm, 1e-5);
+                // Both results are looked at.
+                let both = g.add(sum, out);
+                g.take(both)
+            });
+        }
+    }
+}
+
+/// A product with one matrix, or with two of different types side by side.
+fn product(
+    g: &mut Builder,
+    x: Value,
+    dtypes: &[Dtype],
+    inputs: usize,
+    outputs: usize,
+    activation: Option<Activation>,
+) -> Value {
+    let parts = dtypes.iter().enumerate().map(|(index, dtype)| {
+        let weight = random(g, *dtype, &[outputs + index, inputs], 10 + index as u32);
+        let bias = (index == 0).then(|| random(g, Dtype::F32, &[outputs + index], 20));
+        Part { weight, bias }
+    });
+    let parts = parts.collect();
+    let out = g.linear(x, parts, activation);
+    g.take(out)
+}
+
+#[test]
+fn products_with_floats() {
+    for (dtypes, inputs, outputs, tolerance) in [
+        (&[Dtype::F32][..], 24, 20, FLOAT),
+        (&[Dtype::F32], 37, 5, FLOAT),
+        (&[Dtype::F32], 300, 1, FLOAT),
+        (&[Dtype::F16], 24, 33, HALF),
+        (&[Dtype::Bf16], 200, 16, HALF),
+        (&[Dtype::Bf16, Dtype::F32, Dtype::F16], 40, 17, HALF),
+    ] {
+        for (rows, activation) in
+            [(1, None), (9, Some(Activation::Gelu)), (35, Some(Activation::GeluTanh)), (8, Some(Activation::Silu))]
+        {
+            check(&format!("{dtypes:?} {inputs}x{outputs}, {rows} rows"), tolerance, &[rows], |g| {
+                let x = given_random(g, inputs, 1);
+                product(g, x, dtypes, inputs, outputs, activation)
+            });
+        }
+    }
+}
+
+/// Numbers that bytes hold exactly: each 32 have one of largest size, and the others are whole shares of it.
+fn roundable(count: usize, seed: u32) -> Vec<f32> {
+    let byte = |(index, value): (usize, f32)| {
+        let size = (index / 32 % 5 + 1) as f32 * 0.3;
+        let whole = if index % 32 == 7 { 127.0 } else { (value * 127.0).round() };
+        whole * (size / 127.0)
+    };
+    numbers(count, seed).into_iter().enumerate().map(byte).collect()
+}
+
+#[test]
+fn products_with_quantised_weights() {
+    for dtype in [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4K, Dtype::Q5K, Dtype::Q6K] {
+        let inputs = if dtype.block().0 == 32 { 96 } else { 512 };
+        for (rows, outputs) in [(1, 33), (9, 16), (35, 5)] {
+            check(&format!("{} {inputs}x{outputs}, {rows} rows", dtype.name()), FLOAT, &[rows], |g| {
+                let x = given(g, inputs, &roundable(WORDS * inputs, 1));
+                product(g, x, &[dtype, dtype], inputs, outputs, None)
+            });
+        }
+    }
+}
+
+#[test]
+fn vectors_too_large_for_16_bits_keep_their_size() {
+    for scale in [1e9, 1e-9] {
+        check("large and small", HALF, &[3], |g| {
+            let values: Vec<f32> = numbers(WORDS * 40, 1).into_iter().map(|value| value * scale).collect();
+            let x = given(g, 40, &values);
+            product(g, x, &[Dtype::F16], 40, 17, None)
+        });
+    }
+}
+
+#[test]
+fn what_is_no_number_does_not_become_one() {
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Q8_0] {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut g = Builder::default();
+            let mut values = numbers(WORDS * 64, 1);
+            values[5] = bad;
+            let x = given(&mut g, 64, &values);
+            let result = product(&mut g, x, &[dtype], 64, 20, None);
+            let graph = Arc::new(g.finish(result, None));
+            for capability in CAPABILITIES {
+                let answers = run(&graph, &cuda(capability), &step(&[2]));
+                assert!(answers[..20].iter().all(|value| !value.is_finite()), "{dtype:?} {bad}: {answers:?}");
+                assert!(answers[20..].iter().all(|value| value.is_finite()), "{dtype:?} {bad}: {answers:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_within_sequences() {
+    for heads in [
+        Heads { query: 2, key: 1, width: 10 },
+        Heads { query: 3, key: 3, width: 8 },
+        Heads { query: 1, key: 1, width: 130 },
+    ] {
+        check("attend", FLOAT, &[1, 5, 70, 33], |g| {
+            let qkv = given_random(g, heads.qkv(), 1);
+            let out = g.attend(qkv, heads);
+            g.take(out)
+        });
+    }
+}
+
+struct Paged {
+    heads: Heads,
+    norms: Option<bool>,
+    rope: Option<Pairs>,
+    window: Option<usize>,
+    softcap: Option<f64>,
+}
+
+#[test]
+fn attention_to_pages() {
+    let heads = |query, key, width| Heads { query, key, width };
+    let plain = |heads| Paged { heads, norms: None, rope: Some(Pairs::Halves), window: None, softcap: None };
+    for (index, case) in [
+        plain(heads(4, 2, 16)),
+        Paged { rope: None, ..plain(heads(1, 1, 6)) },
+        Paged { rope: Some(Pairs::Neighbours), norms: Some(true), ..plain(heads(18, 2, 12)) },
+        Paged { norms: Some(false), window: Some(33), softcap: Some(2.0), ..plain(heads(3, 1, 20)) },
+        Paged { window: Some(1), ..plain(heads(2, 2, 256)) },
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let Paged { heads, norms, rope, window, softcap } = case;
+        // Two layers, of which the second one is looked at.
+        let pages = Some(Pages { layers: 2, heads: heads.key, width: heads.width });
+        check_with_pages(&format!("case {index}"), STORED, &[1, 70, 33], pages, |g| {
+            let qkv = given_random(g, heads.qkv(), 1);
+            let mut norm = |seed: u32, layer: bool| {
+                let gamma = random(g, Dtype::F32, &[heads.width], seed);
+                let beta = random(g, Dtype::F32, &[heads.width], seed + 1);
+                if layer { Norm::Layer { gamma, beta } } else { Norm::Rms { gamma, plus_one: seed == 7 } }
+            };
+            let norms = norms.map(|layer| (norm(5, layer), norm(7, layer)));
+            let rope = rope.map(|pairs| Rope {
+                frequencies: (0..heads.width / 2 - 1).map(|i| 1.7 / (i + 1) as f64).collect(),
+                pairs,
+                magnitude: 1.25,
+            });
+            let width = heads.query * heads.width;
+            let (q, out) = (g.per_row(width), g.per_row(width));
+            g.push(Op::Place { qkv, heads, norms, epsilon: 1e-5, rope, layer: 1, out: q });
+            g.push(Op::Paged { q, heads, scale: 0.4, window, softcap, layer: 1, out });
+            g.take(out)
+        });
+    }
+}
+
+#[test]
+fn mixtures_of_experts() {
+    for (dtype, width, inner, normalize) in
+        [(Dtype::F32, 24, 20, true), (Dtype::F16, 24, 40, false), (Dtype::Q8_0, 64, 32, true)]
+    {
+        let tolerance = match dtype {
+            Dtype::F32 => FLOAT,
+            Dtype::F16 => EXPERTS,
+            // What comes out of the gate is rounded to bytes.
+            _ => 1e-2,
+        };
+        for rows in [1, 30] {
+            check(&format!("{}, {rows} rows", dtype.name()), tolerance, &[rows], |g| {
+                let x = given(g, width, &roundable(WORDS * width, 1));
+                let router = given_random(g, 5, 2);
+                let mut seed = 30;
+                let mut matrix = |shape: &[usize]| {
+                    seed += 1;
+                    random(g, dtype, shape, seed)
+                };
+                let experts = (0..5).map(|_| Expert {
+                    gate: matrix(&[inner, width]),
+                    up: matrix(&[inner, width]),
+                    down: matrix(&[width, inner]),
+                });
+                let experts = experts.collect();
+                let out = g.like(x);
+                g.push(Op::Experts { x, router, experts, used: 3, normalize, activation: Activation::Silu, out });
+                g.take(out)
+            });
+        }
+    }
+}
+
+#[test]
+fn numbers_one_by_one() {
+    for width in [24, 520] {
+        check("gate", FLOAT, &[5], |g| {
+            let x = given_random(g, 2 * width, 1);
+            let out = g.gate(x, Activation::GeluTanh);
+            g.take(out)
+        });
+        check("softcap", FLOAT, &[5], |g| {
+            let x = given_random(g, width, 1);
+            let out = g.softcap(x, 0.5);
+            g.take(out)
+        });
+        check("normalize", FLOAT, &[5], |g| {
+            let x = given_random(g, width, 1);
+            let out = g.normalize(x);
+            g.take(out)
+        });
+    }
+}
+
+#[test]
+fn pooling() {
+    for pooling in [Pooling::Mean, Pooling::Cls, Pooling::Last, Pooling::Max] {
+        check(&format!("{pooling:?}"), FLOAT, &[1, 5, 20], |g| {
+            let x = given_random(g, 40, 1);
+            g.pool(x, pooling)
+        });
+    }
+}
+
+#[test]
+fn what_the_kernels_do_not_take_is_refused_by_name() {
+    let mut g = Builder::default();
+    let heads = Heads { query: 1, key: 1, width: 300 };
+    let qkv = given_random(&mut g, heads.qkv(), 1);
+    let out = g.attend(qkv, heads);
+    let result = g.take(out);
+    let graph = Arc::new(g.finish(result, None));
+    let said = cuda((8, 0)).prepare(graph, 0).err().unwrap().to_string();
+    assert_eq!(said, "interpreter: the model has heads of width 300; even ones to 256 are taken");
+}
