@@ -11,7 +11,7 @@ use crate::warp::{Part, State, Warp};
 use crate::{Error, Fault, Memory};
 
 /// What a warp may execute before it is taken for one that never ends.
-const STEPS: u64 = 1 << 28;
+const STEPS: u64 = 1 << 26;
 
 /// What registers hold that were never written: something that no result should be made of.
 const POISON: u64 = 0x7fc0_dead_7fc0_dead;
@@ -125,7 +125,7 @@ impl Machine<'_> {
             Special::LanesGreaterEqual => !(bit - 1) as u32,
             Special::DynamicShared => self.dynamic_bytes,
             Special::TotalShared => dynamic_start(self.program) + self.dynamic_bytes,
-            Special::Zero => 0,
+            Special::Zero | Special::Carry => 0,
         })
     }
 

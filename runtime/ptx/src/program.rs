@@ -62,6 +62,8 @@ pub(crate) enum Special {
     DynamicShared,
     TotalShared,
     Zero,
+    /// The carry of long sums, which no name stands for.
+    Carry,
 }
 
 impl Special {

@@ -1,6 +1,7 @@
 //! Instructions that compute a register from registers of the same thread: each becomes one function over the lanes of
 //! a warp. Registers are 64 bits wide; a narrower value has zeros above it.
 
+pub(crate) mod carry;
 mod compare;
 mod convert;
 pub(crate) mod float;

@@ -7,7 +7,7 @@ use crate::collective::{Reduce, Shuffle, Vote};
 use crate::flow::NOWHERE;
 use crate::mma::Mma;
 use crate::parse::Operand;
-use crate::program::{Atomic, Barrier, Op, SINK};
+use crate::program::{Atomic, Barrier, Initial, Op, SINK, Special};
 use crate::space::Space;
 use crate::types::{Type, ones};
 
@@ -87,6 +87,12 @@ impl Linker<'_> {
                     return self.wrong("an instruction that is not supported");
                 };
                 let (to, of) = self.target(first)?;
+                if let Some((run, types)) = alu::carry::decode(&mut mods).or_else(|reason| self.wrong(reason))? {
+                    if types.len() != rest.len() {
+                        return self.wrong(format!("expected {} sources", types.len()));
+                    }
+                    return self.carry(run, to, rest, &types);
+                }
                 // The table of lop3 and the like are operands; predicates of `lop3.or.p` are refused by their number.
                 match alu::decode(&mut mods, rest.len(), of.bits).or_else(|reason| self.wrong(reason))? {
                     Some(alu) => self.compute(alu.run, [to, SINK], rest, &alu.sources),
@@ -102,6 +108,17 @@ impl Linker<'_> {
             from[n] = self.source(operand, of)?;
         }
         self.emit(Op::Alu(run, Slots { to, from }));
+        Ok(())
+    }
+
+    fn carry(&mut self, run: alu::Run, to: u32, operands: &[Operand], types: &[Type]) -> Result<(), Error> {
+        let mut from = [SINK; 4];
+        for (n, (operand, &of)) in operands.iter().zip(types).enumerate() {
+            from[n] = self.source(operand, of)?;
+        }
+        let carry = self.constant(Initial::Special(Special::Carry));
+        from[3] = carry;
+        self.emit(Op::Alu(run, Slots { to: [to, carry], from }));
         Ok(())
     }
 
@@ -277,7 +294,7 @@ impl Linker<'_> {
     /// Where a variable lies in the memory of the thread.
     fn local(&mut self, operand: &Operand) -> Result<u32, Error> {
         if let Operand::Name(name) = operand
-            && let Some(super::Symbol::Memory(Space::Local, super::Initial::Value(at))) = self.symbol(name)
+            && let Some(super::Symbol::Memory(Space::Local, Initial::Value(at))) = self.symbol(name)
         {
             return Ok(at as u32);
         }
