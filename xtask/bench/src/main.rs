@@ -1,13 +1,14 @@
-//! Kedge's figures beside upstream's: the same machine, the same run, the same client.
+//! Kedge's figures beside its peers': the same machine, the same run, the same client.
 //!
-//! `cargo xtask bench [--upstream DIR]`, where DIR holds upstream's programs in `bin/`. Prints a table and writes
-//! `docs/benchmarks.md`. Without DIR the peer's column reads "not measured". Needs root. Each cluster runs alone, in a
-//! network namespace and in folders that go away with it.
+//! `cargo xtask bench cluster [--upstream DIR]`, where DIR holds upstream's programs in `bin/`: each cluster runs alone,
+//! in a network namespace and in folders that go away with it; needs root. `cargo xtask bench inference`: engines asked in
+//! turn. Both print tables and write their part of `docs/benchmarks.md`. A peer that is not there reads "not measured".
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark measures real time on real files")]
 
 mod client;
 mod cluster;
+mod inference;
 mod kedge;
 mod machine;
 mod measure;
@@ -19,8 +20,20 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::Parser;
 
-/// What to measure, and beside what.
+/// What to measure.
 #[derive(Parser)]
+enum Bench {
+    /// A cluster beside upstream's
+    Cluster(Options),
+    /// The inference engine beside others
+    Inference(inference::Options),
+    /// Our side of that, as a process of its own
+    #[command(hide = true)]
+    Contender(inference::contender::Options),
+}
+
+/// What to measure, and beside what.
+#[derive(clap::Args)]
 struct Options {
     /// The folder with upstream's programs in bin/ (etcd, kube-apiserver, kubelet, containerd, …)
     #[arg(long, value_name = "DIR")]
@@ -44,7 +57,14 @@ struct Options {
 
 #[tokio::main(worker_threads = 2)]
 async fn main() -> Result<()> {
-    let options = Options::parse();
+    match Bench::parse() {
+        Bench::Cluster(options) => cluster(&options).await,
+        Bench::Inference(options) => inference::run(&options).await,
+        Bench::Contender(options) => tokio::task::block_in_place(|| inference::contender::run(&options)),
+    }
+}
+
+async fn cluster(options: &Options) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("the benchmark starts nodes, which needs root");
     }
@@ -57,9 +77,5 @@ async fn main() -> Result<()> {
     };
     let text = report::text(&machine, &plan, &ours, theirs.as_ref());
     println!("{text}");
-    if let Some(folder) = options.report.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    std::fs::write(&options.report, text)?;
-    Ok(())
+    report::replace(&options.report, "cluster", &text)
 }

@@ -1,7 +1,10 @@
 //! The figures as a page.
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::time::Duration;
+
+use anyhow::{Context, Result};
 
 use crate::machine::Machine;
 use crate::measure::{Figures, Plan};
@@ -63,8 +66,9 @@ fn rows(plan: &Plan) -> Vec<Row> {
 
 /// The page.
 pub(crate) fn text(machine: &Machine, plan: &Plan, ours: &Figures, theirs: Option<&Figures>) -> String {
-    let mut text =
-        String::from("# Benchmarks\n\nMade by `cargo xtask bench --upstream DIR`; read the ratios, not the figures. ");
+    let mut text = String::from(
+        "## A cluster of one node\n\nMade by `cargo xtask bench cluster --upstream DIR`; read the ratios, not the figures. ",
+    );
     let _ = writeln!(
         text,
         "One machine, one run, one client for both; each cluster alone on it.\n\n\
@@ -103,6 +107,29 @@ pub(crate) fn text(machine: &Machine, plan: &Plan, ours: &Figures, theirs: Optio
     text
 }
 
+/// Writes the part of that name on the page anew, and leaves the others as they are.
+pub(crate) fn replace(page: &Path, name: &str, part: &str) -> Result<()> {
+    let old = match std::fs::read_to_string(page) {
+        Ok(old) => old,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => "# Benchmarks\n".into(),
+        Err(error) => return Err(error).with_context(|| format!("reading {}", page.display())),
+    };
+    if let Some(folder) = page.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    std::fs::write(page, with_part(&old, name, part)).with_context(|| format!("writing {}", page.display()))
+}
+
+fn with_part(page: &str, name: &str, part: &str) -> String {
+    let (begin, end) = (format!("<!-- {name} -->"), format!("<!-- end of {name} -->"));
+    let part = format!("{begin}\n{part}{end}");
+    let place = page.find(&begin).zip(page.find(&end)).filter(|(from, to)| from < to);
+    match place {
+        Some((from, to)) => format!("{}{part}{}", &page[..from], &page[to + end.len()..]),
+        None => format!("{}\n\n{part}\n", page.trim_end()),
+    }
+}
+
 fn number(value: f64) -> String {
     if value >= 100.0 {
         format!("{value:.0}")
@@ -110,5 +137,18 @@ fn number(value: f64) -> String {
         format!("{value:.1}")
     } else {
         format!("{value:.2}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_is_replaced_and_the_others_stay() {
+        let both = with_part(&with_part("# Benchmarks\n", "a", "one\n"), "b", "two\n");
+        assert_eq!(both, "# Benchmarks\n\n<!-- a -->\none\n<!-- end of a -->\n\n<!-- b -->\ntwo\n<!-- end of b -->\n");
+        let again = with_part(&both, "a", "three\n");
+        assert_eq!(again, both.replace("one", "three"));
     }
 }

@@ -1,0 +1,195 @@
+//! `kedge-bench inference`: our engine beside llama.cpp, mistral.rs and ONNX Runtime, on the same files with as many
+//! threads, all loaded at once and asked in turn. Medians of the rounds count, since a machine's speed drifts.
+
+pub(crate) mod contender;
+mod models;
+mod report;
+mod serving;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use kedge_formats::Dtype;
+
+use contender::Contender;
+use models::{MIDDLE, SMALL, Shape};
+
+/// Tokens of a prompt and of an answer.
+const PROMPT: usize = 512;
+const ANSWER: usize = 64;
+
+/// What to measure, and beside what.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// The program to measure
+    #[arg(long, value_name = "FILE", default_value = "target/release/kedge")]
+    kedge: PathBuf,
+    /// Where models of random weights and packed files are kept
+    #[arg(long, value_name = "DIR", default_value = "target/bench")]
+    folder: PathBuf,
+    /// all-MiniLM-L6-v2
+    #[arg(long, value_name = "DIR", default_value = "target/models/minilm")]
+    minilm: PathBuf,
+    /// llama.cpp built for this machine, behind peers/native.cpp
+    #[arg(long, value_name = "FILE")]
+    native: Option<PathBuf>,
+    /// A Python that has the peers' packages
+    #[arg(long, value_name = "FILE")]
+    python: Option<PathBuf>,
+    /// Threads of each
+    #[arg(long, value_name = "COUNT")]
+    threads: Option<usize>,
+    /// Times that each is asked each question
+    #[arg(long, value_name = "COUNT", default_value_t = 7)]
+    rounds: usize,
+    /// The report whose part on inference is written anew
+    #[arg(long, value_name = "FILE", default_value = "docs/benchmarks.md")]
+    report: PathBuf,
+}
+
+/// Medians of one contender on one model.
+#[derive(Debug)]
+struct Column {
+    name: String,
+    /// Seconds for each question.
+    seconds: Vec<f64>,
+}
+
+/// One model, and all that was asked.
+#[derive(Debug)]
+struct Comparison {
+    model: String,
+    /// What was asked, and how many things each makes.
+    questions: Vec<(&'static str, usize)>,
+    /// Ours first.
+    columns: Vec<Column>,
+    /// Bytes of weights that a token of an answer needs.
+    bytes_read: u64,
+}
+
+/// All that was found.
+#[derive(Debug)]
+struct Found {
+    threads: usize,
+    rounds: usize,
+    /// Bytes a second that as many threads read from memory.
+    bandwidth: f64,
+    decoders: Vec<Comparison>,
+    encoder: Comparison,
+    serving: serving::Figures,
+}
+
+/// Measures everything and writes the report.
+pub(crate) async fn run(options: &Options) -> Result<()> {
+    let threads = match options.threads {
+        Some(threads) => threads,
+        None => std::thread::available_parallelism()?.get(),
+    };
+    let mut decoders = Vec::new();
+    for (shape, dtype) in
+        [SMALL, MIDDLE].into_iter().flat_map(|s| [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4K].map(|d| (s, d)))
+    {
+        decoders.push(decoder(options, threads, shape, dtype)?);
+        eprintln!("{}", report::line(decoders.last().expect("it was just put there")));
+    }
+    let encoder = encoder(options, threads)?;
+    eprintln!("{}", report::line(&encoder));
+    let small = models::file(&options.folder, SMALL, Dtype::Q8_0)?;
+    let kedge = std::path::absolute(&options.kedge)?;
+    let serving = serving::measure(&kedge, &small, threads, &options.folder.join("served")).await?;
+    let found = Found { threads, rounds: options.rounds, bandwidth: bandwidth(threads), decoders, encoder, serving };
+    let text = report::text(&crate::machine::Machine::look()?, &found);
+    println!("{text}");
+    crate::report::replace(&options.report, "inference", &text)
+}
+
+/// Our side as a command.
+fn ours(options: &Options, threads: usize, model: &Path) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["contender"]).arg(model).arg(threads.to_string()).arg(options.folder.join("packed"));
+    Ok(command)
+}
+
+/// A peer from Python, as a command.
+fn from_python(python: &Path, kind: &str, model: &Path, threads: usize) -> Command {
+    let mut command = Command::new(python);
+    command.arg("xtask/bench/peers/peers.py").arg(kind).arg(model).arg(threads.to_string());
+    command
+}
+
+fn decoder(options: &Options, threads: usize, shape: Shape, dtype: Dtype) -> Result<Comparison> {
+    let model = std::path::absolute(models::file(&options.folder, shape, dtype)?)?;
+    let mut all = vec![Contender::start("Kedge", ours(options, threads, &model)?)?];
+    if let Some(native) = &options.native {
+        let mut command = Command::new(native);
+        command.arg(&model).arg(threads.to_string());
+        all.push(Contender::start("llama.cpp, native", command)?);
+    }
+    if let Some(python) = &options.python {
+        all.push(Contender::start("llama.cpp, wheel", from_python(python, "xllamacpp", &model, threads))?);
+        all.push(Contender::start("mistral.rs", from_python(python, "mistralrs", &model, threads))?);
+    }
+    let name = format!("{} {}", shape.name, dtype.name());
+    let questions = vec![("prompt", PROMPT), ("answer", ANSWER)];
+    compare(name, all, questions, shape.bytes_read(dtype), options.rounds)
+}
+
+fn encoder(options: &Options, threads: usize) -> Result<Comparison> {
+    let mut all = vec![Contender::start("Kedge", ours(options, threads, &options.minilm)?)?];
+    if let Some(python) = &options.python {
+        all.push(Contender::start("ONNX Runtime", from_python(python, "onnxruntime", &options.minilm, threads))?);
+    }
+    compare("all-MiniLM-L6-v2, f32".into(), all, vec![("embed", 1), ("embed", 32)], 0, options.rounds)
+}
+
+/// Asks all contenders each question, in turn, round after round; the first round warms up.
+fn compare(
+    model: String,
+    mut all: Vec<Contender>,
+    questions: Vec<(&'static str, usize)>,
+    bytes_read: u64,
+    rounds: usize,
+) -> Result<Comparison> {
+    let mut times = vec![vec![Vec::new(); questions.len()]; all.len()];
+    for round in 0..=rounds {
+        for (question, (what, count)) in questions.iter().enumerate() {
+            // Nobody is always first.
+            for turn in 0..all.len() {
+                let index = (turn + round) % all.len();
+                let seconds = all[index].ask(what, *count).with_context(|| format!("{model}: {what} {count}"))?;
+                if round > 0 {
+                    times[index][question].push(seconds);
+                }
+            }
+        }
+    }
+    let middle = |mut seconds: Vec<f64>| {
+        seconds.sort_by(f64::total_cmp);
+        seconds[seconds.len() / 2]
+    };
+    let column = |(contender, times): (&Contender, Vec<Vec<f64>>)| Column {
+        name: contender.name.clone(),
+        seconds: times.into_iter().map(middle).collect(),
+    };
+    let columns = all.iter().zip(times).map(column).collect();
+    Ok(Comparison { model, questions, columns, bytes_read })
+}
+
+/// Bytes a second that so many threads read from memory: each adds up a part of its own, far larger than any cache.
+fn bandwidth(threads: usize) -> f64 {
+    const WORDS: usize = 64 << 20;
+    let parts: Vec<Vec<u64>> = (0..threads).map(|part| vec![part as u64 + 1; WORDS]).collect();
+    let mut best = 0.0_f64;
+    for _ in 0..7 {
+        let begin = Instant::now();
+        std::thread::scope(|scope| {
+            for part in &parts {
+                scope.spawn(|| std::hint::black_box(part.iter().fold(0u64, |sum, word| sum.wrapping_add(*word))));
+            }
+        });
+        best = best.max((threads * WORDS * 8) as f64 / begin.elapsed().as_secs_f64());
+    }
+    best
+}
