@@ -349,6 +349,7 @@ fn objects(service: &ModelService, store: &std::path::Path, digest: &str, image:
         "name": "infer", "image": image, "imagePullPolicy": "Never",
         "args": [
             "infer", "--model", "/model", "--name", service.spec.model, "--listen", format!("0.0.0.0:{PORT}"),
+            "--cache-dir", "/cache",
         ],
         "ports": [{ "name": "http", "containerPort": PORT, "protocol": "TCP" }],
         "startupProbe": probe(1, 600), "readinessProbe": probe(5, 3), "livenessProbe": probe(10, 6),
@@ -356,7 +357,9 @@ fn objects(service: &ModelService, store: &std::path::Path, digest: &str, image:
         "securityContext": {
             "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": { "drop": ["ALL"] },
         },
-        "volumeMounts": [{ "name": "model", "mountPath": "/model", "readOnly": true }],
+        "volumeMounts": [
+            { "name": "model", "mountPath": "/model", "readOnly": true }, { "name": "cache", "mountPath": "/cache" },
+        ],
     });
     if let Some(resources) = &service.spec.resources {
         container["resources"] = serde_json::to_value(resources).expect("resources are plain data");
@@ -369,10 +372,14 @@ fn objects(service: &ModelService, store: &std::path::Path, digest: &str, image:
                 "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER, "seccompProfile": { "type": "RuntimeDefault" },
             },
             "containers": [container],
-            "volumes": [{
-                "name": "model",
-                "hostPath": { "path": store.join(digits).join("files"), "type": "Directory" },
-            }],
+            "volumes": [
+                {
+                    "name": "model",
+                    "hostPath": { "path": store.join(digits).join("files"), "type": "Directory" },
+                },
+                // Weights in the order the processor wants: kept from one start of the container to the next.
+                { "name": "cache", "emptyDir": {} },
+            ],
         },
     });
     let selector = json!({ LABEL: name });
