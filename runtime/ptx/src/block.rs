@@ -13,7 +13,7 @@ use crate::{Error, Fault, Memory};
 /// What a warp may execute before it is taken for one that never ends.
 const STEPS: u64 = 1 << 26;
 
-/// What registers hold that were never written: something that no result should be made of.
+/// What registers hold at the beginning of a launch: something that no result should be made of.
 const POISON: u64 = 0x7fc0_dead_7fc0_dead;
 
 /// A launch in progress.
@@ -52,7 +52,7 @@ impl Machine<'_> {
     /// Runs all blocks.
     pub(crate) fn run(&mut self) -> Result<(), Error> {
         let total: u32 = self.threads.iter().product();
-        let mut warps: Vec<Warp> = (0..total.div_ceil(32)).map(|_| self.warp()).collect();
+        let mut warps: Vec<Warp> = (0..total.div_ceil(32)).map(|number| self.warp(number)).collect();
         for z in 0..self.grid[2] {
             for y in 0..self.grid[1] {
                 for x in 0..self.grid[0] {
@@ -69,9 +69,13 @@ impl Machine<'_> {
         Ok(())
     }
 
-    fn warp(&self) -> Warp {
+    fn warp(&self, number: u32) -> Warp {
+        let mut registers = vec![[POISON; 32]; self.program.registers];
+        for &(register, initial) in &self.program.initial {
+            registers[register as usize] = std::array::from_fn(|lane| self.initial(initial, number, lane as u32));
+        }
         Warp {
-            registers: vec![[POISON; 32]; self.program.registers],
+            registers,
             parts: Vec::new(),
             live: 0,
             calls: Vec::new(),
@@ -95,9 +99,11 @@ impl Machine<'_> {
         warp.local.clear();
         warp.copies.iter_mut().for_each(|groups| groups.clear());
         warp.steps = 0;
-        warp.registers.fill([POISON; 32]);
+        // Nothing else differs between blocks. Registers that the program writes keep what the last block left.
         for &(register, initial) in &self.program.initial {
-            warp.registers[register as usize] = std::array::from_fn(|lane| self.initial(initial, number, lane as u32));
+            if let Initial::Special(Special::Block(axis)) = initial {
+                warp.registers[register as usize] = [u64::from(self.block[axis as usize]); 32];
+            }
         }
     }
 

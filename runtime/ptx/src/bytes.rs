@@ -36,19 +36,28 @@ impl Bytes {
     /// Of such a range, the bytes.
     pub(crate) fn get(&self, offset: u64, length: u64) -> u128 {
         let at = offset as usize;
-        let mut raw = [0; 16];
+        let from = &self.data[at..];
+        // Fixed lengths are single moves.
         match length {
-            4 => raw[..4].copy_from_slice(&self.data[at..at + 4]),
-            2 => raw[..2].copy_from_slice(&self.data[at..at + 2]),
-            _ => raw[..length as usize].copy_from_slice(&self.data[at..at + length as usize]),
+            1 => u128::from(from[0]),
+            2 => u128::from(u16::from_le_bytes(fixed(from))),
+            4 => u128::from(u32::from_le_bytes(fixed(from))),
+            8 => u128::from(u64::from_le_bytes(fixed(from))),
+            _ => u128::from_le_bytes(fixed(from)),
         }
-        u128::from_le_bytes(raw)
     }
 
     /// Writes such a range.
     pub(crate) fn set(&mut self, offset: u64, length: u64, value: u128) {
         let at = offset as usize;
-        self.data[at..at + length as usize].copy_from_slice(&value.to_le_bytes()[..length as usize]);
+        let to = &mut self.data[at..];
+        match length {
+            1 => to[0] = value as u8,
+            2 => to[..2].copy_from_slice(&(value as u16).to_le_bytes()),
+            4 => to[..4].copy_from_slice(&(value as u32).to_le_bytes()),
+            8 => to[..8].copy_from_slice(&(value as u64).to_le_bytes()),
+            _ => to[..16].copy_from_slice(&value.to_le_bytes()),
+        }
         self.written[at / 64] |= ones(length as u32) << (at % 64);
     }
 
@@ -82,4 +91,11 @@ impl Bytes {
             }
         }
     }
+}
+
+/// The first bytes.
+fn fixed<const N: usize>(from: &[u8]) -> [u8; N] {
+    let mut bytes = [0; N];
+    bytes.copy_from_slice(&from[..N]);
+    bytes
 }

@@ -12,7 +12,7 @@
 //!
 //! Numbers: f32 and f64 as IEEE 754 has them, `fma` rounded once; 16-bit arithmetic rounded once; approximations
 //! (`ex2.approx` and the like) right to the last place or so, which is nearer than any GPU promises; sums of `mma`
-//! exact and rounded once.
+//! made in f64 and rounded once.
 //!
 //! Not here: textures, `wgmma`, bulk copies, clusters, recursion, `printf`, `%clock` that means anything; races on
 //! global memory are not looked for.

@@ -16,7 +16,7 @@
 //! first down eight rows (where A has sixteen), then right. C and D hold two neighbours a row: `group + 8*(i/2)`,
 //! `2*in_group + i%2`.
 //!
-//! Sums of floating point are exact in f64 and rounded once to the accumulator; the hardware's order is not specified.
+//! Sums of floating point are made in f64 and rounded once to the accumulator; the hardware's order is not specified.
 
 use crate::alu::float::{Round, number, rounded};
 use crate::alu::{Lane, Mods};
@@ -154,8 +154,7 @@ impl Mma {
         self.scatter(registers, |before, row, column| {
             let before = number(before, self.c);
             let (row, column) = (&a[row * self.depth..][..self.depth], &b[column * self.depth..][..self.depth]);
-            let sum = row.iter().zip(column).map(|(a, b)| a * b).sum::<f64>() + before;
-            rounded(sum, 0.0, self.d, Round::Nearest)
+            rounded(dot(row, column) + before, 0.0, self.d, Round::Nearest)
         });
     }
 
@@ -175,6 +174,17 @@ impl Mma {
             u64::from(sum as u32)
         });
     }
+}
+
+/// The sum of products, four at a time so that they need not wait for each other. Depths are multiples of four.
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let mut sums = [0.0; 4];
+    for (a, b) in a.chunks_exact(4).zip(b.chunks_exact(4)) {
+        for n in 0..4 {
+            sums[n] += a[n] * b[n];
+        }
+    }
+    sums[0] + sums[1] + sums[2] + sums[3]
 }
 
 /// Element `i` of a fragment of C.

@@ -24,6 +24,7 @@ pub(super) fn decode(mods: &mut Mods, count: usize, wide: u32) -> Result<Alu, St
         }));
     }
     Ok(match (of.floating(), to.floating()) {
+        (false, false) if of.bits <= 32 && !saturate => Alu::same(of, move |[a]| extend(short(a, of) as u64, to, wide)),
         (false, false) => Alu::same(of, move |[a]| {
             let value = integer(a, of);
             extend(if saturate { clamp(value, to) } else { value as u64 }, to, wide)
@@ -32,6 +33,9 @@ pub(super) fn decode(mods: &mut Mods, count: usize, wide: u32) -> Result<Alu, St
             let round = round.ok_or("an integer becomes floating point without a rounding")?;
             if to == Type::F64 && round != Round::Nearest {
                 return Err("integers become f64 only to nearest".to_owned());
+            }
+            if to == Type::F32 && of.bits <= 32 && round == Round::Nearest && !saturate && !relu {
+                return Ok(Alu::same(of, move |[a]| u64::from((short(a, of) as f32).to_bits())));
             }
             Alu::same(of, move |[a]| {
                 let value = integer(a, of);
@@ -44,12 +48,19 @@ pub(super) fn decode(mods: &mut Mods, count: usize, wide: u32) -> Result<Alu, St
         }
         (true, false) => {
             let whole = whole.ok_or("floating point becomes an integer without a rounding")?;
+            let (low, high) = if to.signed() {
+                (-((1u64 << (to.bits - 1)) as f64), ((1u64 << (to.bits - 1)) - 1) as f64)
+            } else {
+                (0.0, to.mask() as f64)
+            };
             Alu::same(of, move |[a]| {
                 let value = read(a);
                 let made = if value.is_nan() {
                     if of.bits == 64 || to.bits == 64 { 1 << (to.bits - 1) } else { 0 }
                 } else {
-                    clamp(whole(value) as i128, to)
+                    // The bounds of 64 bits are not exact, but these casts saturate.
+                    let value = whole(value).clamp(low, high);
+                    if to.signed() { value as i64 as u64 } else { value as u64 }
                 };
                 extend(made, to, wide)
             })
@@ -114,6 +125,12 @@ fn to_whole(name: &str) -> fn(f64) -> f64 {
     }
 }
 
+/// Of up to 32 bits, the integer.
+fn short(bits: u64, of: Type) -> i64 {
+    let shift = 64 - of.bits;
+    if of.signed() { ((bits << shift) as i64) >> shift } else { (bits & of.mask()) as i64 }
+}
+
 fn integer(bits: u64, of: Type) -> i128 {
     let shift = 64 - of.bits;
     if of.signed() { i128::from(((bits << shift) as i64) >> shift) } else { i128::from(bits & of.mask()) }
@@ -130,7 +147,9 @@ fn clamp(value: i128, to: Type) -> u64 {
 
 /// A value in a register that may be wider than its type.
 fn extend(value: u64, to: Type, wide: u32) -> u64 {
-    integer(value, to) as u64 & ones(wide.max(to.bits))
+    let shift = 64 - to.bits;
+    let value = if to.signed() { (((value << shift) as i64) >> shift) as u64 } else { value & to.mask() };
+    value & ones(wide.max(to.bits))
 }
 
 #[cfg(test)]
@@ -164,6 +183,9 @@ mod tests {
             ("cvt.rzi.s32.f32", 32, vec![f(1e20)], 0x7fff_ffff),
             ("cvt.rzi.u32.f32", 32, vec![f(-1.0)], 0),
             ("cvt.rzi.s32.f32", 32, vec![f(f32::NAN)], 0),
+            ("cvt.rzi.s64.f32", 64, vec![f(1e30)], i64::MAX as u64),
+            ("cvt.rzi.u64.f32", 64, vec![f(1e30)], u64::MAX),
+            ("cvt.rzi.s64.f32", 64, vec![f(f32::NEG_INFINITY)], i64::MIN as u64),
             ("cvt.rni.sat.s8.f32", 32, vec![f(-200.0)], 0xffff_ff80),
             ("cvt.rzi.s64.f64", 64, vec![d(-3.9)], -3i64 as u64),
             ("cvt.f32.f16", 32, vec![0x3c00], f(1.0)),

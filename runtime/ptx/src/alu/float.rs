@@ -81,24 +81,27 @@ pub(crate) fn rounded(high: f64, low: f64, of: Type, round: Round) -> u64 {
         }
         magnitude = f64::from_bits(magnitude.to_bits() | 1);
     }
+    if of == Type::F32 && round == Round::Nearest {
+        return sign | u64::from((magnitude as f32).to_bits());
+    }
     let bias = (1 << (exponent_bits - 1)) - 1;
     let exponent = exponent(magnitude).max(1 - bias);
     // In units of the last place of the result.
     let scaled = magnitude / power(exponent - mantissa_bits);
-    let mut count = scaled.floor();
-    let rest = scaled - count;
+    let mut count = scaled as u64;
+    let rest = scaled - count as f64;
     let up = match round {
-        Round::Nearest => rest > 0.5 || rest == 0.5 && count % 2.0 == 1.0,
+        Round::Nearest => rest > 0.5 || rest == 0.5 && count & 1 == 1,
         Round::Away => rest >= 0.5,
         Round::Zero => false,
         Round::Down => rest > 0.0 && sign != 0,
         Round::Up => rest > 0.0 && sign == 0,
     };
     if up {
-        count += 1.0;
+        count += 1;
     }
     // The leading one adds to the exponent by itself, and so does a carry out of the mantissa.
-    let made = (((exponent + bias - 1) as u64) << mantissa_bits) + count as u64;
+    let made = (((exponent + bias - 1) as u64) << mantissa_bits) + count;
     if made >= infinity >> pad(of) {
         let stays = match round {
             Round::Zero => true,
