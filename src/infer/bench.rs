@@ -33,9 +33,8 @@ pub(crate) struct BenchFlags {
     /// Longest time; what has not ended by then is cut and does not count
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     seconds: u64,
-    /// Threads that compute (default: the processors that this process may use)
-    #[arg(long, value_name = "COUNT")]
-    threads: Option<usize>,
+    #[command(flatten)]
+    placement: super::PlacementFlags,
     /// How to print what was found
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -102,7 +101,7 @@ pub(crate) async fn run(flags: BenchFlags) -> Result<()> {
     if flags.streams > 256 {
         bail!("--streams: must be at most 256, is {}", flags.streams);
     }
-    let (decoder, on) = super::open(&flags.model, flags.threads).await?;
+    let (decoder, on) = super::open(&flags.model, &flags.placement).await?;
     let context = decoder.config().context;
     if flags.prompt_tokens.saturating_add(flags.answer_tokens) > context {
         bail!("--prompt-tokens and --answer-tokens: prompt and answer may have {context} tokens together");

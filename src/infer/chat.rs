@@ -39,9 +39,8 @@ pub(crate) struct RunFlags {
     /// Where the draws begin: the same again gives the same answers
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u64>,
-    /// Threads that compute (default: the processors that this process may use)
-    #[arg(long, value_name = "COUNT")]
-    threads: Option<usize>,
+    #[command(flatten)]
+    placement: super::PlacementFlags,
     /// Say after each answer how fast it came
     #[arg(long)]
     verbose: bool,
@@ -161,7 +160,7 @@ pub(crate) async fn run(flags: RunFlags) -> Result<()> {
     if flags.max_tokens == Some(0) {
         bail!("--max-tokens: must be at least 1");
     }
-    let (decoder, _) = super::open(&flags.model, flags.threads).await?;
+    let (decoder, _) = super::open(&flags.model, &flags.placement).await?;
     let world = World::real();
     let seed = flags.seed.unwrap_or_else(|| world.random.number());
     let interrupt = signal(SignalKind::interrupt()).context("cannot listen for Ctrl-C")?;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use kedge_engine::{Capabilities, Decoder};
-use kedge_serve::{InferOptions, Model, TlsFiles};
+use kedge_serve::{InferOptions, Model, Placement, TlsFiles};
 
 use crate::logs;
 use crate::settings::host_port;
@@ -23,7 +23,7 @@ pub(crate) struct InferCommand {
     #[command(subcommand)]
     verb: Option<InferVerb>,
     #[command(flatten)]
-    serve: Option<ServeFlags>,
+    serve: ServeFlags,
 }
 
 #[derive(Debug, Subcommand)]
@@ -36,21 +36,42 @@ enum InferVerb {
     Bench(bench::BenchFlags),
 }
 
+/// On what a model computes.
+#[derive(Args, Clone, Debug)]
+struct PlacementFlags {
+    /// Threads that compute (default: the processors that this process may use)
+    #[arg(long, value_name = "COUNT")]
+    threads: Option<usize>,
+    /// Where weights are kept in the order that this processor wants, so that the next start need not sort them
+    /// (default: kedge in $XDG_CACHE_HOME, or in ~/.cache); the eight files used last stay
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+}
+
+impl PlacementFlags {
+    fn placement(self) -> Placement {
+        let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let cache = || folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")));
+        let cache_dir = self.cache_dir.or_else(|| Some(cache()?.join("kedge")));
+        Placement { threads: self.threads, cache_dir }
+    }
+}
+
 /// Settings of `kedge infer` as a server.
 #[derive(Args, Debug)]
 struct ServeFlags {
     /// The model: a folder, its .safetensors file with the other files beside it, or a .gguf file
-    #[arg(long, value_name = "DIR|FILE")]
-    model: PathBuf,
+    // It and the name are demanded where no verb is given, which their types cannot say.
+    #[arg(long, value_name = "DIR|FILE", required = true)]
+    model: Option<PathBuf>,
     /// The name under which clients ask for it
-    #[arg(long, value_name = "NAME")]
-    name: String,
+    #[arg(long, value_name = "NAME", required = true)]
+    name: Option<String>,
     /// Where to listen
     #[arg(long, value_name = "HOST:PORT", value_parser = host_port, default_value = "127.0.0.1:8000")]
     listen: String,
-    /// Threads that compute (default: the processors that this process may use)
-    #[arg(long, value_name = "COUNT")]
-    threads: Option<usize>,
+    #[command(flatten)]
+    placement: PlacementFlags,
     /// File with the keys of clients, one a line; whoever shows none of them may not ask
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
@@ -72,7 +93,8 @@ struct ServeFlags {
 }
 
 const EXAMPLES: &str = "\
-Without a verb it serves a model over HTTP: OpenAI's embeddings or completions, and the Open Inference Protocol.
+Without a verb it serves a model over HTTP: OpenAI's embeddings or completions, and the Open Inference Protocol over REST
+and gRPC, all on one port.
 A model that makes vectors cuts a text that is longer than its max_seq_length, as sentence-transformers does; `usage`
 counts what was read. A model that makes text refuses a prompt that is longer than its context.
 
@@ -87,6 +109,7 @@ Examples:
   kedge infer --model images/demo-decoder/model --name demo
   curl -s http://127.0.0.1:8000/v1/chat/completions \\
     -d '{\"model\": \"demo\", \"messages\": [{\"role\": \"user\", \"content\": \"What is a pod?\"}]}'
+  curl -s http://127.0.0.1:8000/v2/models/demo/generate -d '{\"text_input\": \"A pod is\", \"max_tokens\": 20}'
 
   kedge infer --model images/demo-decoder/model --name demo --listen 0.0.0.0:8443 \\
     --api-key-file keys --tls-cert cert.pem --tls-key key.pem
@@ -97,23 +120,23 @@ Examples:
 
 /// Does what was asked.
 pub(crate) async fn run(command: InferCommand) -> Result<()> {
-    match (command.verb, command.serve) {
-        (Some(InferVerb::Run(flags)), _) => chat::run(flags).await,
-        (Some(InferVerb::Bench(flags)), _) => bench::run(flags).await,
-        (None, Some(flags)) => serve(flags).await,
-        (None, None) => bail!("name a model to serve (--model, --name), or a verb (run, bench)"),
+    match command.verb {
+        Some(InferVerb::Run(flags)) => chat::run(flags).await,
+        Some(InferVerb::Bench(flags)) => bench::run(flags).await,
+        None => serve(command.serve).await,
     }
 }
 
 async fn serve(flags: ServeFlags) -> Result<()> {
+    let (Some(model), Some(name)) = (flags.model, flags.name) else { bail!("--model and --name are needed") };
     logs::start();
     let tls = flags.tls_cert.zip(flags.tls_key);
     let client_ca = flags.client_ca;
     let options = InferOptions {
-        model: flags.model,
-        name: flags.name,
+        model,
+        name,
         listen: flags.listen,
-        threads: flags.threads,
+        placement: flags.placement.placement(),
         api_key_file: flags.api_key_file,
         tls: tls.map(|(certificate, key)| TlsFiles { certificate, key, client_ca }),
         request_timeout: flags.request_timeout.map(Duration::from_secs),
@@ -123,9 +146,9 @@ async fn serve(flags: ServeFlags) -> Result<()> {
 }
 
 /// Opens a model that makes text.
-async fn open(model: &Path, threads: Option<usize>) -> Result<(Arc<Decoder>, Capabilities)> {
-    let path = model.to_owned();
-    let opened = tokio::task::spawn_blocking(move || kedge_serve::open(&path, threads)).await;
+async fn open(model: &Path, flags: &PlacementFlags) -> Result<(Arc<Decoder>, Capabilities)> {
+    let (path, placement) = (model.to_owned(), flags.clone().placement());
+    let opened = tokio::task::spawn_blocking(move || kedge_serve::open(&path, &placement)).await;
     match opened.context("opening the model")?? {
         (Model::Decoder(decoder), on) => Ok((decoder, on)),
         (Model::Encoder(_), _) => bail!("{} makes vectors; this takes a model that makes text", model.display()),

@@ -1,4 +1,4 @@
-//! Wire types to engine inputs and back, without I/O: OpenAI embeddings and Open Inference Protocol `infer`.
+//! Wire types to engine inputs and back, without I/O: OpenAI embeddings; and refusals.
 //!
 //! What must hold: a refusal names the field; a field that would change the answer and is not supported is refused.
 
@@ -8,8 +8,6 @@ use serde_json::{Map, Value, json};
 
 /// Most texts in one request, as at OpenAI.
 pub(crate) const INPUTS_MAX: usize = 2048;
-/// The one version of a model in the Open Inference Protocol.
-pub(crate) const VERSION: &str = "1";
 
 /// Why a request is refused.
 #[derive(Debug, PartialEq)]
@@ -38,16 +36,21 @@ impl Refusal {
         } else {
             Value::Null
         };
-        json!({"error": {"message": self.text(), "type": kind, "param": self.field, "code": code}})
+        json!({"error": {"message": self.to_string(), "type": kind, "param": self.field, "code": code}})
     }
 
     /// In the Open Inference Protocol's error shape.
     pub(crate) fn v2(&self) -> Value {
-        json!({"error": self.text()})
+        json!({"error": self.to_string()})
     }
+}
 
-    fn text(&self) -> String {
-        self.field.as_ref().map_or(self.reason.clone(), |field| format!("{field}: {}", self.reason))
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.field {
+            Some(field) => write!(f, "{field}: {}", self.reason),
+            None => f.write_str(&self.reason),
+        }
     }
 }
 
@@ -77,25 +80,6 @@ pub(crate) fn unknown_model(asked: &str, served: &str) -> Refusal {
 /// An entry of `GET /v1/models`, and the answer of `GET /v1/models/NAME`.
 pub(crate) fn openai_model(model: &str, created: u64) -> Value {
     json!({"id": model, "object": "model", "created": created, "owned_by": "kedge"})
-}
-
-/// A segment of a path with its `%XX` read; none when that is no text.
-pub(crate) fn decoded(segment: &str) -> Option<String> {
-    let mut out = Vec::with_capacity(segment.len());
-    let mut rest = segment.as_bytes();
-    while let [first, after @ ..] = rest {
-        let (byte, after) = match (first, after) {
-            (b'%', [high, low, after @ ..]) => {
-                let digit = |byte: u8| char::from(byte).to_digit(16);
-                (u8::try_from(digit(*high)? * 16 + digit(*low)?).ok()?, after)
-            }
-            (b'%', _) => return None,
-            (byte, after) => (*byte, after),
-        };
-        out.push(byte);
-        rest = after;
-    }
-    String::from_utf8(out).ok()
 }
 
 /// `POST /v1/embeddings`.
@@ -198,76 +182,6 @@ fn vector(vector: &[f32], base64: bool) -> Value {
     json!(base64::engine::general_purpose::STANDARD.encode(bytes))
 }
 
-/// `POST /v2/models/NAME/infer`: one BYTES tensor `text` of shape `[n]` or `[n, 1]`. Gives the id and the texts.
-pub(crate) fn infer(body: &[u8]) -> Result<(Option<Value>, Vec<Item>), Refusal> {
-    let mut body = object(body)?;
-    let id = body.remove("id");
-    if id.as_ref().is_some_and(|id| !id.is_string()) {
-        return Err(Refusal::field("id", "must be a string"));
-    }
-    if body.get("parameters").is_some_and(|parameters| *parameters != json!({})) {
-        return Err(Refusal::field("parameters", "is not supported"));
-    }
-    // There is one output, so it may be asked for by name and not otherwise.
-    for (index, output) in body.get("outputs").and_then(Value::as_array).into_iter().flatten().enumerate() {
-        if *output != json!({"name": "embedding"}) {
-            let reason = format!("must be {{\"name\": \"embedding\"}}, is {output}");
-            return Err(Refusal::field(format!("outputs[{index}]"), reason));
-        }
-    }
-    let input = match body.get("inputs").and_then(Value::as_array).map(Vec::as_slice) {
-        Some([input]) => input,
-        _ => return Err(Refusal::field("inputs", "must be an array of one tensor, text")),
-    };
-    for (field, expected) in [("name", "text"), ("datatype", "BYTES")] {
-        if input[field] != expected {
-            return Err(Refusal::field(
-                format!("inputs[0].{field}"),
-                format!("must be {expected:?}, is {}", input[field]),
-            ));
-        }
-    }
-    let data =
-        input["data"].as_array().ok_or_else(|| Refusal::field("inputs[0].data", "must be an array of strings"))?;
-    let count = data.len();
-    if count == 0 || count > INPUTS_MAX {
-        return Err(Refusal::field("inputs[0].data", format!("has {count} elements; 1 to {INPUTS_MAX} are taken")));
-    }
-    if input["shape"] != json!([count]) && input["shape"] != json!([count, 1]) {
-        return Err(Refusal::field(
-            "inputs[0].shape",
-            format!("must be [{count}] or [{count}, 1] for {count} elements, is {}", input["shape"]),
-        ));
-    }
-    let text = |(index, value): (usize, &Value)| {
-        value
-            .as_str()
-            .map(|text| Item::Text(text.into()))
-            .ok_or_else(|| Refusal::field(format!("inputs[0].data[{index}]"), "must be a string"))
-    };
-    Ok((id, data.iter().enumerate().map(text).collect::<Result<_, _>>()?))
-}
-
-/// The answer of `infer`.
-pub(crate) fn infer_answer(model: &str, id: Option<Value>, vectors: &[Embedding]) -> Value {
-    let width = vectors.first().map_or(0, |embedding| embedding.vector.len());
-    let data: Vec<f32> = vectors.iter().flat_map(|embedding| embedding.vector.iter().copied()).collect();
-    let mut answer = json!({"model_name": model, "model_version": VERSION, "outputs": [{"name": "embedding", "datatype": "FP32", "shape": [vectors.len(), width], "data": data}]});
-    if let Some(id) = id {
-        answer["id"] = id;
-    }
-    answer
-}
-
-/// `GET /v2/models/NAME`.
-pub(crate) fn v2_model(model: &str, dimensions: usize) -> Value {
-    json!({
-        "name": model, "versions": [VERSION], "platform": "kedge_safetensors",
-        "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1]}],
-        "outputs": [{"name": "embedding", "datatype": "FP32", "shape": [-1, dimensions]}],
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -308,41 +222,5 @@ mod tests {
     #[test]
     fn base64_is_little_endian_floats() {
         assert_eq!(vector(&[1.0, -2.0], true), json!("AACAPwAAAMA="));
-    }
-
-    #[test]
-    fn names_in_paths_may_be_escaped() {
-        for (segment, expected) in [
-            ("m", Some("m")),
-            ("a%2Fb", Some("a/b")),
-            ("%C3%A9", Some("é")),
-            ("%", None),
-            ("%2", None),
-            ("%ff", None),
-            ("%g0", None),
-        ] {
-            assert_eq!(decoded(segment).as_deref(), expected, "{segment}");
-        }
-    }
-
-    #[test]
-    fn infer_may_ask_for_its_one_output() {
-        let body = r#"{"parameters":{},"outputs":[{"name":"embedding"}],"inputs":[{"name":"text","datatype":"BYTES","shape":[1],"data":["a"]}]}"#;
-        assert_eq!(infer(body.as_bytes()).unwrap(), (None, vec![Item::Text("a".into())]));
-    }
-
-    #[test]
-    fn infer_names_the_field_at_fault() {
-        let good = r#"{"id":"7","inputs":[{"name":"text","datatype":"BYTES","shape":[1],"data":["a"]}]}"#;
-        assert_eq!(infer(good.as_bytes()).unwrap(), (Some(json!("7")), vec![Item::Text("a".into())]));
-        for (from, to, field) in [
-            ("[1]", "[2]", "inputs[0].shape"),
-            ("BYTES", "FP32", "inputs[0].datatype"),
-            ("\"a\"", "1", "inputs[0].data[0]"),
-            ("\"id\":\"7\"", "\"outputs\":[{\"name\":\"x\"}]", "outputs[0]"),
-            ("\"id\":\"7\"", "\"parameters\":{\"a\":1}", "parameters"),
-        ] {
-            assert_eq!(infer(good.replace(from, to).as_bytes()).unwrap_err().field.as_deref(), Some(field));
-        }
     }
 }

@@ -7,20 +7,25 @@ use kedge_engine::generate::{ChatTemplate, Choice, End, Message, Request, Sampli
 use kedge_engine::{Decoder, EngineError};
 use serde_json::{Map, Value, json};
 
-use crate::api::{Refusal, object, unknown_model};
+use crate::api::{Refusal, unknown_model};
+use crate::v2::VERSION;
 
 /// Most answers to one request.
-const ANSWERS_MAX: u64 = 16;
+pub(crate) const ANSWERS_MAX: u64 = 16;
 /// Most texts that end an answer, as at OpenAI.
 const STOPS_MAX: usize = 16;
 /// Tokens of an answer to a prompt without `max_tokens`, as at OpenAI.
 const TOKENS_DEFAULT: usize = 16;
 
-/// Which of the two endpoints.
+/// In whose shape an answer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
+    /// OpenAI's chat completions.
     Chat,
+    /// OpenAI's completions.
     Text,
+    /// Triton's `generate`; what is asked is understood as for completions.
+    Generate,
 }
 
 /// A request, understood.
@@ -83,8 +88,14 @@ impl Body {
 }
 
 /// `POST /v1/chat/completions` and `POST /v1/completions`. `seed` is where draws begin when the request does not say.
-pub(crate) fn parse(kind: Kind, body: &[u8], model: &str, decoder: &Decoder, seed: u64) -> Result<Completion, Refusal> {
-    let mut body = Body(object(body)?);
+pub(crate) fn parse(
+    kind: Kind,
+    body: Map<String, Value>,
+    model: &str,
+    decoder: &Decoder,
+    seed: u64,
+) -> Result<Completion, Refusal> {
+    let mut body = Body(body);
     match body.take("model") {
         Some(Value::String(name)) if name == model => {}
         Some(Value::String(name)) => return Err(unknown_model(&name, model)),
@@ -93,7 +104,7 @@ pub(crate) fn parse(kind: Kind, body: &[u8], model: &str, decoder: &Decoder, see
     }
     let prompts = match kind {
         Kind::Chat => vec![talk(&mut body, decoder)?],
-        Kind::Text => texts(&mut body, decoder.tokenizer())?,
+        Kind::Text | Kind::Generate => texts(&mut body, decoder.tokenizer())?,
     };
     let context = decoder.config().context;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or_default();
@@ -133,7 +144,7 @@ pub(crate) fn parse(kind: Kind, body: &[u8], model: &str, decoder: &Decoder, see
             }
             wanted.then(|| top.unwrap_or(0) as usize)
         }
-        Kind::Text => body.count("logprobs", 0, 20)?.map(|top| top as usize),
+        Kind::Text | Kind::Generate => body.count("logprobs", 0, 20)?.map(|top| top as usize),
     };
     let sampling = Sampling {
         temperature: body.number("temperature", 0.0, 2.0)?.unwrap_or(1.0) as f32,
@@ -350,7 +361,12 @@ pub(crate) struct Frame {
     pub(crate) id: String,
     pub(crate) created: i64,
     pub(crate) model: String,
+    /// What the client calls its request, where it has a name for it.
+    pub(crate) asked_as: Option<String>,
 }
+
+/// One of the answers, whole: its text, probabilities and how it ended.
+pub(crate) type Whole = (String, Value, &'static str);
 
 /// Counts of tokens.
 #[derive(Clone, Copy, Debug, Default)]
@@ -401,7 +417,33 @@ impl Frame {
                 let choice = json!([{"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}]);
                 self.around("text_completion", choice)
             }
+            Kind::Generate => self.generated(text, logprobs, finish),
         }
+    }
+
+    /// Triton's shape, with KServe's `details` where there are any.
+    fn generated(&self, text: &str, logprobs: Value, finish: Option<&str>) -> Value {
+        let mut answer = json!({"model_name": self.model, "model_version": VERSION, "text_output": text});
+        if let Some(id) = &self.asked_as {
+            answer["id"] = json!(id);
+        }
+        if let Some(finish) = finish {
+            answer["details"]["finish_reason"] = json!(finish);
+        }
+        if !logprobs.is_null() {
+            answer["details"]["logprobs"] = logprobs;
+        }
+        answer
+    }
+
+    /// What follows the last piece of a stream.
+    pub(crate) fn done(&self) -> Option<&'static [u8]> {
+        (self.kind != Kind::Generate).then_some(b"data: [DONE]\n\n")
+    }
+
+    /// What a refusal is in a stream that has begun.
+    pub(crate) fn error(&self, refusal: &Refusal) -> Value {
+        if self.kind == Kind::Generate { refusal.v2() } else { refusal.openai() }
     }
 
     /// The piece of a stream that has the counts.
@@ -412,18 +454,25 @@ impl Frame {
         piece
     }
 
-    /// A whole answer: for each choice its text, probabilities and how it ended.
-    pub(crate) fn whole(&self, choices: Vec<(String, Value, &'static str)>, usage: Usage) -> Value {
-        let choice = |(index, (text, logprobs, finish)): (usize, (String, Value, &'static str))| match self.kind {
-            Kind::Chat => {
+    /// A whole answer.
+    pub(crate) fn whole(&self, choices: Vec<Whole>, usage: Usage) -> Value {
+        let choice = |(index, (text, logprobs, finish)): (usize, Whole)| {
+            if self.kind == Kind::Chat {
                 let message = json!({"role": "assistant", "content": text, "refusal": null});
                 json!({"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish})
+            } else {
+                json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish})
             }
-            Kind::Text => json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}),
         };
-        let choices = choices.into_iter().enumerate().map(choice).collect();
-        let object = if self.kind == Kind::Chat { "chat.completion" } else { "text_completion" };
-        let mut answer = self.around(object, choices);
+        let object = match self.kind {
+            Kind::Chat => "chat.completion",
+            Kind::Text => "text_completion",
+            Kind::Generate => {
+                let (text, logprobs, finish) = choices.into_iter().next().unwrap_or_default();
+                return self.generated(&text, logprobs, Some(finish));
+            }
+        };
+        let mut answer = self.around(object, choices.into_iter().enumerate().map(choice).collect());
         answer["usage"] = usage.json();
         answer
     }
@@ -448,7 +497,7 @@ pub(crate) fn logprobs(kind: Kind, tokenizer: &TextTokenizer, choices: &[Choice]
             });
             json!({"content": content.collect::<Vec<_>>()})
         }
-        Kind::Text => {
+        Kind::Text | Kind::Generate => {
             let top = |choice: &Choice| -> Map<String, Value> {
                 choice.top.iter().map(|(id, logprob)| (text(*id), json!(logprob))).collect()
             };

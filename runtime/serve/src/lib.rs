@@ -6,11 +6,14 @@
 //! full one is said with 429 and `Retry-After`; a field that is not supported is refused by name.
 //! Not here: several models; who a client is beyond whether it may ask.
 
+mod answer;
 mod api;
 mod auth;
 mod batch;
 mod completions;
+mod engine;
 mod files;
+mod grpc;
 mod life;
 mod metrics;
 mod routes;
@@ -18,6 +21,7 @@ mod server;
 mod socket;
 mod talk;
 mod tls;
+mod v2;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -36,6 +40,15 @@ pub use tls::{Tls, TlsFiles};
 /// Files that the server itself has open, with room to spare: the model's, the runtime's, those that are read again.
 const FILES_OF_ITS_OWN: usize = 64;
 
+/// On what a model computes.
+#[derive(Clone, Debug, Default)]
+pub struct Placement {
+    /// Threads; as many as the process may use when absent.
+    pub threads: Option<usize>,
+    /// Where weights in the order that a processor wants are kept for the next start; in memory when absent.
+    pub cache_dir: Option<PathBuf>,
+}
+
 /// What `kedge infer` is told.
 #[derive(Clone, Debug)]
 pub struct InferOptions {
@@ -45,8 +58,8 @@ pub struct InferOptions {
     pub name: String,
     /// Where to listen, as `host:port`.
     pub listen: String,
-    /// Threads that compute; as many as the process may use when absent.
-    pub threads: Option<usize>,
+    /// On what it computes.
+    pub placement: Placement,
     /// Keys, one of which clients must show; read again when the file changes.
     pub api_key_file: Option<PathBuf>,
     /// Certificates; plain HTTP when absent. Read again when the files change.
@@ -97,8 +110,8 @@ pub async fn run(options: InferOptions) -> Result<(), ServeError> {
     let signal = |kind| tokio::signal::unix::signal(kind).map_err(ServeError::Signal);
     let keys = options.api_key_file.as_deref().map(Keys::open).transpose()?.map(Arc::new);
     let tls = options.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
-    let (path, threads) = (options.model.clone(), options.threads);
-    let opened = tokio::task::spawn_blocking(move || open(&path, threads));
+    let (path, placement) = (options.model.clone(), options.placement.clone());
+    let opened = tokio::task::spawn_blocking(move || open(&path, &placement));
     let (model, on) = opened.await.expect("opening a model does not panic")?;
     let listen = |source| ServeError::Listen { address: options.listen.clone(), source };
     let listener = RealNet.listen(&options.listen).await.map_err(listen)?;
@@ -134,8 +147,8 @@ fn files_open_max(limits: &str) -> Option<usize> {
 }
 
 /// Opens what lies at `path`: an encoder where its settings say so, else a decoder; and says what it runs on.
-pub fn open(path: &Path, threads: Option<usize>) -> Result<(Model, Capabilities), EngineError> {
-    let cpu = Cpu::new(threads)?;
+pub fn open(path: &Path, placement: &Placement) -> Result<(Model, Capabilities), EngineError> {
+    let cpu = Cpu::new(placement.threads)?.keep_packed(placement.cache_dir.clone());
     if kedge_engine::is_encoder(path) {
         let encoder = Encoder::open(path, &cpu)?;
         let on = encoder.capabilities().clone();

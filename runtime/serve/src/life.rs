@@ -165,6 +165,25 @@ impl Until {
 /// The header in which clients say how many seconds they wait for an answer.
 const TIMEOUT: &str = "x-request-timeout";
 
+/// The same of gRPC.
+const GRPC_TIMEOUT: &str = "grpc-timeout";
+
+/// `TimeoutValue TimeoutUnit` of gRPC over HTTP/2 (`PROTOCOL-HTTP2.md`).
+fn grpc_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let is_number = (1..=8).contains(&digits.len()) && digits.bytes().all(|digit| digit.is_ascii_digit());
+    let count: u64 = digits.parse().ok().filter(|_| is_number)?;
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
 /// When a request has to be answered that began at `begin`: what its client says, and never later than the server allows.
 pub(crate) fn deadline(
     headers: &HeaderMap,
@@ -181,7 +200,11 @@ pub(crate) fn deadline(
             Some(time.ok_or_else(wrong)?.unwrap_or(Duration::MAX))
         }
     };
-    let shorter = [asked, longest].into_iter().flatten().min();
+    let by_grpc = headers.get(GRPC_TIMEOUT).map(|value| {
+        let time = value.to_str().ok().and_then(grpc_timeout);
+        time.ok_or_else(|| Refusal::field(GRPC_TIMEOUT, format!("must be up to 8 digits and a unit, is {value:?}")))
+    });
+    let shorter = [asked, by_grpc.transpose()?, longest].into_iter().flatten().min();
     Ok(shorter.and_then(|time| begin.checked_add(time)))
 }
 
@@ -210,6 +233,22 @@ mod tests {
             assert_eq!(check(wrong, Some(3)), Err(Some("X-Request-Timeout".into())), "{wrong}");
         }
         assert_eq!(deadline(&HeaderMap::new(), begin, None), Ok(None));
+        for (text, expected) in [
+            ("2H", Some(7200)),
+            ("3M", Some(180)),
+            ("00000009S", Some(9)),
+            ("5000m", Some(5)),
+            ("6000000u", Some(6)),
+            ("7n", Some(0)),
+            ("123456789S", None),
+            ("S", None),
+            ("5", None),
+            ("+5S", None),
+            ("5é", None),
+            ("", None),
+        ] {
+            assert_eq!(grpc_timeout(text).map(|time| time.as_secs()), expected, "{text}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

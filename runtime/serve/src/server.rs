@@ -23,9 +23,10 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use crate::ServeError;
+use crate::answer::Server;
 use crate::auth::Keys;
 use crate::life::{Flights, Phase};
-use crate::routes::Server;
+
 use crate::socket::Patient;
 use crate::tls::Tls;
 

@@ -8,12 +8,12 @@ use bytes::Bytes;
 use kedge_engine::Decoder;
 use kedge_engine::generate::{Choice, End, Event, Message, TextStream};
 use kedge_world::World;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::api::{Refusal, object};
-use crate::completions::{self, Completion, Frame, Kind, Stops, Usage, logprobs, reason};
+use crate::completions::{self, Completion, Frame, Kind, Stops, Usage, Whole, logprobs, reason};
 use crate::life::Until;
 use crate::metrics::{Labels, Metrics};
 
@@ -28,6 +28,22 @@ pub(crate) struct Talk {
     name: String,
     world: World,
     count: AtomicU64,
+}
+
+/// A request for text.
+#[derive(Debug)]
+pub(crate) struct Ask {
+    pub(crate) kind: Kind,
+    pub(crate) body: Asked,
+    /// What the client calls it.
+    pub(crate) asked_as: Option<String>,
+}
+
+/// What is asked, in the fields of OpenAI's completions.
+#[derive(Debug)]
+pub(crate) enum Asked {
+    Json(Bytes),
+    Fields(Map<String, Value>),
 }
 
 /// Of an answer that comes in pieces.
@@ -75,18 +91,19 @@ impl Talk {
     }
 
     /// Takes a request in and waits for the first of its answer: until then a failure has a status of its own.
-    pub(crate) async fn begin(
-        self: &Arc<Self>,
-        kind: Kind,
-        body: Bytes,
-        metrics: &Metrics,
-    ) -> Result<Running, Refusal> {
+    pub(crate) async fn begin(self: &Arc<Self>, ask: Ask, metrics: &Metrics) -> Result<Running, Refusal> {
         let begin = Instant::now();
+        let Ask { kind, body, asked_as } = ask;
         let this = self.clone();
         let seed = self.world.random.number();
         // Templates and tokenizers take their time.
-        let parsed =
-            tokio::task::spawn_blocking(move || completions::parse(kind, &body, &this.name, &this.decoder, seed));
+        let parsed = tokio::task::spawn_blocking(move || {
+            let body = match body {
+                Asked::Json(bytes) => object(&bytes)?,
+                Asked::Fields(fields) => fields,
+            };
+            completions::parse(kind, body, &this.name, &this.decoder, seed)
+        });
         let mut completion =
             parsed.await.map_err(|error| Refusal::plain(500, format!("reading the request: {error}")))??;
         if self.decoder.figures().open.load(Ordering::Relaxed) >= OPEN_MAX {
@@ -101,6 +118,7 @@ impl Talk {
             id: format!("{prefix}-{:016x}{number:04x}", self.world.random.number()),
             created: self.world.clock.wall().as_second(),
             model: self.name.clone(),
+            asked_as,
         };
         let mut maker = Maker { talk: self.clone(), completion, frame, parts: Vec::new(), cached: 0 };
         // The decoder's thread must not wait for a client. As many events come as the answers may have tokens.
@@ -191,11 +209,21 @@ impl Running {
 
     /// The whole answer.
     pub(crate) async fn whole(mut self) -> Result<Value, Refusal> {
+        let choices = self.choices().await?;
+        Ok(self.maker.frame.whole(choices, self.maker.counts()))
+    }
+
+    /// The texts of the whole answer.
+    pub(crate) async fn texts(mut self) -> Result<Vec<String>, Refusal> {
+        Ok(self.choices().await?.into_iter().map(|(text, ..)| text).collect())
+    }
+
+    async fn choices(&mut self) -> Result<Vec<Whole>, Refusal> {
         while !self.maker.is_whole() {
             let event = self.next().await?;
             self.maker.take(event)?;
         }
-        Ok(self.maker.whole())
+        Ok(self.maker.choices())
     }
 
     /// The answer in pieces, as they come. A client that takes none for as long as `patience` is given up.
@@ -222,7 +250,7 @@ impl Running {
                 Ok(None) => {}
                 Err(refusal) => {
                     // The status is gone; the error comes as an event, as vLLM does.
-                    teller.say(&refusal.openai()).await?;
+                    teller.say(&self.maker.frame.error(&refusal)).await?;
                     return teller.send(Piece::End).await;
                 }
             }
@@ -230,7 +258,9 @@ impl Running {
         if let Some(usage) = self.maker.usage() {
             teller.say(&usage).await?;
         }
-        teller.send(Piece::Event(Bytes::from_static(b"data: [DONE]\n\n"))).await?;
+        if let Some(done) = self.maker.frame.done() {
+            teller.send(Piece::Event(Bytes::from_static(done))).await?;
+        }
         teller.send(Piece::End).await
     }
 }
@@ -326,16 +356,14 @@ impl Maker {
     }
 
     /// What was made, when all of it is there.
-    fn whole(mut self) -> Value {
-        let usage = self.counts();
+    fn choices(&mut self) -> Vec<Whole> {
         let (kind, tokenizer) = (self.frame.kind, self.talk.decoder.tokenizer());
         let wanted = self.completion.logprobs;
-        let choice = |part: Part| {
+        let choice = |part: &mut Part| {
             let told = if wanted { logprobs(kind, tokenizer, &part.choices) } else { Value::Null };
-            (part.text, told, part.finish.unwrap_or("stop"))
+            (std::mem::take(&mut part.text), told, part.finish.unwrap_or("stop"))
         };
-        let choices = std::mem::take(&mut self.parts).into_iter().map(choice).collect();
-        self.frame.whole(choices, usage)
+        self.parts.iter_mut().map(choice).collect()
     }
 }
 

@@ -80,7 +80,8 @@ impl Served {
         let response = self.ask(path, body).await;
         let status = response.status().as_u16();
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
-        (status, serde_json::from_slice(&bytes).unwrap())
+        let read = serde_json::from_slice(&bytes);
+        (status, read.unwrap_or_else(|error| panic!("{path}: {status}: {error}: {bytes:?}")))
     }
 
     /// The pieces of a stream.

@@ -1,0 +1,279 @@
+//! Requests to answers: who may ask, what is asked, and the answer over HTTP.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody};
+use hyper::body::{Frame, Incoming, SizeHint};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::ServeError;
+use crate::api::{self, Refusal};
+use crate::completions::Kind;
+use crate::engine::Engine;
+use crate::life::{self, Flight, Life, Phase, Until};
+use crate::metrics::{Labels, Metrics, Status};
+use crate::routes::{Route, segments};
+use crate::server::{Model, ServeOptions};
+use crate::talk::{Ask, Asked, Piece, Talk};
+use crate::{auth, grpc, v2};
+
+/// A model, and what answers requests for it.
+pub(crate) struct Server {
+    pub(crate) options: ServeOptions,
+    pub(crate) engine: Engine,
+    pub(crate) metrics: Metrics,
+    pub(crate) life: Life,
+}
+
+/// Most fields that an answer warns of by name.
+const WARNINGS_MAX: usize = 16;
+
+/// An error in a body ends its connection: that is how a peer sees that an answer is not whole.
+pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;
+
+impl Server {
+    pub(crate) fn new(options: ServeOptions, model: Model) -> Result<Self, ServeError> {
+        let engine = Engine::start(model, &options.name)?;
+        Ok(Self { options, engine, metrics: Metrics::new(), life: Life::new() })
+    }
+
+    /// Answers a request; `flight` is over with the last byte of the answer.
+    pub(crate) async fn answer(self: Arc<Self>, request: Request<Incoming>, flight: Flight) -> Response<Body> {
+        let _flights = (flight, self.life.flights.begin());
+        let response = if grpc::is_grpc(&request) {
+            grpc::answer(self, request).await
+        } else {
+            let v2 = request.uri().path().starts_with("/v2");
+            let response = self.route(request).await.unwrap_or_else(|refusal| refused(&refusal, v2));
+            self.count(response.status().as_u16());
+            response
+        };
+        response.map(|body| Counted { body, _flights }.boxed_unsync())
+    }
+
+    /// Counts an answer.
+    pub(crate) fn count(&self, status: u16) {
+        self.metrics.responses.get_or_create(&Status { code: status.into() }).inc();
+    }
+
+    async fn route(&self, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+        let begin = Instant::now();
+        let deadline = life::deadline(request.headers(), begin, self.options.request_timeout)?;
+        let until = self.life.until(deadline);
+        let path = request.uri().path();
+        let unknown = || Refusal::plain(404, format!("{path:?} is not served here"));
+        let parts = segments(path).ok_or_else(unknown)?;
+        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+        if let Some(keys) = self.options.keys.as_ref().filter(|_| auth::is_guarded(&parts)) {
+            keys.check(request.headers())?;
+        }
+        let route = Route::of(&parts, &self.options.name, self.task() != v2::Task::Text)?;
+        let wanted = route.method();
+        if request.method() != wanted {
+            return Err(Refusal::plain(405, format!("{path:?} takes {wanted}, not {}", request.method())));
+        }
+        if route.computes() {
+            self.takes_in()?;
+            let answered = self.compute(route, self.body(request.into_body()).await?, until).await;
+            if answered.is_ok() {
+                self.metrics.latency.get_or_create(&self.labels()).observe(begin.elapsed().as_secs_f64());
+            }
+            return answered;
+        }
+        self.tell(route)
+    }
+
+    /// What needs no computing.
+    fn tell(&self, route: Route) -> Result<Response<Body>, Refusal> {
+        let name = &self.options.name;
+        let model = || api::openai_model(name, self.options.created);
+        if route.tells_ready() {
+            self.takes_in()?;
+        }
+        Ok(json_reply(&match route {
+            Route::Health => json!({}),
+            Route::Models => json!({"object": "list", "data": [model()]}),
+            Route::Model => model(),
+            Route::Server => v2::server(),
+            Route::Live => json!({"live": self.lives()?}),
+            Route::Ready => json!({"ready": true}),
+            Route::ModelReady => json!({"name": name, "ready": true}),
+            Route::ModelMetadata => v2::model(name, self.task()),
+            _ => {
+                self.engine.count(&self.metrics, &self.labels());
+                let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+                return Ok(reply(200, kind, self.metrics.text()));
+            }
+        }))
+    }
+
+    /// What the model is asked.
+    async fn compute(&self, route: Route, body: Bytes, mut until: Until) -> Result<Response<Body>, Refusal> {
+        match (route, &self.engine) {
+            (Route::Embeddings, Engine::Encoder { encoder, .. }) => {
+                let request = api::embeddings(&body, &self.options.name, encoder.dimensions())?;
+                let labels = self.labels();
+                let vectors = until.bound(self.engine.vectors(request.items, &self.metrics, &labels)).await?;
+                Ok(json_reply(&api::embeddings_answer(&self.options.name, &vectors, request.base64)))
+            }
+            (Route::Infer, _) => {
+                let mut asked = v2::infer(self.task(), &body)?;
+                let id = asked.id.take();
+                let (output, ignored) = until.bound(self.engine.infer(asked, &self.metrics, &self.labels())).await?;
+                let mut given = self.task().output();
+                given.shape[0] = output.count() as i64;
+                let mut response = json_reply(&v2::answer(&self.options.name, id, &given, output.data()));
+                warn(&mut response, &ignored);
+                Ok(response)
+            }
+            (Route::Completions(kind), Engine::Decoder(talk)) => {
+                self.complete(talk, Ask { kind, body: Asked::Json(body), asked_as: None }, until).await
+            }
+            (Route::Generate { streams }, Engine::Decoder(talk)) => {
+                let asked = v2::generate(&body, streams)?;
+                let fields = Asked::Fields(asked.completion(&self.options.name));
+                let ask = Ask { kind: Kind::Generate, body: fields, asked_as: asked.id };
+                self.complete(talk, ask, until).await.map_err(|refusal| v2::refusal(refusal, "text_input"))
+            }
+            (Route::Tokenize | Route::Detokenize, Engine::Decoder(talk)) => {
+                let talk = talk.clone();
+                let work = move || if route == Route::Tokenize { talk.tokenize(&body) } else { talk.detokenize(&body) };
+                let done = tokio::task::spawn_blocking(work).await;
+                Ok(json_reply(&done.map_err(|error| Refusal::plain(500, format!("tokenizing: {error}")))??))
+            }
+            _ => Err(Refusal::plain(404, "this model cannot be asked that")),
+        }
+    }
+
+    /// Text, whole or in pieces.
+    async fn complete(&self, talk: &Arc<Talk>, ask: Ask, mut until: Until) -> Result<Response<Body>, Refusal> {
+        let mut running = until.bound(talk.begin(ask, &self.metrics)).await?;
+        let ignored = std::mem::take(&mut running.ignored);
+        let mut response = if running.streams() {
+            events(running.pieces(until, self.options.write_timeout))
+        } else {
+            json_reply(&until.bound(running.whole()).await?)
+        };
+        warn(&mut response, &ignored);
+        Ok(response)
+    }
+
+    /// Whether somebody computes; refused when nobody does.
+    pub(crate) fn lives(&self) -> Result<bool, Refusal> {
+        if self.engine.is_served() { Ok(true) } else { Err(Refusal::plain(503, "the inference thread has ended")) }
+    }
+
+    /// Refused when no requests are taken in.
+    pub(crate) fn takes_in(&self) -> Result<(), Refusal> {
+        self.lives()?;
+        if self.life.phase() > Phase::Serving { Err(Refusal::plain(503, "the server is ending")) } else { Ok(()) }
+    }
+
+    pub(crate) fn labels(&self) -> Labels {
+        Labels { model_name: self.options.name.clone() }
+    }
+
+    pub(crate) fn task(&self) -> v2::Task {
+        self.engine.task()
+    }
+
+    /// The whole body, within its bounds.
+    pub(crate) async fn body(&self, body: Incoming) -> Result<Bytes, Refusal> {
+        let max = self.options.body_bytes_max;
+        let read = tokio::time::timeout(self.options.read_timeout, Limited::new(body, max).collect()).await;
+        match read {
+            Err(_) => Err(Refusal::plain(408, "the body did not arrive in time")),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                Err(Refusal::plain(413, format!("the body is longer than {max} bytes")))
+            }
+            Ok(Err(error)) => Err(Refusal::plain(400, format!("reading the body: {error}"))),
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+        }
+    }
+}
+
+/// Pieces as the body of an answer; one that stops before its end is broken off, which the client sees.
+fn events(mut pieces: mpsc::Receiver<Piece>) -> Response<Body> {
+    let next = move |context: &mut Context<'_>| {
+        pieces.poll_recv(context).map(|piece| match piece {
+            Some(Piece::Event(bytes)) => Some(Ok(Frame::data(bytes))),
+            Some(Piece::End) => None,
+            None => Some(Err(io::Error::other("the answer was broken off"))),
+        })
+    };
+    let mut response = Response::new(StreamBody::new(futures::stream::poll_fn(next)).boxed_unsync());
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
+}
+
+/// Adds a warning for each field that was left out of account; a header has no room for more than a few.
+fn warn(response: &mut Response<Body>, ignored: &[String]) {
+    let is_word =
+        |field: &&String| field.len() <= 64 && field.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
+    let named = ignored.iter().filter(is_word).map(String::as_str).take(WARNINGS_MAX);
+    let more = (named.clone().count() < ignored.len()).then_some("another field");
+    let text = |field: &str| HeaderValue::from_str(&format!("299 kedge \"{field} is ignored\"")).ok();
+    for warning in named.chain(more).filter_map(text) {
+        response.headers_mut().append(header::WARNING, warning);
+    }
+}
+
+/// A body, and the requests that are over with it.
+struct Counted {
+    body: Body,
+    _flights: (Flight, Flight),
+}
+
+impl hyper::body::Body for Counted {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A refusal in the shape of its protocol.
+fn refused(refusal: &Refusal, v2: bool) -> Response<Body> {
+    let body = if v2 { refusal.v2() } else { refusal.openai() };
+    let mut response = reply(refusal.status, "application/json", body.to_string());
+    let headers = response.headers_mut();
+    match refusal.status {
+        401 => drop(headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
+        429 | 503 => drop(headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"))),
+        _ => {}
+    }
+    response
+}
+
+fn json_reply(value: &Value) -> Response<Body> {
+    reply(200, "application/json", value.to_string())
+}
+
+fn reply(status: u16, kind: &'static str, body: String) -> Response<Body> {
+    let mut response = Response::new(Full::new(Bytes::from(body)).map_err(|never| match never {}).boxed_unsync());
+    *response.status_mut() = StatusCode::from_u16(status).expect("the codes above are valid");
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}

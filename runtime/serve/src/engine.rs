@@ -1,0 +1,156 @@
+//! A model behind its queue: whatever protocol a request came in, this is what it is asked.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use kedge_engine::{Embedding, Encoder};
+use kedge_world::World;
+use serde_json::{Value, json};
+
+use crate::ServeError;
+use crate::api::{self, Item, Refusal};
+use crate::batch::{Queue, QueueError};
+use crate::completions::Kind;
+use crate::metrics::{Labels, Metrics};
+use crate::server::Model;
+use crate::talk::{Ask, Asked, Talk};
+use crate::v2::{self, Infer, Task};
+
+/// A model with what stands between it and requests.
+pub(crate) enum Engine {
+    Encoder { encoder: Arc<Encoder>, queue: Queue },
+    Decoder(Arc<Talk>),
+}
+
+impl Engine {
+    /// Starts what computes.
+    pub(crate) fn start(model: Model, name: &str) -> Result<Self, ServeError> {
+        Ok(match model {
+            Model::Encoder(encoder) => {
+                let computing = encoder.clone();
+                let queue = Queue::start(move |inputs| computing.encode_tokens(inputs))?;
+                Self::Encoder { encoder, queue }
+            }
+            Model::Decoder(decoder) => Self::Decoder(Arc::new(Talk::new(decoder, name.to_owned(), World::real()))),
+        })
+    }
+
+    /// Whether somebody computes.
+    pub(crate) fn is_served(&self) -> bool {
+        match self {
+            Self::Encoder { queue, .. } => queue.is_served(),
+            Self::Decoder(talk) => talk.decoder.is_served(),
+        }
+    }
+
+    /// Resolves when nobody computes any more.
+    pub(crate) async fn ended(&self) {
+        match self {
+            Self::Encoder { queue, .. } => queue.ended().await,
+            Self::Decoder(talk) => talk.ended().await,
+        }
+    }
+
+    /// What the model does.
+    pub(crate) fn task(&self) -> Task {
+        match self {
+            Self::Encoder { encoder, .. } => Task::Vectors(encoder.dimensions()),
+            Self::Decoder(_) => Task::Text,
+        }
+    }
+
+    /// Vectors for texts and lists of tokens.
+    pub(crate) async fn vectors(
+        &self,
+        items: Vec<Item>,
+        metrics: &Metrics,
+        labels: &Labels,
+    ) -> Result<Vec<Embedding>, Refusal> {
+        let Self::Encoder { encoder, queue } = self else {
+            return Err(Refusal::plain(404, "this model makes text, not vectors"));
+        };
+        let encoder = encoder.clone();
+        let tokenized = tokio::task::spawn_blocking(move || api::tokens(&encoder, &items)).await;
+        let tokens = tokenized.map_err(|error| Refusal::plain(500, format!("tokenizing: {error}")))??;
+        let vectors = queue.embed(tokens).await.map_err(|error| match error {
+            QueueError::Full => Refusal::plain(429, "as many requests wait as may; try again"),
+            QueueError::Failed(reason) => Refusal::plain(500, reason),
+        })?;
+        let tokens: usize = vectors.iter().map(|embedding| embedding.tokens).sum();
+        metrics.prompt_tokens.get_or_create(labels).inc_by(tokens as u64);
+        Ok(vectors)
+    }
+
+    /// What the Open Inference Protocol's `infer` gives, and the parameters that were left out of account.
+    pub(crate) async fn infer(
+        &self,
+        asked: Infer,
+        metrics: &Metrics,
+        labels: &Labels,
+    ) -> Result<(Output, Vec<String>), Refusal> {
+        match self {
+            Self::Encoder { .. } => {
+                let items = asked.texts.into_iter().map(Item::Text).collect();
+                Ok((Output::Vectors(self.vectors(items, metrics, labels).await?), asked.ignored))
+            }
+            Self::Decoder(talk) => {
+                let ask =
+                    Ask { kind: Kind::Text, body: Asked::Fields(asked.completion(&labels.model_name)), asked_as: None };
+                let named = |refusal| v2::refusal(refusal, "inputs[0].data");
+                let mut running = talk.begin(ask, metrics).await.map_err(named)?;
+                let ignored = asked.ignored.into_iter().chain(std::mem::take(&mut running.ignored)).collect();
+                Ok((Output::Texts(running.texts().await?), ignored))
+            }
+        }
+    }
+
+    /// Brings the numbers that only the engine knows up to date.
+    pub(crate) fn count(&self, m: &Metrics, labels: &Labels) {
+        match self {
+            Self::Encoder { queue, .. } => {
+                m.waiting.get_or_create(labels).set(queue.waiting() as i64);
+            }
+            Self::Decoder(talk) => {
+                let figures = talk.decoder.figures();
+                let now = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
+                m.waiting.get_or_create(labels).set(now(&figures.waiting) as i64);
+                m.running.get_or_create(labels).set(now(&figures.running) as i64);
+                let (kept, free) = (now(&figures.tokens_kept) as f64, now(&figures.tokens_free) as f64);
+                m.cache_used.get_or_create(labels).set(1.0 - free / kept);
+                for (family, figure) in [
+                    (&m.prompt_tokens, &figures.prompt_tokens),
+                    (&m.made_tokens, &figures.made_tokens),
+                    (&m.cached_tokens, &figures.cached_tokens),
+                ] {
+                    let counter = family.get_or_create(labels);
+                    counter.inc_by(now(figure).saturating_sub(counter.get()));
+                }
+            }
+        }
+    }
+}
+
+/// What `infer` gives.
+#[derive(Debug)]
+pub(crate) enum Output {
+    Vectors(Vec<Embedding>),
+    Texts(Vec<String>),
+}
+
+impl Output {
+    /// How many elements of the first dimension there are.
+    pub(crate) fn count(&self) -> usize {
+        match self {
+            Self::Vectors(vectors) => vectors.len(),
+            Self::Texts(texts) => texts.len(),
+        }
+    }
+
+    /// In the shape of REST.
+    pub(crate) fn data(&self) -> Value {
+        match self {
+            Self::Vectors(vectors) => vectors.iter().flat_map(|embedding| embedding.vector.iter().copied()).collect(),
+            Self::Texts(texts) => json!(texts),
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! The Open Inference Protocol over gRPC: `inference.GRPCInferenceService`, on the port of everything else.
+//!
+//! What must hold: a request is held to the same rules as over REST; messages have the bound that bodies have; a refusal
+//! names the field.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, header};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use serde_json::{Map, Value};
+use tokio::time::Instant;
+use tonic::{Code, Status};
+use tower::Service;
+
+use crate::answer::{Body, Server};
+use crate::api::Refusal;
+use crate::engine::Output;
+use crate::life;
+use crate::routes::unknown_version;
+use crate::v2::{self, EXTENSIONS, Infer, Input, Task, TensorMetadata, VERSION};
+use proto::grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer};
+use proto::infer_parameter::ParameterChoice;
+use proto::model_infer_response::InferOutputTensor;
+use proto::{InferParameter, InferTensorContents, ModelInferRequest, ModelInferResponse};
+
+#[allow(missing_docs, unreachable_pub, clippy::all, reason = "made from the .proto")]
+mod proto {
+    tonic::include_proto!("inference");
+}
+
+/// Whether a request is gRPC's.
+pub(crate) fn is_grpc<B>(request: &Request<B>) -> bool {
+    let kind = request.headers().get(header::CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// Answers it.
+pub(crate) async fn answer(server: Arc<Server>, request: Request<Incoming>) -> Response<Body> {
+    // What probes ask needs no key, as over REST.
+    let is_probe = ["ServerLive", "ServerReady"].iter().any(|probe| request.uri().path().ends_with(probe));
+    if let Some(Err(refusal)) = server.options.keys.as_ref().filter(|_| !is_probe).map(|k| k.check(request.headers())) {
+        return server.refused(refusal).into_http();
+    }
+    let most = server.options.body_bytes_max;
+    let (parts, body) = request.into_parts();
+    let body = match server.body(body).await {
+        Ok(body) => Full::new(body),
+        Err(refusal) => return server.refused(refusal).into_http(),
+    };
+    let mut service = GrpcInferenceServiceServer::new(Asked(server)).max_decoding_message_size(most);
+    let Ok(response) = service.call(Request::from_parts(parts, body)).await;
+    response.map(|body| body.map_err(io::Error::other).boxed_unsync())
+}
+
+/// The server, as gRPC asks it.
+struct Asked(Arc<Server>);
+
+impl Server {
+    /// A refusal as gRPC says it, counted under the status it would have over REST.
+    fn refused(&self, refusal: Refusal) -> Status {
+        self.count(refusal.status);
+        let code = match refusal.status {
+            400 | 405 => Code::InvalidArgument,
+            401 => Code::Unauthenticated,
+            404 => Code::NotFound,
+            408 | 504 => Code::DeadlineExceeded,
+            413 | 429 => Code::ResourceExhausted,
+            503 => Code::Unavailable,
+            _ => Code::Internal,
+        };
+        Status::new(code, refusal.to_string())
+    }
+
+    fn answered<T>(&self, answer: Result<T, Refusal>) -> Result<tonic::Response<T>, Status> {
+        match answer {
+            Ok(answer) => {
+                self.count(200);
+                Ok(tonic::Response::new(answer))
+            }
+            Err(refusal) => Err(self.refused(refusal)),
+        }
+    }
+
+    /// Whether that is the model served here.
+    fn knows(&self, name: &str, version: &str) -> Result<(), Refusal> {
+        let served = &self.options.name;
+        if name != served {
+            return Err(Refusal::plain(404, format!("model {name:?} is not served here; {served:?} is")));
+        }
+        if version.is_empty() || version == VERSION { Ok(()) } else { Err(unknown_version(name, version)) }
+    }
+
+    async fn infer(&self, headers: &HeaderMap, request: ModelInferRequest) -> Result<ModelInferResponse, Refusal> {
+        let begin = Instant::now();
+        self.knows(&request.model_name, &request.model_version)?;
+        self.takes_in()?;
+        let mut until = self.life.until(life::deadline(headers, begin, self.options.request_timeout)?);
+        let (id, raw) = (request.id.clone(), !request.raw_input_contents.is_empty());
+        let asked = understood(self.task(), &request)?;
+        let (output, ignored) = until.bound(self.engine.infer(asked, &self.metrics, &self.labels())).await?;
+        self.metrics.latency.get_or_create(&self.labels()).observe(begin.elapsed().as_secs_f64());
+        let mut answer = told(self.options.name.clone(), id, self.task().output(), &output, raw);
+        if !ignored.is_empty() {
+            let told = ParameterChoice::StringParam(ignored.join(", "));
+            answer.parameters.insert("ignored".to_owned(), InferParameter { parameter_choice: Some(told) });
+        }
+        Ok(answer)
+    }
+}
+
+#[tonic::async_trait]
+impl GrpcInferenceService for Asked {
+    async fn server_live(
+        &self,
+        _: tonic::Request<proto::ServerLiveRequest>,
+    ) -> Result<tonic::Response<proto::ServerLiveResponse>, Status> {
+        self.0.answered(Ok(proto::ServerLiveResponse { live: self.0.lives().is_ok() }))
+    }
+
+    async fn server_ready(
+        &self,
+        _: tonic::Request<proto::ServerReadyRequest>,
+    ) -> Result<tonic::Response<proto::ServerReadyResponse>, Status> {
+        self.0.answered(Ok(proto::ServerReadyResponse { ready: self.0.takes_in().is_ok() }))
+    }
+
+    async fn model_ready(
+        &self,
+        request: tonic::Request<proto::ModelReadyRequest>,
+    ) -> Result<tonic::Response<proto::ModelReadyResponse>, Status> {
+        let proto::ModelReadyRequest { name, version } = request.into_inner();
+        let ready = |()| proto::ModelReadyResponse { ready: self.0.takes_in().is_ok() };
+        self.0.answered(self.0.knows(&name, &version).map(ready))
+    }
+
+    async fn server_metadata(
+        &self,
+        _: tonic::Request<proto::ServerMetadataRequest>,
+    ) -> Result<tonic::Response<proto::ServerMetadataResponse>, Status> {
+        self.0.answered(Ok(proto::ServerMetadataResponse {
+            name: "kedge".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            extensions: EXTENSIONS.map(String::from).into(),
+        }))
+    }
+
+    async fn model_metadata(
+        &self,
+        request: tonic::Request<proto::ModelMetadataRequest>,
+    ) -> Result<tonic::Response<proto::ModelMetadataResponse>, Status> {
+        let proto::ModelMetadataRequest { name, version } = request.into_inner();
+        let known = self.0.knows(&name, &version);
+        let tensor = |TensorMetadata { name, datatype, shape }| {
+            vec![proto::model_metadata_response::TensorMetadata { name: name.into(), datatype: datatype.into(), shape }]
+        };
+        let task = self.0.task();
+        let metadata = |()| proto::ModelMetadataResponse {
+            name,
+            versions: vec![VERSION.into()],
+            platform: task.platform().into(),
+            inputs: tensor(task.input()),
+            outputs: tensor(task.output()),
+        };
+        self.0.answered(known.map(metadata))
+    }
+
+    async fn model_infer(
+        &self,
+        request: tonic::Request<ModelInferRequest>,
+    ) -> Result<tonic::Response<ModelInferResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        self.0.answered(self.0.infer(&metadata.into_headers(), request).await)
+    }
+}
+
+/// What a request asks.
+fn understood(task: Task, request: &ModelInferRequest) -> Result<Infer, Refusal> {
+    let raw = &request.raw_input_contents;
+    if !raw.is_empty() && raw.len() != request.inputs.len() {
+        let reason = format!("has {} elements for {} inputs", raw.len(), request.inputs.len());
+        return Err(Refusal::field("raw_input_contents", reason));
+    }
+    let inputs = request.inputs.iter().enumerate().map(|(index, input)| {
+        if !input.parameters.is_empty() {
+            return Err(Refusal::field(format!("inputs[{index}].parameters"), "is not supported"));
+        }
+        let texts = match (raw.get(index), &input.contents) {
+            (None, None) => Err(Refusal::field(format!("inputs[{index}].contents"), "is missing")),
+            (None, Some(contents)) => {
+                let field = format!("inputs[{index}].contents.bytes_contents");
+                texts(&field, contents.bytes_contents.iter().map(Bytes::as_ref))
+            }
+            (Some(_), Some(_)) => {
+                let reason = "must not be there beside raw_input_contents";
+                Err(Refusal::field(format!("inputs[{index}].contents"), reason))
+            }
+            (Some(raw), None) => {
+                let field = format!("raw_input_contents[{index}]");
+                let elements = v2::of_raw(raw);
+                let wrong =
+                    || Refusal::field(&field, "ends within an element: each has its length in 4 bytes before it");
+                elements.ok_or_else(wrong).and_then(|elements| texts(&field, elements.into_iter()))
+            }
+        };
+        Ok(Input { name: &input.name, datatype: &input.datatype, shape: input.shape.clone(), texts })
+    });
+    let inputs = inputs.collect::<Result<Vec<_>, _>>()?;
+    if let Some(index) = request.outputs.iter().position(|output| !output.parameters.is_empty()) {
+        return Err(Refusal::field(format!("outputs[{index}].parameters"), "is not supported"));
+    }
+    let outputs: Vec<&str> = request.outputs.iter().map(|output| output.name.as_str()).collect();
+    let texts = v2::texts(task, inputs, &outputs)?;
+    Infer { id: None, texts, parameters: parameters(&request.parameters), ignored: Vec::new() }.checked(task)
+}
+
+fn texts<'a>(field: &str, elements: impl Iterator<Item = &'a [u8]>) -> Result<Vec<String>, Refusal> {
+    let text = |(index, element): (usize, &[u8])| {
+        let text = std::str::from_utf8(element).map(str::to_owned);
+        text.map_err(|error| Refusal::field(field, format!("element {index} is not UTF-8: {error}")))
+    };
+    elements.enumerate().map(text).collect()
+}
+
+fn parameters(parameters: &HashMap<String, InferParameter>) -> Map<String, Value> {
+    let value = |parameter: &InferParameter| match &parameter.parameter_choice {
+        None => Value::Null,
+        Some(ParameterChoice::BoolParam(value)) => (*value).into(),
+        Some(ParameterChoice::Int64Param(value)) => (*value).into(),
+        Some(ParameterChoice::Uint64Param(value)) => (*value).into(),
+        Some(ParameterChoice::DoubleParam(value)) => (*value).into(),
+        Some(ParameterChoice::StringParam(value)) => value.as_str().into(),
+    };
+    parameters.iter().map(|(name, parameter)| (name.clone(), value(parameter))).collect()
+}
+
+/// The answer: raw where the request was.
+fn told(model_name: String, id: String, given: TensorMetadata, output: &Output, raw: bool) -> ModelInferResponse {
+    let mut shape = given.shape;
+    shape[0] = output.count() as i64;
+    let (mut contents, mut bytes) = (InferTensorContents::default(), Vec::new());
+    match output {
+        Output::Vectors(vectors) => {
+            let numbers = vectors.iter().flat_map(|embedding| embedding.vector.iter().copied());
+            if raw {
+                bytes = numbers.flat_map(f32::to_le_bytes).collect();
+            } else {
+                contents.fp32_contents = numbers.collect();
+            }
+        }
+        Output::Texts(texts) => {
+            if raw {
+                bytes = v2::to_raw(texts.iter().map(String::as_bytes));
+            } else {
+                contents.bytes_contents = texts.iter().map(|text| Bytes::from(text.clone())).collect();
+            }
+        }
+    }
+    let output = InferOutputTensor {
+        name: given.name.into(),
+        datatype: given.datatype.into(),
+        shape,
+        parameters: HashMap::new(),
+        contents: (!raw).then_some(contents),
+    };
+    ModelInferResponse {
+        model_name,
+        model_version: VERSION.into(),
+        id,
+        parameters: HashMap::new(),
+        outputs: vec![output],
+        raw_output_contents: if raw { vec![bytes.into()] } else { Vec::new() },
+    }
+}
