@@ -3,6 +3,7 @@
 //! A tokenizer comes from `tokenizer.json`, or from the metadata of a GGUF file. What must hold: the pieces of a
 //! [`TextStream`] put together are the text of all tokens, and no piece ends within a character.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use kedge_formats::Gguf;
@@ -32,47 +33,22 @@ impl TextTokenizer {
         Ok(Self { inner, bos })
     }
 
-    /// From the metadata of a GGUF file: byte-level BPE, `gpt2` in its words.
+    /// From the metadata of a GGUF file: byte-level BPE (`gpt2` in its words) or SentencePiece's BPE (`llama`).
     pub fn of_gguf(file: &Gguf) -> Result<Self, EngineError> {
         let path = file.tensors.path();
-        let model = file.text("tokenizer.ggml.model")?;
-        if model != "gpt2" {
-            let reason = format!("{model:?} is not supported; gpt2 is, and a tokenizer.json beside the file");
-            return Err(wrong(path, "tokenizer.ggml.model", reason));
-        }
-        let pre = file.text("tokenizer.ggml.pre").unwrap_or("default");
-        let split = split_of(pre).ok_or_else(|| {
-            wrong(path, "tokenizer.ggml.pre", format!("{pre:?} is not supported; a tokenizer.json beside the file is"))
-        })?;
-        let tokens = file.texts("tokenizer.ggml.tokens")?;
-        let merges = file.texts("tokenizer.ggml.merges")?;
-        let kinds =
-            if file.has("tokenizer.ggml.token_type") { file.floats("tokenizer.ggml.token_type")? } else { vec![] };
-        // 3 is a control token, 4 one that a user added (llama.h, llama_token_type).
-        let added = tokens.iter().enumerate().filter(|(id, _)| matches!(kinds.get(*id), Some(3.0 | 4.0)));
-        let added = added.map(|(id, content)| {
-            let special = kinds[id] == 3.0;
-            json!({"id": id, "content": content, "special": special, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false})
-        });
-        let vocabulary: serde_json::Map<String, Value> =
-            tokens.iter().enumerate().map(|(id, token)| ((*token).to_owned(), json!(id))).collect();
-        if vocabulary.len() != tokens.len() {
-            return Err(wrong(path, "tokenizer.ggml.tokens", "has a token twice".into()));
-        }
-        let bos = bos_of(file)?;
-        let file = json!({
-            "version": "1.0",
-            "added_tokens": added.collect::<Vec<_>>(),
-            "pre_tokenizer": { "type": "Sequence", "pretokenizers": [
-                { "type": "Split", "pattern": { "Regex": split }, "behavior": "Isolated", "invert": false },
-                { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false },
-            ] },
-            "decoder": { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true },
-            "model": { "type": "BPE", "vocab": vocabulary, "merges": merges, "ignore_merges": pre == "llama-bpe", "fuse_unk": false, "byte_fallback": false },
-        });
-        let inner = Tokenizer::from_bytes(file.to_string())
-            .map_err(|error| wrong(path, "tokenizer.ggml", error.to_string()))?;
-        Self::checked(inner, bos)
+        let words = Words::of(file)?;
+        let made = match file.text("tokenizer.ggml.model")? {
+            "gpt2" => byte_level(file, &words)?,
+            "llama" => sentence_piece(file, &words)?,
+            other => {
+                let reason =
+                    format!("{other:?} is not supported; gpt2, llama and a tokenizer.json beside the file are");
+                return Err(wrong(path, "tokenizer.ggml.model", reason));
+            }
+        };
+        let inner = Tokenizer::from_bytes(made.to_string());
+        let inner = inner.map_err(|error| wrong(path, "tokenizer.ggml", error.to_string()))?;
+        Self::checked(inner, bos_of(file)?)
     }
 
     /// Number of tokens it knows.
@@ -108,11 +84,128 @@ impl TextTokenizer {
     }
 }
 
+/// Kinds of tokens (llama.h, `llama_token_type`).
+const UNKNOWN: f64 = 2.0;
+const CONTROL: f64 = 3.0;
+const ADDED: f64 = 4.0;
+const BYTE: f64 = 6.0;
+
+/// The tokens of a GGUF file.
+struct Words<'a> {
+    tokens: Vec<&'a str>,
+    kinds: Vec<f64>,
+    ids: HashMap<&'a str, usize>,
+}
+
+impl<'a> Words<'a> {
+    fn of(file: &'a Gguf) -> Result<Self, EngineError> {
+        let tokens = file.texts("tokenizer.ggml.tokens")?;
+        let told = file.has("tokenizer.ggml.token_type");
+        let kinds = if told { file.floats("tokenizer.ggml.token_type")? } else { vec![1.0; tokens.len()] };
+        if kinds.len() != tokens.len() {
+            let reason = format!("has {} kinds for {} tokens", kinds.len(), tokens.len());
+            return Err(wrong(file.tensors.path(), "tokenizer.ggml.token_type", reason));
+        }
+        let ids: HashMap<&str, usize> = tokens.iter().enumerate().map(|(id, token)| (*token, id)).collect();
+        if ids.len() != tokens.len() {
+            return Err(wrong(file.tensors.path(), "tokenizer.ggml.tokens", "has a token twice".into()));
+        }
+        Ok(Self { tokens, kinds, ids })
+    }
+
+    /// Those that are found as they are written, before anything is cut.
+    fn added(&self) -> Vec<Value> {
+        let added = self.tokens.iter().enumerate().filter(|(id, _)| matches!(self.kinds[*id], CONTROL | ADDED));
+        let added = added.map(|(id, content)| {
+            let special = self.kinds[id] == CONTROL;
+            json!({"id": id, "content": content, "special": special, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false})
+        });
+        added.collect()
+    }
+}
+
+fn byte_level(file: &Gguf, words: &Words) -> Result<Value, EngineError> {
+    let pre = file.text("tokenizer.ggml.pre").unwrap_or("default");
+    let split = split_of(pre).ok_or_else(|| {
+        let reason = format!("{pre:?} is not supported; a tokenizer.json beside the file is");
+        wrong(file.tensors.path(), "tokenizer.ggml.pre", reason)
+    })?;
+    let merges = file.texts("tokenizer.ggml.merges")?;
+    Ok(json!({
+        "version": "1.0",
+        "added_tokens": words.added(),
+        "pre_tokenizer": { "type": "Sequence", "pretokenizers": [
+            { "type": "Split", "pattern": { "Regex": split }, "behavior": "Isolated", "invert": false },
+            { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false },
+        ] },
+        "decoder": { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true },
+        "model": {
+            "type": "BPE", "vocab": words.ids, "merges": merges, "ignore_merges": pre == "llama-bpe", "fuse_unk": false,
+            "byte_fallback": false,
+        },
+    }))
+}
+
+/// SentencePiece joins the two neighbours whose whole has the best score. So every way to cut a piece into two pieces is a
+/// merge, in the order of the pieces' scores; what no piece stands for becomes bytes. (`llm_tokenizer_spm` of llama.cpp,
+/// `generate_merges` of transformers' `convert_slow_tokenizer.py`.)
+fn sentence_piece(file: &Gguf, words: &Words) -> Result<Value, EngineError> {
+    let path = file.tensors.path();
+    let scores = file.floats("tokenizer.ggml.scores")?;
+    if scores.len() != words.tokens.len() {
+        let reason = format!("has {} scores for {} tokens", scores.len(), words.tokens.len());
+        return Err(wrong(path, "tokenizer.ggml.scores", reason));
+    }
+    let is_piece = |id: usize| !matches!(words.kinds[id], UNKNOWN | CONTROL | BYTE);
+    let piece = |text: &str| words.ids.get(text).copied().filter(|id| is_piece(*id));
+    let mut merges = Vec::new();
+    for (whole, token) in
+        words.tokens.iter().enumerate().filter(|(id, token)| is_piece(*id) && token.len() <= PIECE_MAX)
+    {
+        for (cut, _) in token.char_indices().skip(1) {
+            let (left, right) = token.split_at(cut);
+            if let (Some(first), Some(second)) = (piece(left), piece(right)) {
+                merges.push((whole, first, second, [left, right]));
+            }
+        }
+    }
+    merges.sort_by(|a, b| scores[b.0].total_cmp(&scores[a.0]).then((a.0, a.1, a.2).cmp(&(b.0, b.1, b.2))));
+    let merges: Vec<[&str; 2]> = merges.into_iter().map(|(.., parts)| parts).collect();
+    let unknown = (0..words.tokens.len()).find(|id| words.kinds[*id] == UNKNOWN).map(|id| words.tokens[id]);
+    let key = "tokenizer.ggml.add_space_prefix";
+    let prefix = if file.has(key) { file.flag(key)? } else { true };
+    let space = json!({ "type": "Replace", "pattern": { "String": " " }, "content": "▁" });
+    let normalizers = if prefix { vec![json!({ "type": "Prepend", "prepend": "▁" }), space] } else { vec![space] };
+    let mut decoders = vec![
+        json!({ "type": "Replace", "pattern": { "String": "▁" }, "content": " " }),
+        json!({ "type": "ByteFallback" }),
+        json!({ "type": "Fuse" }),
+    ];
+    if prefix {
+        decoders.push(json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
+    }
+    Ok(json!({
+        "version": "1.0",
+        "added_tokens": words.added(),
+        "normalizer": { "type": "Sequence", "normalizers": normalizers },
+        "decoder": { "type": "Sequence", "decoders": decoders },
+        "model": {
+            "type": "BPE", "vocab": words.ids, "merges": merges, "unk_token": unknown, "fuse_unk": true, "byte_fallback": true,
+        },
+    }))
+}
+
+/// Longest piece that is cut in two, in bytes: a hostile file's pieces are long.
+const PIECE_MAX: usize = 512;
+
 /// The token that begins every text, where the file says that there is one.
 fn bos_of(file: &Gguf) -> Result<Option<u32>, EngineError> {
     let wanted = match file.has("tokenizer.ggml.add_bos_token") {
         true => file.flag("tokenizer.ggml.add_bos_token")?,
-        false => file.text("tokenizer.ggml.pre").is_ok_and(|pre| pre == "llama-bpe"),
+        false => {
+            let is = |key: &str, wanted: &str| file.text(key).is_ok_and(|found| found == wanted);
+            is("tokenizer.ggml.pre", "llama-bpe") || is("tokenizer.ggml.model", "llama")
+        }
     };
     if !wanted || !file.has("tokenizer.ggml.bos_token_id") {
         return Ok(None);
@@ -172,5 +265,86 @@ impl TextStream {
         let new = now.get(before.len()..).unwrap_or_default().to_owned();
         (self.from, self.told) = (self.told, self.ids.len());
         Ok(new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kedge_formats::gguf::write::{self, Value as Meta};
+
+    use super::*;
+
+    /// A GGUF file with the tokenizer that SentencePiece made of our own texts, and what it says of some.
+    fn sentence_piece_file(more: Vec<(String, Meta)>) -> (tempfile::TempDir, Value) {
+        let told: Value = serde_json::from_str(include_str!("../../tests/sentencepiece.json")).unwrap();
+        let numbers = |key: &str| told[key].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect::<Vec<_>>();
+        let pieces = told["pieces"].as_array().unwrap().iter().map(|piece| piece.as_str().unwrap().to_owned());
+        let mut metadata = vec![
+            ("general.architecture".into(), Meta::Text("llama".into())),
+            ("tokenizer.ggml.model".into(), Meta::Text("llama".into())),
+            ("tokenizer.ggml.tokens".into(), Meta::Texts(pieces.collect())),
+            ("tokenizer.ggml.scores".into(), Meta::Floats(numbers("scores").into_iter().map(|x| x as f32).collect())),
+            (
+                "tokenizer.ggml.token_type".into(),
+                Meta::Signed(numbers("kinds").into_iter().map(|x| x as i32).collect()),
+            ),
+            ("tokenizer.ggml.bos_token_id".into(), Meta::Unsigned(1)),
+        ];
+        metadata.retain(|(key, _): &(String, Meta)| more.iter().all(|(other, _)| other != key));
+        metadata.extend(more);
+        let folder = tempfile::tempdir().unwrap();
+        #[allow(clippy::disallowed_methods, reason = "tests use the real disk")]
+        std::fs::write(folder.path().join("m.gguf"), write::to_bytes(&metadata, &[])).unwrap();
+        (folder, told)
+    }
+
+    fn tokenizer(folder: &tempfile::TempDir) -> TextTokenizer {
+        TextTokenizer::of_gguf(&Gguf::open(&folder.path().join("m.gguf")).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn texts_become_the_tokens_that_sentencepiece_makes_and_come_back() {
+        let (folder, told) = sentence_piece_file(vec![]);
+        let tokenizer = tokenizer(&folder);
+        for case in told["texts"].as_array().unwrap() {
+            let text = case["text"].as_str().unwrap();
+            let expected: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
+            assert_eq!(tokenizer.encode(text, false).unwrap(), expected, "{text:?}");
+            assert_eq!(tokenizer.decode(&expected).unwrap(), text);
+            let mut stream = TextStream::default();
+            let mut pieces: String = expected.iter().map(|id| stream.push(&tokenizer, *id).unwrap()).collect();
+            pieces += &stream.finish(&tokenizer).unwrap();
+            assert_eq!(pieces, text, "in pieces");
+        }
+    }
+
+    #[test]
+    fn control_tokens_and_the_first_one_are_as_the_file_says() {
+        let (folder, _) = sentence_piece_file(vec![]);
+        let first = tokenizer(&folder);
+        let talk = first.encode("<|user|>a<|end|>", true).unwrap();
+        assert_eq!((talk[0], talk[1], *talk.last().unwrap()), (1, 4, 3), "{talk:?}");
+        let (folder, _) = sentence_piece_file(vec![
+            ("tokenizer.ggml.add_bos_token".into(), Meta::Bool(false)),
+            ("tokenizer.ggml.add_space_prefix".into(), Meta::Bool(false)),
+        ]);
+        let bare = tokenizer(&folder);
+        let ids = bare.encode("a pod", true).unwrap();
+        assert_eq!(bare.token(ids[0]).unwrap(), "a");
+        assert_eq!(bare.decode(&ids).unwrap(), "a pod");
+    }
+
+    #[test]
+    fn files_whose_lists_do_not_fit_are_refused() {
+        for (key, value, reason) in [
+            ("tokenizer.ggml.scores", Meta::Floats(vec![0.0; 3]), "has 3 scores for 480 tokens"),
+            ("tokenizer.ggml.token_type", Meta::Signed(vec![1; 3]), "has 3 kinds for 480 tokens"),
+            ("tokenizer.ggml.tokens", Meta::Texts(vec!["a".into(), "a".into()]), "has 480 kinds for 2 tokens"),
+            ("tokenizer.ggml.model", Meta::Text("t5".into()), "\"t5\" is not supported"),
+        ] {
+            let (folder, _) = sentence_piece_file(vec![(key.into(), value)]);
+            let refused = TextTokenizer::of_gguf(&Gguf::open(&folder.path().join("m.gguf")).unwrap()).unwrap_err();
+            assert!(refused.to_string().contains(reason), "{refused}");
+        }
     }
 }
