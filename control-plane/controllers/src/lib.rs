@@ -21,6 +21,7 @@ mod events;
 mod garbage;
 mod history;
 mod jobs;
+mod model_figures;
 mod model_services;
 mod namespaces;
 mod nodes;
@@ -133,6 +134,7 @@ pub fn start(context: &Context, settings: &Settings) -> Running {
     start.one("event-ttl-controller", event_ttl::run);
     let serving = settings.serving.clone();
     start.one("model-service-controller", |by| run(model_services::Controller(serving), by));
+    start.one("model-service-controller", |by| run(model_figures::Controller::default(), by));
     start.running
 }
 

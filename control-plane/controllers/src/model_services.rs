@@ -23,9 +23,9 @@ use serde_json::{Value, json};
 use crate::write::{self, Namespaced, api, revision};
 
 /// The label that pods carry, and the selector of Deployment and Service.
-const LABEL: &str = "kedge.dev/modelservice";
+pub(crate) const LABEL: &str = "kedge.dev/modelservice";
 /// The port that the program listens on in its pod.
-const PORT: u16 = 8000;
+pub(crate) const PORT: u16 = 8000;
 /// The user of the pods; nobody's, as distroless images have it.
 const USER: i64 = 65532;
 /// Field manager of what is applied.
@@ -307,6 +307,10 @@ fn status(
     status.ready_replicas = counts.and_then(|counts| counts.ready_replicas).unwrap_or(0);
     status.pods = Some(format!("{}/{}", status.ready_replicas, service.spec.replicas.unwrap_or(1)));
     status.selector = Some(format!("{LABEL}={}", service.name_any()));
+    if status.ready_replicas == 0 {
+        // Nobody is asked then.
+        (status.tokens_per_second, status.queue) = (None, None);
+    }
     let port = service.spec.port.unwrap_or(80);
     let host = format!("{}.{}.svc", service.name_any(), service.namespace().unwrap_or_default());
     status.url = Some(if port == 80 { format!("http://{host}") } else { format!("http://{host}:{port}") });

@@ -43,6 +43,12 @@ pub struct ModelServiceStatus {
     /// Pods that answer, of those asked for, as `1/2`: what the table shows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pods: Option<String>,
+    /// Tokens that all pods together made a second, lately (of a model that makes vectors: read).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_per_second: Option<String>,
+    /// Requests that wait in all pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<i32>,
     /// The pods' labels as a selector, for `kubectl scale` and autoscalers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
