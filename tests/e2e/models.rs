@@ -226,6 +226,10 @@ fn a_model_is_served_from_pods_and_leaves_nothing_behind() {
     let answer: Value = serde_json::from_str(&server.kubectl(&ask)).unwrap();
     let said = answer["choices"][0]["message"]["content"].as_str().unwrap();
     assert!(said.to_lowercase().contains("container"), "what a pod is: {said:?}");
+    eventually("the table tells how fast it was", || {
+        let found = server.kubectl("get modelservice assistant -o jsonpath={.status.tokensPerSecond},{.status.queue}");
+        if found.ends_with(",0") && found != "0,0" { Ok(()) } else { Err(found) }
+    });
     server.kubectl(&format!("delete -f {examples}/assistant.yaml --wait=true"));
 
     server.kubectl("scale modelservice embeddings --replicas=2");
@@ -237,8 +241,9 @@ fn a_model_is_served_from_pods_and_leaves_nothing_behind() {
     assert_has(&server.kubectl("rollout status deployment/embeddings --timeout=60s"), "successfully rolled out");
     let table = server.kubectl("get ms embeddings");
     let cells: Vec<&str> = table.split_whitespace().collect();
-    assert_eq!(cells[..7], ["NAME", "MODEL", "READY", "PODS", "REASON", "URL", "AGE"]);
-    assert_eq!(cells[7..12], ["embeddings", "minilm", "True", "2/2", "Available"]);
+    assert_eq!(cells[..9], ["NAME", "MODEL", "READY", "PODS", "TOKENS/S", "QUEUE", "REASON", "URL", "AGE"]);
+    assert_eq!(cells[9..13], ["embeddings", "minilm", "True", "2/2"]);
+    assert_eq!(cells[14..16], ["0", "Available"], "nobody waits: {table}");
     let resources = |json: &str| {
         let patch = format!("{{\"spec\":{{\"resources\":{json}}}}}");
         server.kubectl(&format!("patch modelservice embeddings --type=merge -p {patch}"));
