@@ -53,18 +53,15 @@ impl Machine<'_> {
     pub(crate) fn run(&mut self) -> Result<(), Error> {
         let total: u32 = self.threads.iter().product();
         let mut warps: Vec<Warp> = (0..total.div_ceil(32)).map(|number| self.warp(number)).collect();
-        for z in 0..self.grid[2] {
-            for y in 0..self.grid[1] {
-                for x in 0..self.grid[0] {
-                    self.block = [x, y, z];
-                    self.shared.clear();
-                    self.barriers = vec![Meeting::default(); 16];
-                    for (number, warp) in warps.iter_mut().enumerate() {
-                        self.reset(warp, number as u32, total);
-                    }
-                    self.block(&mut warps)?;
-                }
+        let [x, y, z] = self.grid.map(u64::from);
+        for number in order(x * y * z) {
+            self.block = [number % x, number / x % y, number / (x * y)].map(|at| at as u32);
+            self.shared.clear();
+            self.barriers = vec![Meeting::default(); 16];
+            for (number, warp) in warps.iter_mut().enumerate() {
+                self.reset(warp, number as u32, total);
             }
+            self.block(&mut warps)?;
         }
         Ok(())
     }
@@ -175,7 +172,8 @@ impl Machine<'_> {
                 None => mask,
                 Some((predicate, unwanted)) => {
                     let predicate = &warp.registers[predicate as usize];
-                    active(mask).filter(|&lane| (predicate[lane] != 0) != unwanted).fold(0, |set, lane| set | 1 << lane)
+                    let holds = (0..32).fold(0, |set, lane| set | u32::from(predicate[lane] != 0) << lane);
+                    mask & if unwanted { !holds } else { holds }
                 }
             };
             let result = match &instruction.op {
@@ -277,6 +275,19 @@ impl Machine<'_> {
     }
 }
 
+/// Every number below `count` once, the last first, none followed by the next one: a GPU promises no order of blocks, so
+/// a kernel that counts on the usual one should be found out.
+fn order(count: u64) -> impl Iterator<Item = u64> {
+    let common = |mut a: u64, mut b: u64| {
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        a
+    };
+    let stride = (count / 8 * 5 + count % 8 * 5 / 8 + 1..).find(|&stride| common(stride, count) == 1).unwrap_or(1);
+    std::iter::successors(Some(count - 1), move |at| Some((at + stride) % count)).take(count as usize)
+}
+
 /// On to the next instruction.
 fn next(warp: &mut Warp) {
     if let Some(part) = warp.parts.last_mut() {
@@ -287,4 +298,20 @@ fn next(warp: &mut Warp) {
 /// Where the shared memory begins that the launch adds.
 pub(crate) fn dynamic_start(program: &Program) -> u32 {
     program.shared_bytes.next_multiple_of(program.dynamic_align)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::order;
+
+    #[test]
+    fn every_block_runs_once() {
+        for count in 1..200 {
+            let mut all: Vec<u64> = order(count).collect();
+            assert_eq!(all[0], count - 1);
+            assert!(all.windows(2).all(|pair| pair[0] + 1 != pair[1]), "{all:?}");
+            all.sort_unstable();
+            assert!(all.into_iter().eq(0..count));
+        }
+    }
 }

@@ -6,7 +6,7 @@
 //! races; masks of shuffles, votes and matrix products for lanes that are elsewhere; barriers for warps that never come.
 //! What it does not know it refuses when the text is read.
 //!
-//! How a launch runs: blocks one after the other; the warps of a block one after the other, each up to its next
+//! How a launch runs: blocks one after the other, in an order that no kernel should count on; the warps of a block one after the other, each up to its next
 //! barrier; the lanes of a warp in step, apart only between a branch and the nearest place where its ways meet
 //! ([`flow`]). Copies by `cp.async` arrive when they are waited for, not before.
 //!

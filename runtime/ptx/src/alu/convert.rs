@@ -8,7 +8,6 @@ pub(super) fn decode(mods: &mut Mods, count: usize, wide: u32) -> Result<Alu, St
     let round = Round::take(mods);
     let whole = mods.one_of(&["rni", "rzi", "rmi", "rpi"]).map(to_whole);
     let (flush, saturate, relu) = (mods.flag("ftz"), mods.flag("sat"), mods.flag("relu"));
-    mods.flag("satfinite");
     let [to, of] = mods.types()[..] else { return Err("expected two types".to_owned()) };
     if of.packed || to.packed != (count == 2) {
         return Err("this conversion is not supported".to_owned());
