@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use clap::{Args, Subcommand};
 use kedge_engine::{Capabilities, Decoder};
-use kedge_serve::{InferOptions, Model, Placement, TlsFiles};
+use kedge_serve::{InferOptions, Model, Placement, TelemetryOptions, TlsFiles};
 
 use crate::logs;
 use crate::settings::host_port;
@@ -84,6 +84,9 @@ struct ServeFlags {
     /// Let in only clients with a certificate of these authorities (PEM)
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     client_ca: Option<PathBuf>,
+    /// Tell a collector of each request: OTLP over HTTP, at URL/v1/traces (default: what OTEL_EXPORTER_OTLP_ENDPOINT says)
+    #[arg(long, value_name = "URL")]
+    otlp_endpoint: Option<String>,
     /// Longest time for an answer; clients may say less (X-Request-Timeout, in seconds) (default: no bound)
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     request_timeout: Option<u64>,
@@ -132,6 +135,8 @@ async fn serve(flags: ServeFlags) -> Result<()> {
     logs::start();
     let tls = flags.tls_cert.zip(flags.tls_key);
     let client_ca = flags.client_ca;
+    let variable = |name: &str| std::env::var(name).ok();
+    let telemetry = TelemetryOptions::new(flags.otlp_endpoint.as_deref(), variable).map_err(Error::msg)?;
     let options = InferOptions {
         model,
         name,
@@ -139,6 +144,7 @@ async fn serve(flags: ServeFlags) -> Result<()> {
         placement: flags.placement.placement(),
         api_key_file: flags.api_key_file,
         tls: tls.map(|(certificate, key)| TlsFiles { certificate, key, client_ca }),
+        telemetry,
         request_timeout: flags.request_timeout.map(Duration::from_secs),
         drain_timeout: Duration::from_secs(flags.drain_timeout),
     };

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody};
 use hyper::body::{Frame, Incoming, SizeHint};
+use kedge_world::World;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 
 use crate::ServeError;
 use crate::api::{self, Refusal};
@@ -23,6 +23,8 @@ use crate::metrics::{Labels, Metrics, Status};
 use crate::routes::{Route, segments};
 use crate::server::{Model, ServeOptions};
 use crate::talk::{Ask, Asked, Piece, Talk};
+use crate::telemetry::{Telemetry, Watch};
+use crate::trace::Notes;
 use crate::{auth, grpc, v2};
 
 /// A model, and what answers requests for it.
@@ -31,6 +33,7 @@ pub(crate) struct Server {
     pub(crate) engine: Engine,
     pub(crate) metrics: Metrics,
     pub(crate) life: Life,
+    pub(crate) telemetry: Option<Telemetry>,
 }
 
 /// Most fields that an answer warns of by name.
@@ -42,7 +45,10 @@ pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;
 impl Server {
     pub(crate) fn new(options: ServeOptions, model: Model) -> Result<Self, ServeError> {
         let engine = Engine::start(model, &options.name)?;
-        Ok(Self { options, engine, metrics: Metrics::new(), life: Life::new() })
+        let metrics = Metrics::new();
+        let start = |options| Telemetry::start(options, World::real(), metrics.spans_dropped.clone());
+        let telemetry = options.telemetry.clone().map(start);
+        Ok(Self { options, engine, metrics, life: Life::new(), telemetry })
     }
 
     /// Answers a request; `flight` is over with the last byte of the answer.
@@ -64,10 +70,15 @@ impl Server {
         self.metrics.responses.get_or_create(&Status { code: status.into() }).inc();
     }
 
+    /// Watches a request that computes; `target` is what was called.
+    pub(crate) fn watch(&self, headers: &HeaderMap, operation: &'static str, target: &str) -> Arc<Watch> {
+        let latency = self.metrics.latency.get_or_create(&self.labels()).clone();
+        let model = self.options.name.clone();
+        let notes = Notes { operation, model, target: target.to_owned(), ..Notes::default() };
+        Watch::new(self.telemetry.as_ref(), latency, headers, notes)
+    }
+
     async fn route(&self, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
-        let begin = Instant::now();
-        let deadline = life::deadline(request.headers(), begin, self.options.request_timeout)?;
-        let until = self.life.until(deadline);
         let path = request.uri().path();
         let unknown = || Refusal::plain(404, format!("{path:?} is not served here"));
         let parts = segments(path).ok_or_else(unknown)?;
@@ -80,15 +91,17 @@ impl Server {
         if request.method() != wanted {
             return Err(Refusal::plain(405, format!("{path:?} takes {wanted}, not {}", request.method())));
         }
-        if route.computes() {
+        let Some(operation) = route.operation() else { return self.tell(route) };
+        let watch = self.watch(request.headers(), operation, path);
+        let answered = async {
             self.takes_in()?;
-            let answered = self.compute(route, self.body(request.into_body()).await?, until).await;
-            if answered.is_ok() {
-                self.metrics.latency.get_or_create(&self.labels()).observe(begin.elapsed().as_secs_f64());
-            }
-            return answered;
-        }
-        self.tell(route)
+            let deadline = life::deadline(request.headers(), watch.begin(), self.options.request_timeout)?;
+            let body = self.body(request.into_body()).await?;
+            self.compute(route, body, self.life.until(deadline), &watch).await
+        };
+        let answered = answered.await;
+        watch.note(|notes| notes.status = answered.as_ref().map_or_else(|refusal| refusal.status, |_| 200));
+        answered
     }
 
     /// What needs no computing.
@@ -116,18 +129,25 @@ impl Server {
     }
 
     /// What the model is asked.
-    async fn compute(&self, route: Route, body: Bytes, mut until: Until) -> Result<Response<Body>, Refusal> {
+    async fn compute(
+        &self,
+        route: Route,
+        body: Bytes,
+        mut until: Until,
+        watch: &Arc<Watch>,
+    ) -> Result<Response<Body>, Refusal> {
         match (route, &self.engine) {
             (Route::Embeddings, Engine::Encoder { encoder, .. }) => {
                 let request = api::embeddings(&body, &self.options.name, encoder.dimensions())?;
                 let labels = self.labels();
-                let vectors = until.bound(self.engine.vectors(request.items, &self.metrics, &labels)).await?;
+                let vectors = until.bound(self.engine.vectors(request.items, &self.metrics, &labels, watch)).await?;
                 Ok(json_reply(&api::embeddings_answer(&self.options.name, &vectors, request.base64)))
             }
             (Route::Infer, _) => {
                 let mut asked = v2::infer(self.task(), &body)?;
                 let id = asked.id.take();
-                let (output, ignored) = until.bound(self.engine.infer(asked, &self.metrics, &self.labels())).await?;
+                let (output, ignored) =
+                    until.bound(self.engine.infer(asked, &self.metrics, &self.labels(), watch)).await?;
                 let mut given = self.task().output();
                 given.shape[0] = output.count() as i64;
                 let mut response = json_reply(&v2::answer(&self.options.name, id, &given, output.data()));
@@ -135,12 +155,13 @@ impl Server {
                 Ok(response)
             }
             (Route::Completions(kind), Engine::Decoder(talk)) => {
-                self.complete(talk, Ask { kind, body: Asked::Json(body), asked_as: None }, until).await
+                let ask = Ask { kind, body: Asked::Json(body), asked_as: None, watch: watch.clone() };
+                self.complete(talk, ask, until).await
             }
             (Route::Generate { streams }, Engine::Decoder(talk)) => {
                 let asked = v2::generate(&body, streams)?;
                 let fields = Asked::Fields(asked.completion(&self.options.name));
-                let ask = Ask { kind: Kind::Generate, body: fields, asked_as: asked.id };
+                let ask = Ask { kind: Kind::Generate, body: fields, asked_as: asked.id, watch: watch.clone() };
                 self.complete(talk, ask, until).await.map_err(|refusal| v2::refusal(refusal, "text_input"))
             }
             (Route::Tokenize | Route::Detokenize, Engine::Decoder(talk)) => {

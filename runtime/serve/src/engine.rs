@@ -14,6 +14,7 @@ use crate::completions::Kind;
 use crate::metrics::{Labels, Metrics};
 use crate::server::Model;
 use crate::talk::{Ask, Asked, Talk};
+use crate::telemetry::Watch;
 use crate::v2::{self, Infer, Task};
 
 /// A model with what stands between it and requests.
@@ -65,6 +66,7 @@ impl Engine {
         items: Vec<Item>,
         metrics: &Metrics,
         labels: &Labels,
+        watch: &Watch,
     ) -> Result<Vec<Embedding>, Refusal> {
         let Self::Encoder { encoder, queue } = self else {
             return Err(Refusal::plain(404, "this model makes text, not vectors"));
@@ -78,6 +80,7 @@ impl Engine {
         })?;
         let tokens: usize = vectors.iter().map(|embedding| embedding.tokens).sum();
         metrics.prompt_tokens.get_or_create(labels).inc_by(tokens as u64);
+        watch.note(|notes| notes.input_tokens = Some(tokens));
         Ok(vectors)
     }
 
@@ -87,15 +90,16 @@ impl Engine {
         asked: Infer,
         metrics: &Metrics,
         labels: &Labels,
+        watch: &Arc<Watch>,
     ) -> Result<(Output, Vec<String>), Refusal> {
         match self {
             Self::Encoder { .. } => {
                 let items = asked.texts.into_iter().map(Item::Text).collect();
-                Ok((Output::Vectors(self.vectors(items, metrics, labels).await?), asked.ignored))
+                Ok((Output::Vectors(self.vectors(items, metrics, labels, watch).await?), asked.ignored))
             }
             Self::Decoder(talk) => {
-                let ask =
-                    Ask { kind: Kind::Text, body: Asked::Fields(asked.completion(&labels.model_name)), asked_as: None };
+                let body = Asked::Fields(asked.completion(&labels.model_name));
+                let ask = Ask { kind: Kind::Text, body, asked_as: None, watch: watch.clone() };
                 let named = |refusal| v2::refusal(refusal, "inputs[0].data");
                 let mut running = talk.begin(ask, metrics).await.map_err(named)?;
                 let ignored = asked.ignored.into_iter().chain(std::mem::take(&mut running.ignored)).collect();

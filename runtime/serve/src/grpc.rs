@@ -12,7 +12,6 @@ use http::{HeaderMap, Request, Response, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use serde_json::{Map, Value};
-use tokio::time::Instant;
 use tonic::{Code, Status};
 use tower::Service;
 
@@ -21,6 +20,7 @@ use crate::api::Refusal;
 use crate::engine::Output;
 use crate::life;
 use crate::routes::unknown_version;
+use crate::telemetry::Watch;
 use crate::v2::{self, EXTENSIONS, Infer, Input, Task, TensorMetadata, VERSION};
 use proto::grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer};
 use proto::infer_parameter::ParameterChoice;
@@ -94,15 +94,20 @@ impl Server {
         if version.is_empty() || version == VERSION { Ok(()) } else { Err(unknown_version(name, version)) }
     }
 
-    async fn infer(&self, headers: &HeaderMap, request: ModelInferRequest) -> Result<ModelInferResponse, Refusal> {
-        let begin = Instant::now();
+    async fn infer(
+        &self,
+        headers: &HeaderMap,
+        request: ModelInferRequest,
+        watch: &Arc<Watch>,
+    ) -> Result<ModelInferResponse, Refusal> {
         self.knows(&request.model_name, &request.model_version)?;
         self.takes_in()?;
-        let mut until = self.life.until(life::deadline(headers, begin, self.options.request_timeout)?);
+        let mut until = self.life.until(life::deadline(headers, watch.begin(), self.options.request_timeout)?);
         let (id, raw) = (request.id.clone(), !request.raw_input_contents.is_empty());
         let asked = understood(self.task(), &request)?;
-        let (output, ignored) = until.bound(self.engine.infer(asked, &self.metrics, &self.labels())).await?;
-        self.metrics.latency.get_or_create(&self.labels()).observe(begin.elapsed().as_secs_f64());
+        let labels = self.labels();
+        let infer = self.engine.infer(asked, &self.metrics, &labels, watch);
+        let (output, ignored) = until.bound(infer).await?;
         let mut answer = told(self.options.name.clone(), id, self.task().output(), &output, raw);
         if !ignored.is_empty() {
             let told = ParameterChoice::StringParam(ignored.join(", "));
@@ -173,7 +178,11 @@ impl GrpcInferenceService for Asked {
         request: tonic::Request<ModelInferRequest>,
     ) -> Result<tonic::Response<ModelInferResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
-        self.0.answered(self.0.infer(&metadata.into_headers(), request).await)
+        let headers = metadata.into_headers();
+        let watch = self.0.watch(&headers, "infer", "/inference.GRPCInferenceService/ModelInfer");
+        let answer = self.0.infer(&headers, request, &watch).await;
+        watch.note(|notes| notes.status = answer.as_ref().map_or_else(|refusal| refusal.status, |_| 200));
+        self.0.answered(answer)
     }
 }
 

@@ -20,7 +20,9 @@ mod routes;
 mod server;
 mod socket;
 mod talk;
+mod telemetry;
 mod tls;
+mod trace;
 mod v2;
 
 use std::path::{Path, PathBuf};
@@ -35,6 +37,7 @@ use crate::files::FromFiles;
 
 pub use auth::Keys;
 pub use server::{Model, ServeOptions, serve};
+pub use telemetry::TelemetryOptions;
 pub use tls::{Tls, TlsFiles};
 
 /// Files that the server itself has open, with room to spare: the model's, the runtime's, those that are read again.
@@ -64,6 +67,8 @@ pub struct InferOptions {
     pub api_key_file: Option<PathBuf>,
     /// Certificates; plain HTTP when absent. Read again when the files change.
     pub tls: Option<TlsFiles>,
+    /// Where spans of requests are told; nowhere when absent.
+    pub telemetry: Option<TelemetryOptions>,
     /// Longest time for an answer, whatever its client says; as long as the client waits when absent.
     pub request_timeout: Option<Duration>,
     /// Longest time for what was taken in to be answered after the stop signal.
@@ -128,8 +133,8 @@ pub async fn run(options: InferOptions) -> Result<(), ServeError> {
     }
     let defaults = ServeOptions::new(options.name.clone(), created(&options.model));
     let connections_max = defaults.connections_max.min(connections_possible());
-    let InferOptions { request_timeout, drain_timeout, .. } = options;
-    let options = ServeOptions { keys, tls, connections_max, request_timeout, drain_timeout, ..defaults };
+    let InferOptions { request_timeout, drain_timeout, telemetry, .. } = options;
+    let options = ServeOptions { keys, tls, telemetry, connections_max, request_timeout, drain_timeout, ..defaults };
     serve(options, model, listener, stop).await
 }
 

@@ -45,6 +45,8 @@ pub(crate) struct Metrics {
     pub(crate) responses: Family<Status, Counter<u64, AtomicU64>>,
     /// Connections beyond those that may be.
     pub(crate) refused: Counter<u64, AtomicU64>,
+    /// Spans that no collector was told.
+    pub(crate) spans_dropped: Counter<u64, AtomicU64>,
 }
 
 impl Metrics {
@@ -71,6 +73,9 @@ impl Metrics {
         let refused = Counter::default();
         let help = "Connections that were refused since as many were open as may";
         registry.register("kedge_infer_connections_refused", help, Counter::clone(&refused));
+        let spans_dropped = Counter::default();
+        let help = "Spans that waited in vain or could not be sent";
+        registry.register("kedge_infer_spans_dropped", help, Counter::clone(&spans_dropped));
         Self {
             registry,
             prompt_tokens,
@@ -83,6 +88,7 @@ impl Metrics {
             cache_used,
             responses,
             refused,
+            spans_dropped,
         }
     }
 

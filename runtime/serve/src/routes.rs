@@ -65,13 +65,20 @@ impl Route {
     }
 
     pub(crate) fn method(self) -> Method {
-        if self.computes() { Method::POST } else { Method::GET }
+        if self.operation().is_some() { Method::POST } else { Method::GET }
     }
 
-    /// Whether the model is asked something.
-    pub(crate) fn computes(self) -> bool {
-        use Route::{Completions, Detokenize, Embeddings, Generate, Infer, Tokenize};
-        matches!(self, Embeddings | Completions(_) | Tokenize | Detokenize | Infer | Generate { .. })
+    /// What the model is asked, in the words of OpenTelemetry's conventions where they have one; none where it is not.
+    pub(crate) fn operation(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Embeddings => "embeddings",
+            Self::Completions(Kind::Chat) => "chat",
+            Self::Completions(_) | Self::Generate { .. } => "text_completion",
+            Self::Infer => "infer",
+            Self::Tokenize => "tokenize",
+            Self::Detokenize => "detokenize",
+            _ => return None,
+        })
     }
 
     /// Whether the answer is that requests would be answered.

@@ -28,6 +28,7 @@ use crate::auth::Keys;
 use crate::life::{Flights, Phase};
 
 use crate::socket::Patient;
+use crate::telemetry::TelemetryOptions;
 use crate::tls::Tls;
 
 /// How long a peer that was told that its connection ends has to end it.
@@ -56,6 +57,8 @@ pub struct ServeOptions {
     pub keys: Option<Arc<Keys>>,
     /// Certificates; none for plain HTTP.
     pub tls: Option<Arc<Tls>>,
+    /// Where spans of requests are told; none for nowhere.
+    pub telemetry: Option<TelemetryOptions>,
     /// Longest request body.
     pub body_bytes_max: usize,
     /// Most connections at once; further ones are told to come again.
@@ -82,6 +85,7 @@ impl ServeOptions {
             created,
             keys: None,
             tls: None,
+            telemetry: None,
             body_bytes_max: 2 << 20,
             connections_max: 4096,
             read_timeout: seconds(10),
@@ -132,6 +136,9 @@ pub async fn serve(
     let all = u32::try_from(server.options.connections_max).unwrap_or(u32::MAX);
     if timeout(2 * GOODBYE_MAX, places.acquire_many(all)).await.is_err() {
         tracing::warn!("some connections would not end; they end with the process");
+    }
+    if let Some(telemetry) = &server.telemetry {
+        telemetry.flush().await;
     }
     result
 }

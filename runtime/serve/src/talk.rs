@@ -10,12 +10,12 @@ use kedge_engine::generate::{Choice, End, Event, Message, TextStream};
 use kedge_world::World;
 use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
 
 use crate::api::{Refusal, object};
 use crate::completions::{self, Completion, Frame, Kind, Stops, Usage, Whole, logprobs, reason};
 use crate::life::Until;
 use crate::metrics::{Labels, Metrics};
+use crate::telemetry::Watch;
 
 /// Most requests that the decoder has at once, waiting or running.
 const OPEN_MAX: u64 = 256;
@@ -31,12 +31,12 @@ pub(crate) struct Talk {
 }
 
 /// A request for text.
-#[derive(Debug)]
 pub(crate) struct Ask {
     pub(crate) kind: Kind,
     pub(crate) body: Asked,
     /// What the client calls it.
     pub(crate) asked_as: Option<String>,
+    pub(crate) watch: Arc<Watch>,
 }
 
 /// What is asked, in the fields of OpenAI's completions.
@@ -92,8 +92,7 @@ impl Talk {
 
     /// Takes a request in and waits for the first of its answer: until then a failure has a status of its own.
     pub(crate) async fn begin(self: &Arc<Self>, ask: Ask, metrics: &Metrics) -> Result<Running, Refusal> {
-        let begin = Instant::now();
-        let Ask { kind, body, asked_as } = ask;
+        let Ask { kind, body, asked_as, watch } = ask;
         let this = self.clone();
         let seed = self.world.random.number();
         // Templates and tokenizers take their time.
@@ -109,6 +108,11 @@ impl Talk {
         if self.decoder.figures().open.load(Ordering::Relaxed) >= OPEN_MAX {
             return Err(Refusal::plain(429, "as many requests wait as may; try again"));
         }
+        let tokens_max = completion.requests.first().map(|request| request.tokens_max);
+        watch.note(|notes| {
+            notes.input_tokens = Some(completion.prompt_tokens);
+            notes.tokens_max = tokens_max;
+        });
         let ignored = std::mem::take(&mut completion.ignored);
         let requests = std::mem::take(&mut completion.requests);
         let number = self.count.fetch_add(1, Ordering::Relaxed);
@@ -120,7 +124,7 @@ impl Talk {
             model: self.name.clone(),
             asked_as,
         };
-        let mut maker = Maker { talk: self.clone(), completion, frame, parts: Vec::new(), cached: 0 };
+        let mut maker = Maker { talk: self.clone(), completion, frame, parts: Vec::new(), cached: 0, watch };
         // The decoder's thread must not wait for a client. As many events come as the answers may have tokens.
         let (sender, events) = mpsc::unbounded_channel::<(usize, Event)>();
         for (index, request) in requests.into_iter().enumerate() {
@@ -133,7 +137,9 @@ impl Talk {
         let mut running = Running { maker, events, first: None, ignored };
         let first = running.next().await?;
         let labels = Labels { model_name: self.name.clone() };
-        metrics.first_token.get_or_create(&labels).observe(begin.elapsed().as_secs_f64());
+        let waited = running.maker.watch.begin().elapsed();
+        metrics.first_token.get_or_create(&labels).observe(waited.as_secs_f64());
+        running.maker.watch.note(|notes| notes.first_token = Some(waited));
         if let (_, Event::End { end: End::Failed(why), .. }) = &first {
             return Err(Refusal::plain(500, why.clone()));
         }
@@ -249,6 +255,7 @@ impl Running {
                 Ok(Some(piece)) => teller.say(&piece).await?,
                 Ok(None) => {}
                 Err(refusal) => {
+                    self.maker.watch.note(|notes| notes.failed = Some(refusal.to_string()));
                     // The status is gone; the error comes as an event, as vLLM does.
                     teller.say(&self.maker.frame.error(&refusal)).await?;
                     return teller.send(Piece::End).await;
@@ -294,6 +301,7 @@ struct Maker {
     frame: Frame,
     parts: Vec<Part>,
     cached: usize,
+    watch: Arc<Watch>,
 }
 
 impl Maker {
@@ -370,6 +378,13 @@ impl Maker {
 impl Drop for Maker {
     fn drop(&mut self) {
         let unfinished = self.parts.iter().filter(|part| part.finish.is_none());
-        unfinished.for_each(|part| self.talk.decoder.cancel(part.id));
+        let unfinished = unfinished.map(|part| self.talk.decoder.cancel(part.id)).count();
+        let made = self.counts().answer;
+        let finish: Vec<_> = self.parts.iter().filter_map(|part| part.finish).collect();
+        self.watch.note(|notes| {
+            notes.output_tokens = Some(made);
+            notes.finish = finish;
+            notes.left = unfinished > 0 && notes.failed.is_none();
+        });
     }
 }

@@ -272,3 +272,90 @@ async fn an_answer_that_takes_too_long_is_broken_off() {
     assert_eq!(served.ask(CHAT, endless(json!({}))).await.status(), 504);
     served.idle().await;
 }
+
+/// What a collector was told, span by span, until `count` have come.
+async fn collected(listener: &tokio::net::TcpListener, count: usize) -> Vec<Value> {
+    let mut spans = Vec::new();
+    while spans.len() < count {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut text = Vec::new();
+        let body = loop {
+            let mut more = vec![0; 65536];
+            let read = stream.read(&mut more).await.unwrap();
+            text.extend_from_slice(&more[..read]);
+            let whole = String::from_utf8_lossy(&text).into_owned();
+            let Some((head, body)) = whole.split_once("\r\n\r\n") else { continue };
+            let head = head.to_ascii_lowercase();
+            assert!(head.starts_with("post /v1/traces ") && head.contains("content-type: application/json"), "{head}");
+            assert!(head.contains("x-team: till"), "{head}");
+            let length: usize =
+                head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap().parse().unwrap();
+            if body.len() == length {
+                break body.to_owned();
+            }
+        };
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await.unwrap();
+        let told: Value = serde_json::from_str(&body).unwrap();
+        spans.extend(told["resourceSpans"][0]["scopeSpans"][0]["spans"].as_array().unwrap().clone());
+    }
+    spans
+}
+
+fn attribute<'a>(span: &'a Value, key: &str) -> &'a Value {
+    let all = span["attributes"].as_array().unwrap();
+    all.iter().find(|attribute| attribute["key"] == key).map_or(&Value::Null, |attribute| &attribute["value"])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_is_told_of_each_request_and_one_that_is_gone_is_waited_for_by_nobody() {
+    let collector = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", collector.local_addr().unwrap());
+    let headers = |name: &str| (name == "OTEL_EXPORTER_OTLP_HEADERS").then(|| "x-team=till".to_owned());
+    let telemetry = kedge_serve::TelemetryOptions::new(Some(&endpoint), headers).unwrap();
+    let served = Served::start_with(|options| options.telemetry = telemetry.clone()).await;
+    let hello = json!([{"role": "user", "content": "hello"}]);
+    let (_, answer) = served.answer(CHAT, chat(&hello, json!({"max_tokens": 9, "ignore_eos": true}))).await;
+    served.answer(CHAT, chat(&hello, json!({"temperature": 9}))).await;
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    for flags in ["00", "01"] {
+        let request = Request::post(format!("{}{CHAT}", served.base));
+        let request = request.header("traceparent", format!("00-{trace}-b7ad6b7169203331-{flags}"));
+        let body = chat(&hello, json!({"stream": true})).to_string();
+        let response = served.client.request(request.body(Full::from(body)).unwrap()).await.unwrap();
+        response.into_body().collect().await.unwrap();
+    }
+    served.get("/health").await;
+    let mut left = served.ask(CHAT, endless(json!({"stream": true}))).await;
+    left.frame().await.unwrap().unwrap();
+    drop(left);
+    let spans = tokio::time::timeout(Duration::from_secs(20), collected(&collector, 4)).await.unwrap();
+    assert_eq!(spans.len(), 4, "what is not sampled is not told, and health is nothing to tell: {spans:?}");
+    let whole = &spans[0];
+    assert_eq!(
+        (&whole["name"], &whole["kind"], &whole["parentSpanId"]),
+        (&json!("chat demo"), &json!(2), &Value::Null)
+    );
+    assert_eq!(attribute(whole, "gen_ai.request.model")["stringValue"], "demo");
+    for (key, expected) in [("input_tokens", "prompt_tokens"), ("output_tokens", "completion_tokens")] {
+        let told = attribute(whole, &format!("gen_ai.usage.{key}"));
+        assert_eq!(told["intValue"], answer["usage"][expected].to_string(), "{key}");
+    }
+    let first = attribute(whole, "gen_ai.latency.time_to_first_token")["doubleValue"].as_f64().unwrap();
+    assert!(first > 0.0 && first <= attribute(whole, "gen_ai.latency.e2e")["doubleValue"].as_f64().unwrap());
+    assert_eq!(attribute(&spans[1], "error.type")["stringValue"], "400");
+    assert_eq!((&spans[2]["traceId"], &spans[2]["parentSpanId"]), (&json!(trace), &json!("b7ad6b7169203331")));
+    let finish = &attribute(&spans[2], "gen_ai.response.finish_reasons")["arrayValue"]["values"];
+    assert_eq!(finish[0]["stringValue"], "stop", "{finish}");
+    assert_eq!(attribute(&spans[3], "error.type")["stringValue"], "client_left");
+    let (_, metrics) = served.get("/metrics").await;
+    assert!(metrics.contains("vllm:e2e_request_latency_seconds_count{model_name=\"demo\"} 3\n"), "{metrics}");
+
+    // Nobody listens there any more.
+    drop(collector);
+    let begin = Instant::now();
+    let mut served = Served::start_with(|options| options.telemetry = telemetry).await;
+    served.answer(CHAT, chat(&hello, json!({}))).await;
+    drop(served.stop.take());
+    served.serving.await.unwrap().unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+}
