@@ -1,48 +1,57 @@
 //! Comparing and choosing: `setp`, `set`, `selp`, `slct`.
 
 use super::float::{flushed, number};
-use super::{Alu, Mods, Run, lanes};
+use super::{Alu, Mods, Run, keep, lanes};
 use crate::types::{Kind, Type, ones};
 
 const OPERATORS: [&str; 18] = [
     "eq", "ne", "lt", "le", "gt", "ge", "lo", "ls", "hi", "hs", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan",
 ];
 
-type Test = Box<dyn Fn(u64, u64) -> bool + Send + Sync>;
+/// What is made of a comparison. The comparison is a type of its own each time, so that no call is left in the loop over
+/// the lanes.
+trait Build {
+    fn build(self, test: impl Fn(u64, u64) -> bool + Copy + Send + Sync + 'static) -> Run;
+}
 
-/// What the operator says of two values (never packed ones).
-fn test(operator: &str, of: Type, flush: bool) -> Result<Test, String> {
+/// Builds from what the operator says of two values (never packed ones).
+fn with_test(operator: &str, of: Type, flush: bool, build: impl Build) -> Result<Run, String> {
     if of.floating() {
-        let plain = operator.strip_suffix('u').filter(|plain| plain.len() == 2);
-        let unordered = plain.is_some() && operator != "nu";
-        let read = move |bits: u64| number(if flush && of.bits == 32 { flushed(bits) } else { bits }, of);
-        let ordered: fn(f64, f64) -> bool = match plain.unwrap_or(operator) {
-            "eq" => |a, b| a == b,
-            "ne" => |a, b| a != b && !a.is_nan() && !b.is_nan(),
-            "lt" => |a, b| a < b,
-            "le" => |a, b| a <= b,
-            "gt" => |a, b| a > b,
-            "ge" => |a, b| a >= b,
-            "num" => |a, b| !a.is_nan() && !b.is_nan(),
-            "nan" => |a, b| a.is_nan() || b.is_nan(),
-            _ => return Err(format!("`.{operator}` does not compare floating point")),
+        let read = move |bits: u64| {
+            let bits = if flush && of.bits == 32 { flushed(bits) } else { bits };
+            if of == Type::F32 { f64::from(f32::from_bits(bits as u32)) } else { number(bits, of) }
         };
-        return Ok(Box::new(move |a, b| {
-            let (a, b) = (read(a), read(b));
-            ordered(a, b) || unordered && (a.is_nan() || b.is_nan())
-        }));
+        let unordered = |a: f64, b: f64| a.is_nan() || b.is_nan();
+        return Ok(match operator {
+            "eq" => build.build(move |a, b| read(a) == read(b)),
+            "ne" => build.build(move |a, b| read(a) != read(b) && !unordered(read(a), read(b))),
+            "lt" => build.build(move |a, b| read(a) < read(b)),
+            "le" => build.build(move |a, b| read(a) <= read(b)),
+            "gt" => build.build(move |a, b| read(a) > read(b)),
+            "ge" => build.build(move |a, b| read(a) >= read(b)),
+            "equ" => build.build(move |a, b| read(a) == read(b) || unordered(read(a), read(b))),
+            "neu" => build.build(move |a, b| read(a) != read(b)),
+            "ltu" => build.build(move |a, b| read(a) < read(b) || unordered(read(a), read(b))),
+            "leu" => build.build(move |a, b| read(a) <= read(b) || unordered(read(a), read(b))),
+            "gtu" => build.build(move |a, b| read(a) > read(b) || unordered(read(a), read(b))),
+            "geu" => build.build(move |a, b| read(a) >= read(b) || unordered(read(a), read(b))),
+            "num" => build.build(move |a, b| !unordered(read(a), read(b))),
+            "nan" => build.build(move |a, b| unordered(read(a), read(b))),
+            _ => return Err(format!("`.{operator}` does not compare floating point")),
+        });
     }
     let signed = of.signed() && !matches!(operator, "lo" | "ls" | "hi" | "hs");
     let shift = 64 - of.bits;
     // Signed order for both: the top bit of an unsigned value is turned.
-    let key = move |value: u64| ((value << shift) ^ if signed { 0 } else { 1 << 63 }) as i64;
+    let turn = if signed { 0 } else { 1 << 63 };
+    let key = move |value: u64| ((value << shift) ^ turn) as i64;
     Ok(match operator {
-        "eq" => Box::new(move |a, b| key(a) == key(b)),
-        "ne" => Box::new(move |a, b| key(a) != key(b)),
-        "lt" | "lo" => Box::new(move |a, b| key(a) < key(b)),
-        "le" | "ls" => Box::new(move |a, b| key(a) <= key(b)),
-        "gt" | "hi" => Box::new(move |a, b| key(a) > key(b)),
-        "ge" | "hs" => Box::new(move |a, b| key(a) >= key(b)),
+        "eq" => build.build(move |a, b| key(a) == key(b)),
+        "ne" => build.build(move |a, b| key(a) != key(b)),
+        "lt" | "lo" => build.build(move |a, b| key(a) < key(b)),
+        "le" | "ls" => build.build(move |a, b| key(a) <= key(b)),
+        "gt" | "hi" => build.build(move |a, b| key(a) > key(b)),
+        "ge" | "hs" => build.build(move |a, b| key(a) >= key(b)),
         _ => return Err(format!("`.{operator}` does not compare integers")),
     })
 }
@@ -57,25 +66,59 @@ fn combine(how: Option<&str>) -> fn(bool, bool) -> bool {
     }
 }
 
-struct Comparison {
-    test: Test,
+/// The modifiers that all comparisons share.
+struct Comparison<'a> {
+    operator: &'a str,
+    combine: fn(bool, bool) -> bool,
+    combined: bool,
+    flush: bool,
+}
+
+fn comparison<'a>(mods: &mut Mods<'a>) -> Result<Comparison<'a>, String> {
+    let operator = mods.one_of(&OPERATORS).ok_or("no comparison")?;
+    let how = mods.one_of(&["and", "or", "xor"]);
+    Ok(Comparison { operator, combine: combine(how), combined: how.is_some(), flush: mods.flag("ftz") })
+}
+
+fn element(of: Type) -> Type {
+    if of.packed { of.half() } else { of }
+}
+
+struct Predicates {
+    of: Type,
     combine: fn(bool, bool) -> bool,
     combined: bool,
 }
 
-fn comparison(mods: &mut Mods, of: Type) -> Result<Comparison, String> {
-    let operator = mods.one_of(&OPERATORS).ok_or("no comparison")?;
-    let how = mods.one_of(&["and", "or", "xor"]);
-    let flush = mods.flag("ftz");
-    let element = if of.packed { of.half() } else { of };
-    let test = test(operator, element, flush)?;
-    Ok(Comparison { test, combine: combine(how), combined: how.is_some() })
+impl Build for Predicates {
+    fn build(self, test: impl Fn(u64, u64) -> bool + Copy + Send + Sync + 'static) -> Run {
+        let Predicates { of, combine, combined } = self;
+        Box::new(move |registers, slots, mask| {
+            let (mut first, mut second) = ([0; 32], [0; 32]);
+            {
+                let [a, b, c, _] = slots.from.map(|slot| &registers[slot as usize]);
+                for lane in 0..32 {
+                    let one = test(a[lane], b[lane]);
+                    // Of a packed type the second predicate is about the upper halves.
+                    let other = if of.packed { test(a[lane] >> 16, b[lane] >> 16) } else { !one };
+                    (first[lane], second[lane]) = (u64::from(one), u64::from(other));
+                    if combined {
+                        first[lane] = u64::from(combine(one, c[lane] != 0));
+                        second[lane] = u64::from(combine(other, c[lane] != 0));
+                    }
+                }
+            }
+            // The second first: it may be the sink.
+            keep(&mut registers[slots.to[1] as usize], &second, mask);
+            keep(&mut registers[slots.to[0] as usize], &first, mask);
+        })
+    }
 }
 
 /// `setp`: the sources' types, and a run that writes one or two predicates.
 pub(crate) fn setp(mods: &mut Mods, count: usize) -> Result<(Run, Vec<Type>), String> {
     let of = mods.only()?;
-    let Comparison { test, combine, combined } = comparison(mods, of)?;
+    let Comparison { operator, combine, combined, flush } = comparison(mods)?;
     mods.finish()?;
     let mut sources = vec![of, of];
     if combined {
@@ -84,22 +127,11 @@ pub(crate) fn setp(mods: &mut Mods, count: usize) -> Result<(Run, Vec<Type>), St
     if sources.len() != count {
         return Err(format!("expected {} sources, found {count}", sources.len()));
     }
-    let run: Run = Box::new(move |registers, slots, mask| {
-        let [a, b, c, _] = slots.from.map(|slot| registers[slot as usize]);
-        for lane in (0..32).filter(|lane| mask >> lane & 1 == 1) {
-            let also = combined && c[lane] != 0;
-            let first = test(a[lane], b[lane]);
-            // Of a packed type the second predicate is about the upper halves.
-            let second = if of.packed { test(a[lane] >> 16, b[lane] >> 16) } else { !first };
-            // The second first: it may be the sink.
-            registers[slots.to[1] as usize][lane] = u64::from(combine(second, also));
-            registers[slots.to[0] as usize][lane] = u64::from(combine(first, also));
-        }
-    });
+    let run = with_test(operator, element(of), flush, Predicates { of, combine, combined })?;
     Ok((run, sources))
 }
 
-pub(super) fn decode(mods: &mut Mods, count: usize) -> Result<Alu, String> {
+pub(super) fn decode(mods: &mut Mods) -> Result<Alu, String> {
     match mods.name {
         "selp" => {
             let of = mods.only()?;
@@ -116,15 +148,15 @@ pub(super) fn decode(mods: &mut Mods, count: usize) -> Result<Alu, String> {
                 mask & if first { a } else { b }
             }))
         }
-        _ => set(mods, count),
+        _ => set(mods),
     }
 }
 
 /// `set`: the answer as a number, in a type of its own.
-fn set(mods: &mut Mods, count: usize) -> Result<Alu, String> {
+fn set(mods: &mut Mods) -> Result<Alu, String> {
     let types = mods.types();
     let [to, of] = types[..] else { return Err("expected two types".to_owned()) };
-    let Comparison { test, combine, combined } = comparison(mods, of)?;
+    let Comparison { operator, combine, combined, flush } = comparison(mods)?;
     let one = match (to.kind, to.bits) {
         (Kind::Bfloat, _) => 0x3f80,
         (Kind::Float, 16) => 0x3c00,
@@ -133,18 +165,31 @@ fn set(mods: &mut Mods, count: usize) -> Result<Alu, String> {
         _ if of.packed => ones(16),
         _ => to.mask(),
     };
-    let answer = move |a: u64, b: u64, c: u64| if combine(test(a, b), combined && c != 0) { one } else { 0 };
-    let both = move |a: u64, b: u64, c: u64| {
-        if of.packed { answer(a, b, c) | answer(a >> 16, b >> 16, c) << 16 } else { answer(a, b, c) }
-    };
     let mut sources = vec![of, of];
-    let run = if combined && count == 3 {
+    if combined {
         sources.push(Type::PREDICATE);
-        lanes(move |[a, b, c]| both(a, b, c))
-    } else {
-        lanes(move |[a, b]| both(a, b, 0))
-    };
+    }
+    let run = with_test(operator, element(of), flush, Values { of, one, combine, combined })?;
     Ok(Alu { run, sources })
+}
+
+struct Values {
+    of: Type,
+    /// What stands for yes.
+    one: u64,
+    combine: fn(bool, bool) -> bool,
+    combined: bool,
+}
+
+impl Build for Values {
+    fn build(self, test: impl Fn(u64, u64) -> bool + Copy + Send + Sync + 'static) -> Run {
+        let Values { of, one, combine, combined } = self;
+        let answer = move |a: u64, b: u64, c: u64| if combine(test(a, b), c != 0) { one } else { 0 };
+        let both = move |a: u64, b: u64, c: u64| {
+            if of.packed { answer(a, b, c) | answer(a >> 16, b >> 16, c) << 16 } else { answer(a, b, c) }
+        };
+        if combined { lanes(move |[a, b, c]| both(a, b, c)) } else { lanes(move |[a, b]| both(a, b, 0)) }
+    }
 }
 
 #[cfg(test)]

@@ -42,20 +42,24 @@ impl Alu {
 /// A function of a lane, for all lanes.
 pub(crate) fn lanes<const N: usize>(f: impl Fn([u64; N]) -> u64 + Send + Sync + 'static) -> Run {
     Box::new(move |registers, slots, mask| {
-        let sources: [Lane; N] = std::array::from_fn(|n| registers[slots.from[n] as usize]);
-        let to = &mut registers[slots.to[0] as usize];
-        if mask == u32::MAX {
-            for lane in 0..32 {
-                to[lane] = f(std::array::from_fn(|n| sources[n][lane]));
-            }
-        } else {
-            for lane in 0..32 {
-                if mask >> lane & 1 == 1 {
-                    to[lane] = f(std::array::from_fn(|n| sources[n][lane]));
-                }
-            }
-        }
+        // All lanes are computed, and those that are active kept: without branches this is fast.
+        let made: Lane = {
+            let sources: [&Lane; N] = std::array::from_fn(|n| &registers[slots.from[n] as usize]);
+            std::array::from_fn(|lane| f(std::array::from_fn(|n| sources[n][lane])))
+        };
+        keep(&mut registers[slots.to[0] as usize], &made, mask);
     })
+}
+
+/// Writes the lanes whose bit is set.
+pub(crate) fn keep(to: &mut Lane, made: &Lane, mask: u32) {
+    if mask == u32::MAX {
+        *to = *made;
+        return;
+    }
+    for lane in 0..32 {
+        to[lane] = if mask >> lane & 1 == 1 { made[lane] } else { to[lane] };
+    }
 }
 
 /// An opcode taken apart: what is asked for is removed, what is left at the end is unknown.
@@ -109,7 +113,7 @@ impl<'a> Mods<'a> {
 pub(crate) fn decode(mods: &mut Mods, count: usize, wide: u32) -> Result<Option<Alu>, String> {
     let alu = match mods.name {
         "setp" => return Err("setp is decoded apart".to_owned()),
-        "set" | "selp" | "slct" => compare::decode(mods, count)?,
+        "set" | "selp" | "slct" => compare::decode(mods)?,
         "cvt" => convert::decode(mods, count, wide)?,
         _ => match integer::decode(mods)? {
             Some(alu) => alu,

@@ -2,8 +2,8 @@
 
 use super::{Machine, Stepped, next};
 use crate::Fault;
-use crate::alu::Lane;
 use crate::alu::float::{Round, number, rounded};
+use crate::alu::{Lane, keep};
 use crate::collective::{self, active};
 use crate::memory::aligned;
 use crate::program::{Atomic, Op, Place};
@@ -361,10 +361,7 @@ fn address(warp: &Warp, place: &Place, lane: usize) -> u64 {
 }
 
 fn put(warp: &mut Warp, to: u32, mask: u32, made: &Lane) {
-    let to = &mut warp.registers[to as usize];
-    for lane in active(mask) {
-        to[lane] = made[lane];
-    }
+    keep(&mut warp.registers[to as usize], made, mask);
 }
 
 fn extended(value: u64, of: Type) -> u64 {
