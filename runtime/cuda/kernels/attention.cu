@@ -141,12 +141,22 @@ struct Seen {
     }
 };
 
+// A score that is not finite becomes infinity, which makes everything that it is compared with not finite: minus infinity
+// would say that there is no score.
+__device__ __forceinline__ float loud(float score) { return fabsf(score) <= 3.4028235e38f ? score : -NEVER; }
+
 __device__ __forceinline__ float bend(float score, float bound) {
     return bound > 0.0f ? bound * tanhf(score / bound) : score;
 }
 
+// The first page of a stream that is not before `oldest`.
+__device__ __forceinline__ u32 first_page(u32 oldest, u32 stream) {
+    const u32 STREAMS = WARPS * SPLITS;
+    return oldest + (stream + STREAMS - oldest % STREAMS) % STREAMS;
+}
+
 // One part of a query's attention, for the heads that share a key head: those pages of its sequence whose streams are
-// this block's. Writes for each head the largest score, the total and the sums. Grid: rows, key heads by groups of
+// this block's. Writes for each head the largest score, the total and the sums, or only that there is no score. Grid: rows, key heads by groups of
 // query heads, splits.
 KERNEL(128, paged)(const float *queries, const u16 *store, const u32 *places, const u32 *sequences, const u32 *firsts,
                    const u32 *pages, float *partial, const u32 *count, u32 first_row, u32 query_heads, u32 key_heads,
@@ -159,19 +169,35 @@ KERNEL(128, paged)(const float *queries, const u16 *store, const u32 *places, co
     u32 key_head = blockIdx.y / groups, head = key_head * each + blockIdx.y % groups * GROUP;
     u32 heads = min(each - blockIdx.y % groups * GROUP, GROUP);
     u32 padded = (width + 7) / 8 * 8;
+    u32 place = places[row], oldest = window && place + 1 > window ? place + 1 - window : 0;
+    // The first page of each of the block's streams; warps whose stream has none stand aside.
+    u32 begins[WARPS], last = place / PAGE, earlier = 0;
+    bool any = false;
+#pragma unroll
+    for (u32 w = 0; w < WARPS; w++) {
+        begins[w] = first_page(oldest / PAGE, blockIdx.z + w * SPLITS);
+        any = any || begins[w] <= last;
+        if (w < warp && begins[w] <= last) earlier++;
+    }
+    partial += (((u64)blockIdx.x * query_heads + head) * SPLITS + blockIdx.z) * (width + 2);
+    u64 partial_step = (u64)SPLITS * (width + 2);
+    if (!any) {
+        if (threadIdx.x < heads) partial[threadIdx.x * partial_step] = NEVER;
+        return;
+    }
     float *query = shared;
     for (u32 i = threadIdx.x; i < heads * padded; i += blockDim.x) {
         u32 at = i % padded;
         query[i] = at < width ? queries[((u64)row * query_heads + head + i / padded) * width + at] : 0.0f;
     }
     __syncthreads();
-    u32 place = places[row], oldest = window && place + 1 > window ? place + 1 - window : 0;
     const u32 *own = pages + firsts[sequences[row]];
     Seen<GROUP> seen;
-    u32 stream = blockIdx.z + warp * SPLITS;
-    u32 page = oldest / PAGE;
-    page += (stream + WARPS * SPLITS - page % (WARPS * SPLITS)) % (WARPS * SPLITS);
-    for (; page <= place / PAGE; page += WARPS * SPLITS) {
+    u32 page = begins[0];
+#pragma unroll
+    for (u32 w = 1; w < WARPS; w++) page = w == warp ? begins[w] : page;
+    bool active = page <= last;
+    for (; page <= last; page += WARPS * SPLITS) {
         const u16 *keys = store + head_at(own[page], layers, layer, key_heads, key_head, padded, width);
         const u16 *values = keys + PAGE * padded;
         u32 from = oldest > page * PAGE ? oldest - page * PAGE : 0, to = min(place - page * PAGE + 1, PAGE);
@@ -207,7 +233,7 @@ KERNEL(128, paged)(const float *queries, const u16 *store, const u32 *places, co
 #pragma unroll
         for (int h = 0; h < GROUP; h++) {
             if (h >= heads) break;
-            float score = there ? bend(__fmul_rn(scores[h], scale), bound) : NEVER;
+            float score = there ? loud(bend(__fmul_rn(scores[h], scale), bound)) : NEVER;
             scores[h] = seen.weigh(h, score);
         }
 #pragma unroll 1
@@ -227,17 +253,16 @@ KERNEL(128, paged)(const float *queries, const u16 *store, const u32 *places, co
             }
         }
     }
-    // The warps' sums, in their order. A warp at a time adds its own to what is there.
+    // The warps' sums, in their order: each adds its own to what those before it left.
     float *tops = query + GROUP * padded, *totals = tops + GROUP, *sums = totals + GROUP;
     for (u32 turn = 0; turn < WARPS; turn++) {
-        if (warp == turn) {
+        if (warp == turn && active) {
 #pragma unroll
             for (int h = 0; h < GROUP; h++) {
                 if (h >= heads) break;
-                float top = turn ? tops[h] : NEVER, total = turn ? totals[h] : 0.0f;
+                float top = earlier ? tops[h] : NEVER, total = earlier ? totals[h] : 0.0f;
                 float best = fmaxf(top, seen.top[h]);
-                float theirs = best == NEVER ? 0.0f : expf(top - best);
-                float ours = best == NEVER ? 0.0f : expf(seen.top[h] - best);
+                float theirs = expf(top - best), ours = expf(seen.top[h] - best);
                 __syncwarp();
                 if (lane == 0) {
                     tops[h] = best;
@@ -247,7 +272,7 @@ KERNEL(128, paged)(const float *queries, const u16 *store, const u32 *places, co
                 for (int i = 0; i < EACH; i++) {
                     u32 at = 2 * lane + 32 * (i & ~1) + (i & 1);
                     if (at >= width) continue;
-                    float sum = turn ? sums[h * width + at] : 0.0f;
+                    float sum = earlier ? sums[h * width + at] : 0.0f;
                     sums[h * width + at] = __fmaf_rn(sum, theirs, __fmul_rn(seen.sums[h][i], ours));
                 }
             }
@@ -256,8 +281,7 @@ KERNEL(128, paged)(const float *queries, const u16 *store, const u32 *places, co
     }
     for (u32 i = threadIdx.x; i < heads * (width + 2); i += blockDim.x) {
         u32 h = i / (width + 2), at = i % (width + 2);
-        float value = at == 0 ? tops[h] : at == 1 ? totals[h] : sums[h * width + at - 2];
-        partial[(((u64)blockIdx.x * query_heads + head + h) * SPLITS + blockIdx.z) * (width + 2) + at] = value;
+        partial[h * partial_step + at] = at == 0 ? tops[h] : at == 1 ? totals[h] : sums[h * width + at - 2];
     }
 }
 
@@ -267,19 +291,25 @@ KERNEL(256, paged_merge)(const float *partial, float *out, const u32 *count, u32
     u32 row = first_row + blockIdx.x, head = blockIdx.y;
     if (row >= *count) return;
     partial += ((u64)blockIdx.x * query_heads + head) * SPLITS * (width + 2);
-    float best = NEVER;
-    for (u32 split = 0; split < SPLITS; split++) best = fmaxf(best, partial[split * (width + 2)]);
-    float by[SPLITS], total = 0.0f;
+    float best = NEVER, total = 0.0f, by[SPLITS];
 #pragma unroll
     for (u32 split = 0; split < SPLITS; split++) {
-        by[split] = expf(partial[split * (width + 2)] - best);
-        total = __fmaf_rn(partial[split * (width + 2) + 1], by[split], total);
+        by[split] = partial[split * (width + 2)];
+        best = fmaxf(best, by[split]);
+    }
+    // Parts that saw nothing have no sums; scores that are no numbers are not among those.
+    bool seen[SPLITS];
+#pragma unroll
+    for (u32 split = 0; split < SPLITS; split++) {
+        seen[split] = by[split] != NEVER;
+        by[split] = expf(by[split] - best);
+        if (seen[split]) total = __fmaf_rn(partial[split * (width + 2) + 1], by[split], total);
     }
     for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
         float sum = 0.0f;
 #pragma unroll
         for (u32 split = 0; split < SPLITS; split++) {
-            sum = __fmaf_rn(partial[split * (width + 2) + 2 + i], by[split], sum);
+            if (seen[split]) sum = __fmaf_rn(partial[split * (width + 2) + 2 + i], by[split], sum);
         }
         out[((u64)row * query_heads + head) * width + i] = sum / total;
     }
@@ -315,7 +345,7 @@ KERNEL(128, attend)(const float *qkv, float *out, const u32 *sequences, const u3
             } else {
                 for (u32 d = 0; d < width; d++) sum = __fmaf_rn(query[d], key[d], sum);
             }
-            score = __fmul_rn(sum, scale);
+            score = loud(__fmul_rn(sum, scale));
         }
         __syncwarp();
         float weight = seen.weigh(0, score);

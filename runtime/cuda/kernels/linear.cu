@@ -37,6 +37,14 @@ __device__ __forceinline__ bool gather(u32 *ids, u32 columns, const u32 *count, 
     return true;
 }
 
+// How many of a block's tiles have anybody; there are never fewer than one.
+template <int TILES>
+__device__ __forceinline__ int tiles_of(const u32 *ids) {
+    int tiles = 1;
+    while (tiles < TILES && ids[tiles * COLUMNS] != NOBODY) tiles++;
+    return tiles;
+}
+
 // Adds up the warps' sums of each output in order, and finishes it.
 template <int TILES>
 __device__ __forceinline__ void finish(const float (*sums)[TILES * COLUMNS * OUTPUTS], const u32 *ids, u32 divide,
@@ -221,6 +229,7 @@ __device__ __forceinline__ void linear_half(LINEAR_PARAMETERS) {
     const u16 *vectors[TILES];
     bool there[TILES];
     float mine[TILES][4];
+    int tiles = tiles_of<TILES>(ids);
     for (int t = 0; t < TILES; t++) {
         u32 id = ids[t * COLUMNS + lane / 4];
         there[t] = id != NOBODY;
@@ -232,6 +241,7 @@ __device__ __forceinline__ void linear_half(LINEAR_PARAMETERS) {
         uint4 a = tile[chunk * 32];
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
+            if (t >= tiles) break;
             const u32 *v = (const u32 *)(vectors[t] + chunk * 16);
             u32 b0 = there[t] ? v[0] : 0, b1 = there[t] ? v[4] : 0;
             multiply_half(mine[t], a, b0, b1);
@@ -301,6 +311,7 @@ __device__ __forceinline__ void linear_quant(LINEAR_PARAMETERS) {
     const float2 *scale_of[TILES][2];
     bool there[TILES], kept[TILES][2];
     float mine[TILES][4];
+    int tiles = tiles_of<TILES>(ids);
     for (int t = 0; t < TILES; t++) {
         u32 id = ids[t * COLUMNS + row];
         there[t] = id != NOBODY;
@@ -336,6 +347,7 @@ __device__ __forceinline__ void linear_quant(LINEAR_PARAMETERS) {
         }
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
+            if (t >= tiles) break;
             const u32 *v = (const u32 *)(vectors[t] + chunk * 32);
             u32 b0 = there[t] ? v[0] : 0, b1 = there[t] ? v[4] : 0;
             float2 scale[2];

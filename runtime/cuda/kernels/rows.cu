@@ -4,7 +4,7 @@
 
 // A number as GGUF stores it (ggml-common.h); kinds as src/launch.rs numbers them. A block's scale comes first, except
 // in the last kind.
-__device__ float stored(u32 kind, const u8 *base, u64 index) {
+__device__ __noinline__ float stored(u32 kind, const u8 *base, u64 index) {
     switch (kind) {
     case 0: return ((const float *)base)[index];
     case 1: return from_half(((const u16 *)base)[index]);
@@ -48,14 +48,44 @@ __device__ float stored(u32 kind, const u8 *base, u64 index) {
     }
 }
 
+// A number of a matrix that is packed for products (src/pack.rs); kinds follow those of `stored`. Models whose last
+// matrix is their table of words have it only once.
+__device__ __noinline__ float packed(u32 kind, const u8 *base, const u8 *units, u32 chunks, u32 row, u32 input) {
+    u32 tile = row / 16, output = row % 16;
+    if (kind == 8) {
+        u32 within = input % 16, lane = output % 8 * 4 + within % 8 / 2, part = within / 8 * 2 + output / 8;
+        const u16 *chunk = (const u16 *)(base + ((u64)tile * chunks + input / 16) * 512);
+        float value = from_half(chunk[lane * 8 + part * 2 + within % 2]);
+        return units ? value * ((const float *)units)[row] : value;
+    }
+    // Bytes of a chunk's numbers, of which the low four bits have 256 where they are apart.
+    u32 bytes = kind == 9 ? 512 : kind == 12 ? 320 : kind == 13 ? 384 : 256;
+    u32 within = input % 32, lane = output % 8 * 4 + within % 16 / 4, part = within / 16 * 2 + output / 8, at = within % 4;
+    const u8 *chunk = base + ((u64)tile * chunks + input / 32) * (bytes + 32), *scales = chunk + bytes;
+    if (kind == 9) return from_half(((const u16 *)scales)[output]) * (float)(signed char)chunk[lane * 16 + part * 4 + at];
+    u32 q = chunk[lane * 8 + part / 2 * 4 + at] >> (part % 2 * 4) & 15;
+    if (kind == 10) return from_half(((const u16 *)scales)[output]) * (float)((int)q - 8);
+    const u16 *unit = (const u16 *)(units + ((u64)tile * ((chunks + 7) / 8) + input / 256) * (kind == 13 ? 32 : 64));
+    if (kind == 13) {
+        q |= (chunk[256 + lane * 4 + at] >> (2 * part) & 3) << 4;
+        float scale = (float)(signed char)scales[within / 16 * 16 + output];
+        return from_half(unit[output]) * scale * (float)((int)q - 32);
+    }
+    if (kind == 12) q |= (chunk[256 + lane * 2 + part / 2] >> (part % 2 * 4 + at) & 1) << 4;
+    float scale = (float)scales[output], minimum = (float)scales[16 + output];
+    return __fsub_rn(from_half(unit[output]) * scale * (float)q, from_half(unit[16 + output]) * minimum);
+}
+
 // A block for each row.
-KERNEL(512, embed)(const u8 *words, const u8 *positions, const u8 *types, const u32 *ids, const u32 *places,
-                  const u32 *kinds_of_tokens, float *out, const u32 *count, u32 kind_of_words, u32 kind_of_positions,
-                  u32 kind_of_types, u32 width, float scale) {
+KERNEL(512, embed)(const u8 *words, const u8 *units, const u8 *positions, const u8 *types, const u32 *ids,
+                   const u32 *places, const u32 *kinds_of_tokens, float *out, const u32 *count, u32 kind_of_words,
+                   u32 chunks, u32 kind_of_positions, u32 kind_of_types, u32 width, float scale) {
     u32 row = blockIdx.x;
     if (row >= *count) return;
     for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
-        float sum = stored(kind_of_words, words, (u64)ids[row] * width + i);
+        u32 id = ids[row];
+        float sum = kind_of_words < 8 ? stored(kind_of_words, words, (u64)id * width + i)
+                                      : packed(kind_of_words, words, units, chunks, id, i);
         if (positions) sum += stored(kind_of_positions, positions, (u64)places[row] * width + i);
         if (types) sum += stored(kind_of_types, types, (u64)kinds_of_tokens[row] * width + i);
         out[(u64)row * width + i] = sum * scale;

@@ -41,8 +41,8 @@ macro_rules! arguments {
 arguments! {
     /// Vectors of tokens.
     Embed of ["kedge_embed"] {
-        words: u64, positions: u64, types: u64, ids: u64, places: u64, kinds_of_tokens: u64, out: u64, count: u64,
-        kind_of_words: u32, kind_of_positions: u32, kind_of_types: u32, width: u32, scale: f32,
+        words: u64, units: u64, positions: u64, types: u64, ids: u64, places: u64, kinds_of_tokens: u64, out: u64,
+        count: u64, kind_of_words: u32, chunks: u32, kind_of_positions: u32, kind_of_types: u32, width: u32, scale: f32,
     }
     /// A norm.
     Norms of ["kedge_norm"] {

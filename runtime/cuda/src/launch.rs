@@ -278,6 +278,7 @@ impl Writer<'_> {
                 let (words, positions, types) = (table(Some(*words)), table(*positions), table(*types));
                 let arguments = a::Embed {
                     words: words.address,
+                    units: words.units,
                     positions: positions.address,
                     types: types.address,
                     ids: self.list(0),
@@ -286,6 +287,7 @@ impl Writer<'_> {
                     out: self.buffer(*out),
                     count,
                     kind_of_words: words.kind,
+                    chunks: words.chunks,
                     kind_of_positions: positions.kind,
                     kind_of_types: types.kind,
                     width: narrow,

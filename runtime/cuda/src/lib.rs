@@ -222,7 +222,12 @@ impl Loaded {
         match (state.plans.get(&plan.shape), may_record) {
             (Some(Seen::Recorded(recording)), _) => self.device.replay(*recording)?,
             (Some(Seen::Once), true) => {
-                let seen = match self.device.record(&write(plan.shape))? {
+                let recorded = self.device.record(&write(plan.shape)).unwrap_or_else(|fault| {
+                    // What really is wrong with the device is wrong with the launches below, too.
+                    tracing::warn!(%fault, "steps are launched kernel by kernel");
+                    None
+                });
+                let seen = match recorded {
                     Some(recording) => {
                         self.device.replay(recording)?;
                         Seen::Recorded(recording)

@@ -14,8 +14,11 @@ pub(crate) const EXPERTS_MAX: usize = 1024;
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Table {
     pub(crate) address: u64,
-    /// The number by which `stored` in kernels/rows.cu knows the type.
+    /// The number by which kernels/rows.cu knows how it lies: as stored, or packed for products.
     pub(crate) kind: u32,
+    /// Of a packed one.
+    pub(crate) units: u64,
+    pub(crate) chunks: u32,
 }
 
 /// A packed matrix; of a mixture the first expert's, the others following `weights_step` apart.
@@ -29,6 +32,29 @@ pub(crate) struct Matrix {
     pub(crate) units: u64,
     pub(crate) weights_step: u64,
     pub(crate) units_step: u64,
+}
+
+impl Matrix {
+    /// Its rows as vectors.
+    fn table(self) -> Table {
+        let kind = match self.format {
+            Format::F32 => 0,
+            Format::Half => 8,
+            Format::Q8_0 => 9,
+            Format::Q4_0 => 10,
+            Format::Q4K => 11,
+            Format::Q5K => 12,
+            Format::Q6K => 13,
+        };
+        let chunks = (self.inputs / self.format.chunk()) as u32;
+        Table { address: self.weights, kind, units: self.units, chunks }
+    }
+}
+
+/// Whether a table of words is the matrix of a product, too.
+fn is_multiplied(graph: &Graph, weight: usize) -> bool {
+    let by = |op: &Op| matches!(op, Op::Linear { parts, .. } if parts.iter().any(|part| part.weight == weight));
+    graph.ops.iter().any(by)
 }
 
 /// The matrices of a mixture of experts.
@@ -68,11 +94,17 @@ impl Model {
             match op {
                 Op::Embed { words, positions, types, .. } => {
                     for weight in [Some(words), positions.as_ref(), types.as_ref()].into_iter().flatten() {
-                        if model.tables[*weight].is_none() {
-                            let tensor = &graph.weights[*weight];
-                            let address = put(tensor.bytes())?;
-                            model.tables[*weight] = Some(Table { address, kind: kind(tensor.dtype) });
+                        if model.tables[*weight].is_some() {
+                            continue;
                         }
+                        let tensor = &graph.weights[*weight];
+                        model.tables[*weight] = Some(if weight == words && is_multiplied(graph, *weight) {
+                            let matrix = place(&[tensor], put)?;
+                            model.matrices[*weight] = Some(matrix);
+                            matrix.table()
+                        } else {
+                            Table { address: put(tensor.bytes())?, kind: kind(tensor.dtype), units: 0, chunks: 0 }
+                        });
                     }
                 }
                 Op::Norm { norm, .. } => model.keep_norm(graph, *norm, put)?,

@@ -128,6 +128,23 @@ fn embedding_of_every_type() {
 }
 
 #[test]
+fn a_table_that_is_a_matrix_too() {
+    for dtype in Dtype::READABLE {
+        // Not a multiple of the chunks of 16-bit floats.
+        let width = if dtype.block().0 == 1 { 24 } else { 512 };
+        for multiplied in [false, true] {
+            check(dtype.name(), if multiplied { 1e-2 } else { FLOAT }, &[5, 2], |g| {
+                let words = random(g, dtype, &[WORDS, width], 1);
+                let x = g.per_row(width);
+                g.push(Op::Embed { words, positions: None, types: None, scale: 1.0, out: x });
+                let products = g.linear(x, vec![Part { weight: words, bias: None }], None);
+                g.take(if multiplied { products } else { x })
+            });
+        }
+    }
+}
+
+#[test]
 fn norms() {
     for width in [24, 300, 2100] {
         for (layer, plus_one, residual) in
@@ -246,6 +263,35 @@ fn what_is_no_number_does_not_become_one() {
 }
 
 #[test]
+fn attention_to_what_is_no_number_is_none() {
+    let heads = Heads { query: 1, key: 1, width: 16 };
+    for paged in [false, true] {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut g = Builder::default();
+            // The second token's key.
+            let mut values = numbers(WORDS * heads.qkv(), 1);
+            values[37 * heads.qkv() + 20] = bad;
+            let qkv = given(&mut g, heads.qkv(), &values);
+            let out = if paged {
+                let (q, out) = (g.per_row(16), g.per_row(16));
+                g.push(Op::Place { qkv, heads, norms: None, epsilon: 1e-5, rope: None, layer: 0, out: q });
+                g.push(Op::Paged { q, heads, scale: 0.4, window: None, softcap: None, layer: 0, out });
+                out
+            } else {
+                g.attend(qkv, heads)
+            };
+            let result = g.take(out);
+            let pages = paged.then_some(Pages { layers: 1, heads: 1, width: 16 });
+            let graph = Arc::new(g.finish(result, pages));
+            let answers = run(&graph, &cuda((8, 0)), &step(&[3]));
+            let sees = if paged { 16 } else { 0 };
+            assert!(answers[..sees].iter().all(|value| value.is_finite()), "{paged} {bad}: {answers:?}");
+            assert!(answers[sees..].iter().all(|value| !value.is_finite()), "{paged} {bad}: {answers:?}");
+        }
+    }
+}
+
+#[test]
 fn attention_within_sequences() {
     for heads in [
         Heads { query: 2, key: 1, width: 10 },
@@ -337,6 +383,44 @@ fn mixtures_of_experts() {
                 g.push(Op::Experts { x, router, experts, used: 3, normalize, activation: Activation::Silu, out });
                 g.take(out)
             });
+        }
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_alone_and_in_company() {
+    let mixture = |g: &mut Builder, x: Value, dtype: Dtype| {
+        let router = given_random(g, 3, 2);
+        let mut matrix = |seed: u32| random(g, dtype, &[256, 256], seed);
+        let experts = (0..3).map(|i| Expert { gate: matrix(40 + i), up: matrix(50 + i), down: matrix(60 + i) });
+        let experts = experts.collect();
+        let out = g.like(x);
+        g.push(Op::Experts { x, router, experts, used: 2, normalize: true, activation: Activation::Silu, out });
+        out
+    };
+    for (dtype, is_mixture) in
+        Dtype::READABLE.map(|dtype| (dtype, false)).into_iter().chain([(Dtype::Bf16, true), (Dtype::Q4K, true)])
+    {
+        let mut g = Builder::default();
+        let x = given_random(&mut g, 256, 1);
+        let result = if is_mixture {
+            let out = mixture(&mut g, x, dtype);
+            g.take(out)
+        } else {
+            product(&mut g, x, &[dtype], 256, 20, Some(Activation::Gelu))
+        };
+        let width = g.width(result);
+        let graph = Arc::new(g.finish(result, None));
+        for capability in CAPABILITIES {
+            let backend = cuda(capability);
+            let company = step(&[35]);
+            let together = run(&graph, &backend, &company);
+            for row in [0, 9, 34] {
+                let mut lonely = step(&[1]);
+                lonely.ids[0] = company.ids[row];
+                let alone = run(&graph, &backend, &lonely);
+                assert!(alone == together[row * width..][..width], "{} {is_mixture} {capability:?}", dtype.name());
+            }
         }
     }
 }
