@@ -2,16 +2,22 @@
 //
 // Weights are packed (src/pack.rs) in tiles of sixteen outputs by a chunk of inputs, each number where the lane that
 // multiplies it reads it: weights are the 16-row side of the tensor cores' products, vectors the 8-column side, also
-// when there is only one vector. The warps of a block share the chunks among them, by the chunk's index, and add up
-// their sums in the order of the warps; so a vector's answer has the same bits whatever else is in the step.
+// when there is only one vector.
+//
+// Chunks are dealt to a fixed number of shares by their index, and the sums of the shares are added in order. For few
+// vectors each warp of a block takes a share (there is more to read than to compute); for many each warp has outputs of
+// its own and takes the shares one after the other. Either way a vector's answer has the same bits, whatever else is in
+// the step.
 //
 // Vectors come rounded: to 16-bit floats under a power of two each (`round_half`), or to signed bytes under a scale for
-// each 32 (`round_bytes`), as the CPU backend does. Products of bytes are summed as whole numbers, exactly.
+// each 32 (`round_bytes`), as the CPU backend does. In a chunk the numbers that one lane multiplies lie together. Products
+// of bytes are summed as whole numbers, exactly.
 
 #include "common.cuh"
 
 #define OUTPUTS 16
 #define COLUMNS 8
+#define SHARES 8
 
 // What every product takes. `list` names the vectors that take part, `list_step` apart for each matrix of a mixture
 // (the third dimension of the grid), whose counts follow each other at `count`; without it all do. Vector `id` reads
@@ -19,10 +25,10 @@
 #define LINEAR_PARAMETERS                                                                                              \
     const u8 *x, const float *scales, const u8 *weights, const u8 *units, const float *bias, float *out,               \
         const u32 *count, const u32 *list, u64 weights_step, u64 units_step, u32 inputs, u32 outputs, u32 width,       \
-        u32 first, u32 divide, u32 activation, u32 list_step
+        u32 first, u32 divide, u32 activation, u32 list_step, u32 scales_step
 #define LINEAR_ARGUMENTS                                                                                               \
     x, scales, weights, units, bias, out, count, list, weights_step, units_step, inputs, outputs, width, first,        \
-        divide, activation, list_step
+        divide, activation, list_step, scales_step
 
 // The vectors of a block, by their ids; none is NOBODY. False when the block has nothing to do.
 #define NOBODY 0xffffffffu
@@ -45,34 +51,79 @@ __device__ __forceinline__ int tiles_of(const u32 *ids) {
     return tiles;
 }
 
-// Adds up the warps' sums of each output in order, and finishes it.
-template <int TILES>
-__device__ __forceinline__ void finish(const float (*sums)[TILES * COLUMNS * OUTPUTS], const u32 *ids, u32 divide,
-                                       const float *scale_of_vectors, const float *scale_of_outputs,
-                                       const float *bias, float *out, u32 outputs, u32 width, u32 first,
-                                       u32 activation) {
-    __syncthreads();
-#pragma unroll 1
-    for (u32 i = threadIdx.x; i < TILES * COLUMNS * OUTPUTS; i += blockDim.x) {
-        u32 id = ids[i / OUTPUTS], output = blockIdx.x * OUTPUTS + i % OUTPUTS;
-        if (id == NOBODY || output >= outputs) continue;
-        float sum = 0.0f;
-#pragma unroll 1
-        for (u32 warp = 0; warp < blockDim.x >> 5; warp++) sum = __fadd_rn(sum, sums[warp][i]);
+// The row that a column reads; a column without anybody reads the first one's, and nobody sees what becomes of it.
+__device__ __forceinline__ u32 row_of(const u32 *ids, u32 column, u32 divide) {
+    u32 id = ids[column];
+    return (id == NOBODY ? ids[0] : id) / divide;
+}
+
+// What happens to a sum at the end.
+struct Finish {
+    const u32 *ids;
+    u32 divide, outputs, width, first, activation;
+    const float *scale_of_vectors, *scale_of_outputs, *bias;
+    float *out;
+
+    __device__ __forceinline__ void put(u32 column, u32 output, float sum) const {
+        u32 id = ids[column];
+        if (id == NOBODY || output >= outputs) return;
         if (scale_of_vectors) sum = __fmul_rn(sum, scale_of_vectors[id / divide]);
         if (scale_of_outputs) sum = __fmul_rn(sum, scale_of_outputs[output]);
         if (bias) sum = __fadd_rn(sum, bias[output]);
         out[(u64)id * width + first + output] = activate(activation, sum);
     }
-}
+};
 
-template <int TILES>
-__device__ __forceinline__ void keep(float (*sums)[TILES * COLUMNS * OUTPUTS], const float (*mine)[4]) {
-    u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    for (int tile = 0; tile < TILES; tile++) {
-        for (int i = 0; i < 4; i++) {
-            u32 column = lane % 4 * 2 + (i & 1), output = lane / 4 + (i >> 1) * 8;
-            sums[warp][(tile * COLUMNS + column) * OUTPUTS + output] = mine[tile][i];
+// Where the sums of this lane belong: those of a tile by their index.
+__device__ __forceinline__ u32 column_of(int tile, int i) { return tile * COLUMNS + threadIdx.x % 4 * 2 + (i & 1); }
+__device__ __forceinline__ u32 output_of(int i) { return threadIdx.x % 32 / 4 + (i >> 1) * 8; }
+
+// Goes through all chunks share by share and finishes the sums. `step(chunk, tiles, sums)` adds the products of a chunk.
+// With SPLIT the warps of the block take a share each of the same outputs, else each warp all shares of its own.
+template <int TILES, bool SPLIT, typename Step>
+__device__ __forceinline__ void sum_up(u32 chunks, const Finish &finish, u32 first_output, const Step &step) {
+    u32 warp = threadIdx.x >> 5, shares = min(chunks, SHARES);
+    int tiles = tiles_of<TILES>(finish.ids);
+    float totals[TILES][4];
+#pragma unroll
+    for (int t = 0; t < TILES; t++)
+        for (int i = 0; i < 4; i++) totals[t][i] = 0.0f;
+    if (SPLIT) {
+        __shared__ float sums[SHARES][TILES * COLUMNS * OUTPUTS];
+#pragma unroll (TILES == 1 ? 4 : 1)
+        for (u32 chunk = warp; chunk < chunks; chunk += shares) step(chunk, tiles, totals);
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+            for (int i = 0; i < 4; i++) sums[warp][column_of(t, i) * OUTPUTS + output_of(i)] = totals[t][i];
+        __syncthreads();
+#pragma unroll 1
+        for (u32 i = threadIdx.x; i < tiles * COLUMNS * OUTPUTS; i += blockDim.x) {
+            float sum = 0.0f;
+#pragma unroll 1
+            for (u32 share = 0; share < shares; share++) sum = __fadd_rn(sum, sums[share][i]);
+            finish.put(i / OUTPUTS, first_output + i % OUTPUTS, sum);
+        }
+    } else {
+#pragma unroll 1
+        for (u32 share = 0; share < shares; share++) {
+            float sums[TILES][4];
+#pragma unroll
+            for (int t = 0; t < TILES; t++)
+                for (int i = 0; i < 4; i++) sums[t][i] = 0.0f;
+#pragma unroll 1
+            for (u32 chunk = share; chunk < chunks; chunk += shares) step(chunk, tiles, sums);
+#pragma unroll
+            for (int t = 0; t < TILES; t++)
+                for (int i = 0; i < 4; i++) totals[t][i] = __fadd_rn(totals[t][i], sums[t][i]);
+        }
+        // A loop, so that activations are there once: each turn picks its sum.
+#pragma unroll 1
+        for (int at = 0; at < tiles * 4; at++) {
+            float sum = 0.0f;
+#pragma unroll
+            for (int t = 0; t < TILES; t++)
+                for (int i = 0; i < 4; i++) sum = at == t * 4 + i ? totals[t][i] : sum;
+            finish.put(column_of(at / 4, at % 4), first_output + output_of(at % 4), sum);
         }
     }
 }
@@ -96,13 +147,15 @@ KERNEL(512, round_half)(const float *x, u16 *out, float *scales, const u32 *coun
     float by = plain ? 1.0f : __int_as_float(268 - exponent << 23);
     if (threadIdx.x == 0) scales[row] = plain ? 1.0f : __int_as_float(exponent - 14 << 23);
     for (u32 i = threadIdx.x; i < padded; i += blockDim.x) {
-        out[(u64)row * padded + i] = i < width ? to_half(x[i] * by) : 0;
+        u32 to = i / 16 * 16 + i % 8 / 2 * 4 + i % 16 / 8 * 2 + i % 2;
+        out[(u64)row * padded + to] = i < width ? to_half(x[i] * by) : 0;
     }
 }
 
 // Rounds vectors to bytes: each 32 numbers under their largest magnitude / 127. `scales` has that, and the sum of the
 // bytes times it. A warp for each 32 numbers; NaN is made infinity, which makes all products with it NaN again.
-KERNEL(256, round_bytes)(const float *x, signed char *out, float2 *scales, const u32 *count, u32 width, u32 times) {
+KERNEL(256, round_bytes)(const float *x, signed char *out, float2 *scales, const u32 *count, u32 width, u32 times,
+                         u32 scales_step) {
     u32 at = blockIdx.y * blockDim.x + threadIdx.x, row = blockIdx.x;
     if (row >= *count * times || at >= width) return;
     float value = x[(u64)row * width + at];
@@ -112,9 +165,9 @@ KERNEL(256, round_bytes)(const float *x, signed char *out, float2 *scales, const
     int q = __float2int_rn(__fmul_rn(value, by));
     int sum = q;
     for (int step = 16; step > 0; step >>= 1) sum += __shfl_xor_sync(EVERYONE, sum, step);
-    out[(u64)row * width + at] = (signed char)q;
+    out[(u64)row * width + at / 32 * 32 + at % 16 / 4 * 8 + at % 32 / 16 * 4 + at % 4] = (signed char)q;
     float scale = top / 127.0f;
-    if (at % 32 == 0) scales[(u64)row * (width / 32) + at / 32] = make_float2(scale, scale * (float)sum);
+    if (at % 32 == 0) scales[(u64)(at / 32) * scales_step + row] = make_float2(scale, scale * (float)sum);
 }
 
 // 32-bit weights, as stored. A warp has four outputs, its lanes share the inputs.
@@ -218,42 +271,40 @@ __device__ __forceinline__ void multiply_bytes(int (&d)[4], uint4 a, u32 b0, u32
 #endif
 }
 
+// The first output of this warp's tile.
+template <bool SPLIT>
+__device__ __forceinline__ u32 first_output() {
+    return (SPLIT ? blockIdx.x : blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5)) * OUTPUTS;
+}
+
 // 16-bit weights. `units` has a scale for each output, or there is none; `inputs` is padded to whole chunks.
-template <int TILES>
+template <int TILES, bool SPLIT>
 __device__ __forceinline__ void linear_half(LINEAR_PARAMETERS) {
-    __shared__ float sums[8][TILES * COLUMNS * OUTPUTS];
     __shared__ u32 ids[TILES * COLUMNS];
     if (!gather(ids, TILES * COLUMNS, count, list, list_step)) return;
-    u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, chunks = inputs / 16;
-    const uint4 *tile = (const uint4 *)(weights + blockIdx.z * weights_step) + (u64)blockIdx.x * chunks * 32 + lane;
-    const u16 *vectors[TILES];
-    bool there[TILES];
-    float mine[TILES][4];
-    int tiles = tiles_of<TILES>(ids);
-    for (int t = 0; t < TILES; t++) {
-        u32 id = ids[t * COLUMNS + lane / 4];
-        there[t] = id != NOBODY;
-        vectors[t] = (const u16 *)x + (u64)(there[t] ? id / divide : 0) * inputs + lane % 4 * 2;
-        for (int i = 0; i < 4; i++) mine[t][i] = 0.0f;
-    }
-#pragma unroll (TILES == 1 ? 4 : 1)
-    for (u32 chunk = warp; chunk < chunks; chunk += blockDim.x >> 5) {
+    u32 lane = threadIdx.x & 31, chunks = inputs / 16, output = first_output<SPLIT>();
+    if (output >= outputs) return;
+    const uint4 *tile = (const uint4 *)(weights + blockIdx.z * weights_step) + (u64)(output / OUTPUTS) * chunks * 32 + lane;
+    const uint2 *vectors = (const uint2 *)x + lane % 4;
+    u32 from[TILES];
+#pragma unroll
+    for (int t = 0; t < TILES; t++) from[t] = row_of(ids, t * COLUMNS + lane / 4, divide) * (inputs / 4);
+    const float *scale_of_outputs = units ? (const float *)(units + blockIdx.z * units_step) : 0;
+    Finish finish = {ids, divide, outputs, width, first, activation, scales, scale_of_outputs, bias, out};
+    sum_up<TILES, SPLIT>(chunks, finish, output, [&](u32 chunk, int tiles, float(&sums)[TILES][4]) {
         uint4 a = tile[chunk * 32];
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
             if (t >= tiles) break;
-            const u32 *v = (const u32 *)(vectors[t] + chunk * 16);
-            u32 b0 = there[t] ? v[0] : 0, b1 = there[t] ? v[4] : 0;
-            multiply_half(mine[t], a, b0, b1);
+            uint2 b = vectors[from[t] + chunk * 4];
+            multiply_half(sums[t], a, b.x, b.y);
         }
-    }
-    keep<TILES>(sums, mine);
-    const float *scale_of_outputs = units ? (const float *)(units + blockIdx.z * units_step) : 0;
-    finish<TILES>(sums, ids, divide, scales, scale_of_outputs, bias, out, outputs, width, first, activation);
+    });
 }
 
-KERNEL(256, linear_half_8)(LINEAR_PARAMETERS) { linear_half<1>(LINEAR_ARGUMENTS); }
-KERNEL(256, linear_half_32)(LINEAR_PARAMETERS) { linear_half<4>(LINEAR_ARGUMENTS); }
+KERNEL(256, linear_half_8)(LINEAR_PARAMETERS) { linear_half<1, true>(LINEAR_ARGUMENTS); }
+KERNEL(256, linear_half_32)(LINEAR_PARAMETERS) { linear_half<4, true>(LINEAR_ARGUMENTS); }
+KERNEL(256, linear_half_64)(LINEAR_PARAMETERS) { linear_half<8, false>(LINEAR_ARGUMENTS); }
 
 // Quantised weights in chunks of 32 inputs: numbers, then 32 bytes of scales (src/pack.rs).
 enum Format { Q8_0, Q4_0, Q4_K, Q5_K, Q6_K };
@@ -295,40 +346,33 @@ struct Chunk {
     static __device__ __forceinline__ u32 fifth(u32 bits) { return ((bits & 15) * 0x00204081 & 0x01010101) << 4; }
 };
 
-template <Format FORMAT, int TILES>
+template <Format FORMAT, int TILES, bool SPLIT>
 __device__ __forceinline__ void linear_quant(LINEAR_PARAMETERS) {
     typedef Chunk<FORMAT> C;
-    __shared__ float sums[8][TILES * COLUMNS * OUTPUTS];
     __shared__ u32 ids[TILES * COLUMNS];
     if (!gather(ids, TILES * COLUMNS, count, list, list_step)) return;
-    u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, chunks = inputs / 32, row = lane / 4;
-    weights += blockIdx.z * weights_step + (u64)blockIdx.x * chunks * C::BYTES;
+    u32 lane = threadIdx.x & 31, chunks = inputs / 32, row = lane / 4, output = first_output<SPLIT>();
+    if (output >= outputs) return;
+    weights += blockIdx.z * weights_step + (u64)(output / OUTPUTS) * chunks * C::BYTES;
     if (FORMAT != Q8_0 && FORMAT != Q4_0) {
-        units += blockIdx.z * units_step + (u64)blockIdx.x * ((chunks + 7) / 8) * C::UNITS;
+        units += blockIdx.z * units_step + (u64)(output / OUTPUTS) * ((chunks + 7) / 8) * C::UNITS;
     }
     // A lane multiplies one vector's numbers, and keeps the sums of two others.
-    const u8 *vectors[TILES];
-    const float2 *scale_of[TILES][2];
-    bool there[TILES], kept[TILES][2];
-    float mine[TILES][4];
-    int tiles = tiles_of<TILES>(ids);
+    const uint2 *vectors = (const uint2 *)x + lane % 4;
+    const float2 *scale_of = (const float2 *)scales;
+    u32 from[TILES], kept[TILES][2];
+#pragma unroll
     for (int t = 0; t < TILES; t++) {
-        u32 id = ids[t * COLUMNS + row];
-        there[t] = id != NOBODY;
-        vectors[t] = x + (u64)(there[t] ? id / divide : 0) * inputs + lane % 4 * 4;
-        for (int i = 0; i < 2; i++) {
-            id = ids[t * COLUMNS + lane % 4 * 2 + i];
-            kept[t][i] = id != NOBODY;
-            scale_of[t][i] = (const float2 *)scales + (u64)(kept[t][i] ? id / divide : 0) * chunks;
-        }
-        for (int i = 0; i < 4; i++) mine[t][i] = 0.0f;
+        from[t] = row_of(ids, t * COLUMNS + row, divide) * (inputs / 8);
+        for (int i = 0; i < 2; i++) kept[t][i] = row_of(ids, column_of(t, i), divide);
     }
-#pragma unroll (TILES == 1 ? 2 : 1)
-    for (u32 chunk = warp; chunk < chunks; chunk += blockDim.x >> 5) {
+    Finish finish = {ids, divide, outputs, width, first, activation, 0, 0, bias, out};
+    sum_up<TILES, SPLIT>(chunks, finish, output, [&](u32 chunk, int tiles, float(&sums)[TILES][4]) {
         const u8 *at = weights + (u64)chunk * C::BYTES, *scale_at = at + C::NUMBERS;
         uint4 a = C::numbers(at, lane);
         // For outputs `row` and `row + 8`: the scale, and the second half's scale or the minimum.
         float by[2], other[2];
+#pragma unroll
         for (int i = 0; i < 2; i++) {
             u32 output = row + 8 * i;
             if (FORMAT == Q8_0 || FORMAT == Q4_0) {
@@ -345,42 +389,40 @@ __device__ __forceinline__ void linear_quant(LINEAR_PARAMETERS) {
                 }
             }
         }
+        const float2 *scale_here = scale_of + (u64)chunk * scales_step;
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
             if (t >= tiles) break;
-            const u32 *v = (const u32 *)(vectors[t] + chunk * 32);
-            u32 b0 = there[t] ? v[0] : 0, b1 = there[t] ? v[4] : 0;
-            float2 scale[2];
-            for (int i = 0; i < 2; i++) scale[i] = kept[t][i] ? scale_of[t][i][chunk] : make_float2(0.0f, 0.0f);
+            uint2 b = vectors[from[t] + chunk * 4];
+            float2 scale[2] = {scale_here[kept[t][0]], scale_here[kept[t][1]]};
             int whole[4], second[4];
             if (FORMAT == Q6_K) {
-                multiply_bytes(whole, make_uint4(a.x, a.y, 0, 0), b0, b1);
-                multiply_bytes(second, make_uint4(0, 0, a.z, a.w), b0, b1);
+                multiply_bytes(whole, make_uint4(a.x, a.y, 0, 0), b.x, b.y);
+                multiply_bytes(second, make_uint4(0, 0, a.z, a.w), b.x, b.y);
             } else {
-                multiply_bytes(whole, a, b0, b1);
+                multiply_bytes(whole, a, b.x, b.y);
             }
+#pragma unroll
             for (int i = 0; i < 4; i++) {
-                float scale_of_vector = scale[i & 1].x, sum = mine[t][i];
+                float scale_of_vector = scale[i & 1].x, sum = sums[t][i];
                 sum = __fmaf_rn((float)whole[i], __fmul_rn(by[i >> 1], scale_of_vector), sum);
                 if (FORMAT == Q6_K) {
                     sum = __fmaf_rn((float)second[i], __fmul_rn(other[i >> 1], scale_of_vector), sum);
                 }
                 if (FORMAT == Q4_K || FORMAT == Q5_K) sum = __fmaf_rn(-other[i >> 1], scale[i & 1].y, sum);
-                mine[t][i] = sum;
+                sums[t][i] = sum;
             }
         }
-    }
-    keep<TILES>(sums, mine);
-    finish<TILES>(sums, ids, divide, 0, 0, bias, out, outputs, width, first, activation);
+    });
 }
 
-KERNEL(256, linear_q8_0_8)(LINEAR_PARAMETERS) { linear_quant<Q8_0, 1>(LINEAR_ARGUMENTS); }
-KERNEL(256, linear_q8_0_32)(LINEAR_PARAMETERS) { linear_quant<Q8_0, 4>(LINEAR_ARGUMENTS); }
-KERNEL(256, linear_q4_0_8)(LINEAR_PARAMETERS) { linear_quant<Q4_0, 1>(LINEAR_ARGUMENTS); }
-KERNEL(256, linear_q4_0_32)(LINEAR_PARAMETERS) { linear_quant<Q4_0, 4>(LINEAR_ARGUMENTS); }
-KERNEL(256, linear_q4_k_8)(LINEAR_PARAMETERS) { linear_quant<Q4_K, 1>(LINEAR_ARGUMENTS); }
-KERNEL(256, linear_q4_k_32)(LINEAR_PARAMETERS) { linear_quant<Q4_K, 4>(LINEAR_ARGUMENTS); }
-KERNEL(256, linear_q5_k_8)(LINEAR_PARAMETERS) { linear_quant<Q5_K, 1>(LINEAR_ARGUMENTS); }
-KERNEL(256, linear_q5_k_32)(LINEAR_PARAMETERS) { linear_quant<Q5_K, 4>(LINEAR_ARGUMENTS); }
-KERNEL(256, linear_q6_k_8)(LINEAR_PARAMETERS) { linear_quant<Q6_K, 1>(LINEAR_ARGUMENTS); }
-KERNEL(256, linear_q6_k_32)(LINEAR_PARAMETERS) { linear_quant<Q6_K, 4>(LINEAR_ARGUMENTS); }
+#define LINEAR_QUANT(name, format)                                                                                     \
+    KERNEL(256, linear_##name##_8)(LINEAR_PARAMETERS) { linear_quant<format, 1, true>(LINEAR_ARGUMENTS); }             \
+    KERNEL(256, linear_##name##_32)(LINEAR_PARAMETERS) { linear_quant<format, 4, true>(LINEAR_ARGUMENTS); }            \
+    KERNEL(256, linear_##name##_64)(LINEAR_PARAMETERS) { linear_quant<format, 8, false>(LINEAR_ARGUMENTS); }
+
+LINEAR_QUANT(q8_0, Q8_0)
+LINEAR_QUANT(q4_0, Q4_0)
+LINEAR_QUANT(q4_k, Q4_K)
+LINEAR_QUANT(q5_k, Q5_K)
+LINEAR_QUANT(q6_k, Q6_K)

@@ -66,17 +66,20 @@ arguments! {
         x: u64, out: u64, scales: u64, count: u64, width: u32, padded: u32, times: u32,
     }
     /// Vectors to bytes.
-    RoundBytes of ["kedge_round_bytes"] { x: u64, out: u64, scales: u64, count: u64, width: u32, times: u32, }
+    RoundBytes of ["kedge_round_bytes"] {
+        x: u64, out: u64, scales: u64, count: u64, width: u32, times: u32, scales_step: u32,
+    }
     /// A product.
     Linear of [
-        "kedge_linear_f32", "kedge_linear_half_8", "kedge_linear_half_32", "kedge_linear_q8_0_8",
-        "kedge_linear_q8_0_32", "kedge_linear_q4_0_8", "kedge_linear_q4_0_32", "kedge_linear_q4_k_8",
-        "kedge_linear_q4_k_32", "kedge_linear_q5_k_8", "kedge_linear_q5_k_32", "kedge_linear_q6_k_8",
-        "kedge_linear_q6_k_32"
+        "kedge_linear_f32", "kedge_linear_half_8", "kedge_linear_half_32", "kedge_linear_half_64",
+        "kedge_linear_q8_0_8", "kedge_linear_q8_0_32", "kedge_linear_q8_0_64", "kedge_linear_q4_0_8",
+        "kedge_linear_q4_0_32", "kedge_linear_q4_0_64", "kedge_linear_q4_k_8", "kedge_linear_q4_k_32",
+        "kedge_linear_q4_k_64", "kedge_linear_q5_k_8", "kedge_linear_q5_k_32", "kedge_linear_q5_k_64",
+        "kedge_linear_q6_k_8", "kedge_linear_q6_k_32", "kedge_linear_q6_k_64"
     ] {
         x: u64, scales: u64, weights: u64, units: u64, bias: u64, out: u64, count: u64, list: u64, weights_step: u64,
         units_step: u64, inputs: u32, outputs: u32, width: u32, first: u32, divide: u32, activation: u32,
-        list_step: u32,
+        list_step: u32, scales_step: u32,
     }
     /// Cosines and sines.
     Angles of ["kedge_angles"] { places: u64, frequencies: u64, out: u64, count: u64, pairs: u32, magnitude: f32, }

@@ -10,7 +10,7 @@ use kedge_engine::graph::{Activation, Graph, Heads, Norm, Op, PAGE_TOKENS, Pages
 use kedge_engine::plan::{Plan, Shape};
 
 use crate::arguments as a;
-use crate::model::{Matrix, Mixture, Model};
+use crate::model::{Matrix, Mixture, Model, Product};
 use crate::pack::{Format, TILE};
 
 /// Warps of a block in which attention is shared out; `WARPS` of kernels/attention.cu.
@@ -23,8 +23,12 @@ const GROUP: usize = 8;
 const PARTIAL_ROWS: usize = 256;
 /// Threads of kernels with a thread for each number.
 const PLAIN: usize = 256;
-/// The most warps of a block of products, which `sums` there has room for.
+/// Shares of a product's inputs, and the most warps of its blocks; `SHARES` of kernels/linear.cu.
 const PRODUCT_WARPS: usize = 8;
+/// The most vectors for which warps share the inputs of the same outputs: beyond, each has outputs of its own.
+const SPLIT_VECTORS_MAX: usize = 32;
+/// Warps of a block then.
+const OWN_WARPS: usize = 4;
 /// Outputs of a warp of the product with 32-bit floats.
 const F32_EACH: usize = 4;
 
@@ -151,9 +155,9 @@ pub(crate) fn scratch(graph: &Graph, model: &Model, plan: &Plan) -> Vec<usize> {
     };
     for (index, op) in graph.ops.iter().enumerate() {
         match op {
-            Op::Linear { parts, .. } => {
+            Op::Linear { .. } => {
                 let vectors = plan.shape.count(plan.sizes[index].per);
-                parts.iter().for_each(|part| rounded(model.matrix(part.weight), vectors, &mut need));
+                model.products[index].iter().for_each(|product| rounded(product.matrix, vectors, &mut need));
             }
             Op::Paged { heads, .. } => {
                 let rows = plan.shape.rows.min(PARTIAL_ROWS);
@@ -227,6 +231,33 @@ struct Who {
     /// Lists of a mixture: where, how far apart, and how many.
     lists: Option<(u64, usize, usize)>,
     divide: usize,
+    /// Rounded vectors that there is room for.
+    vectors: usize,
+}
+
+/// The kernel of a product that takes so many vectors at a time.
+fn kernel(format: Format, columns: usize) -> &'static str {
+    match (format, columns) {
+        (Format::F32, _) => "kedge_linear_f32",
+        (Format::Half, 8) => "kedge_linear_half_8",
+        (Format::Half, 32) => "kedge_linear_half_32",
+        (Format::Half, _) => "kedge_linear_half_64",
+        (Format::Q8_0, 8) => "kedge_linear_q8_0_8",
+        (Format::Q8_0, 32) => "kedge_linear_q8_0_32",
+        (Format::Q8_0, _) => "kedge_linear_q8_0_64",
+        (Format::Q4_0, 8) => "kedge_linear_q4_0_8",
+        (Format::Q4_0, 32) => "kedge_linear_q4_0_32",
+        (Format::Q4_0, _) => "kedge_linear_q4_0_64",
+        (Format::Q4K, 8) => "kedge_linear_q4_k_8",
+        (Format::Q4K, 32) => "kedge_linear_q4_k_32",
+        (Format::Q4K, _) => "kedge_linear_q4_k_64",
+        (Format::Q5K, 8) => "kedge_linear_q5_k_8",
+        (Format::Q5K, 32) => "kedge_linear_q5_k_32",
+        (Format::Q5K, _) => "kedge_linear_q5_k_64",
+        (Format::Q6K, 8) => "kedge_linear_q6_k_8",
+        (Format::Q6K, 32) => "kedge_linear_q6_k_32",
+        (Format::Q6K, _) => "kedge_linear_q6_k_64",
+    }
 }
 
 /// Threads of a block that has a vector of that width to itself.
@@ -312,20 +343,19 @@ impl Writer<'_> {
                 self.push("kedge_norm", [rows, 1, 1], threads(width), 0, arguments.bytes());
             }
             Op::Linear { x, parts, activation, out } => {
-                let who = Who { count, most: rows, likely: rows, lists: None, divide: 1 };
+                let vectors = plan.shape.count(size.per);
+                let who = Who { count, most: rows, likely: rows, lists: None, divide: 1, vectors };
                 let activation = number(*activation);
+                let inputs = parts.first().map_or(0, |part| self.graph.weights[part.weight].columns());
                 let mut first = 0;
                 let mut rounded = None;
-                for part in parts {
-                    let matrix = model.matrix(part.weight);
-                    let inputs = self.graph.weights[part.weight].columns();
+                for Product { matrix, bias } in &model.products[index] {
                     let kind = (matrix.format.chunk(), matrix.inputs);
                     if rounded != Some(kind) {
-                        self.round(self.buffer(*x), matrix, inputs, who, 1);
+                        self.round(self.buffer(*x), *matrix, inputs, who, 1);
                         rounded = Some(kind);
                     }
-                    let bias = part.bias.map_or(0, |bias| model.vector(bias));
-                    self.product(self.buffer(*x), matrix, bias, self.buffer(*out), width, first, activation, who);
+                    self.product(self.buffer(*x), *matrix, *bias, self.buffer(*out), width, first, activation, who);
                     first += matrix.outputs;
                 }
             }
@@ -456,8 +486,9 @@ impl Writer<'_> {
                     likely: (rows * used).div_ceil(experts.len()),
                     lists: Some((list, list_step, experts.len())),
                     divide: *used,
+                    vectors: plan.shape.rows,
                 };
-                let all = Who { count, most: rows, likely: rows, lists: None, divide: 1 };
+                let all = Who { count, most: rows, likely: rows, lists: None, divide: 1, vectors: plan.shape.rows };
                 let (both, gated) = (self.scratch(Part::Both), self.scratch(Part::Inner));
                 self.round(self.buffer(*x), mixture.gate, width, all, 1);
                 self.product(self.buffer(*x), mixture.gate, 0, both, 2 * inner, 0, 0, who);
@@ -466,9 +497,10 @@ impl Writer<'_> {
                 }
                 self.product(self.buffer(*x), mixture.up, 0, both, 2 * inner, inner, 0, who);
                 self.gate(both, gated, count, rows, inner, *activation, *used);
-                self.round(gated, mixture.down, inner, all, *used);
+                let pairs = list_step;
+                self.round(gated, mixture.down, inner, Who { vectors: pairs, ..all }, *used);
                 let answers = self.scratch(Part::Answers);
-                self.product(gated, mixture.down, 0, answers, width, 0, 0, Who { divide: 1, ..who });
+                self.product(gated, mixture.down, 0, answers, width, 0, 0, Who { divide: 1, vectors: pairs, ..who });
                 let arguments =
                     a::Mix { answers, weights, out: self.buffer(*out), count, width: narrow, used: narrow_used };
                 self.plain("kedge_mix", width, rows, arguments.bytes());
@@ -537,7 +569,8 @@ impl Writer<'_> {
                 self.push("kedge_round_half", [rows, 1, 1], threads(width), 0, arguments.bytes());
             }
             _ => {
-                let arguments = a::RoundBytes { x, out, scales, count, width: narrow, times: times as u32 };
+                let (times, scales_step) = (times as u32, who.vectors as u32);
+                let arguments = a::RoundBytes { x, out, scales, count, width: narrow, times, scales_step };
                 self.plain("kedge_round_bytes", width, rows, arguments.bytes());
             }
         }
@@ -555,22 +588,13 @@ impl Writer<'_> {
         activation: u32,
         who: Who,
     ) {
-        let few = who.likely <= 8;
-        let (kernel, columns) = match (matrix.format, few) {
-            (Format::F32, _) => ("kedge_linear_f32", 8),
-            (Format::Half, true) => ("kedge_linear_half_8", 8),
-            (Format::Half, false) => ("kedge_linear_half_32", 32),
-            (Format::Q8_0, true) => ("kedge_linear_q8_0_8", 8),
-            (Format::Q8_0, false) => ("kedge_linear_q8_0_32", 32),
-            (Format::Q4_0, true) => ("kedge_linear_q4_0_8", 8),
-            (Format::Q4_0, false) => ("kedge_linear_q4_0_32", 32),
-            (Format::Q4K, true) => ("kedge_linear_q4_k_8", 8),
-            (Format::Q4K, false) => ("kedge_linear_q4_k_32", 32),
-            (Format::Q5K, true) => ("kedge_linear_q5_k_8", 8),
-            (Format::Q5K, false) => ("kedge_linear_q5_k_32", 32),
-            (Format::Q6K, true) => ("kedge_linear_q6_k_8", 8),
-            (Format::Q6K, false) => ("kedge_linear_q6_k_32", 32),
+        let columns = match who.likely {
+            _ if matrix.format == Format::F32 => 8,
+            ..=8 => 8,
+            ..=SPLIT_VECTORS_MAX => 32,
+            _ => 64,
         };
+        let kernel = kernel(matrix.format, columns);
         let plain = matrix.format == Format::F32;
         let (list, list_step, matrices) = who.lists.unwrap_or((0, 0, 1));
         let arguments = a::Linear {
@@ -591,12 +615,15 @@ impl Writer<'_> {
             divide: who.divide as u32,
             activation,
             list_step: list_step as u32,
+            scales_step: who.vectors as u32,
         };
-        let (warps, tiles) = if plain {
-            let warps = matrix.outputs.div_ceil(F32_EACH).min(PRODUCT_WARPS);
-            (warps, matrix.outputs.div_ceil(F32_EACH * warps))
-        } else {
-            ((matrix.inputs / matrix.format.chunk()).clamp(1, PRODUCT_WARPS), matrix.outputs.div_ceil(TILE))
+        let (warps, tiles) = match columns {
+            _ if plain => {
+                let warps = matrix.outputs.div_ceil(F32_EACH).min(PRODUCT_WARPS);
+                (warps, matrix.outputs.div_ceil(F32_EACH * warps))
+            }
+            64 => (OWN_WARPS, matrix.outputs.div_ceil(TILE * OWN_WARPS)),
+            _ => ((matrix.inputs / matrix.format.chunk()).clamp(1, PRODUCT_WARPS), matrix.outputs.div_ceil(TILE)),
         };
         let grid = [tiles, who.most.div_ceil(columns), matrices];
         self.push(kernel, grid, 32 * warps, 0, arguments.bytes());

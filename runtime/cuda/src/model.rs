@@ -65,6 +65,31 @@ pub(crate) struct Mixture {
     pub(crate) down: Matrix,
 }
 
+/// A matrix that a vector is multiplied with, and what is added; zero where nothing is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Product {
+    pub(crate) matrix: Matrix,
+    pub(crate) bias: u64,
+}
+
+/// Matrices of one type and width as one.
+fn stacked<'a>(parts: impl Iterator<Item = &'a Tensor> + Clone) -> Tensor {
+    let (first, rows) = (parts.clone().next().expect("there are parts"), parts.clone().map(Tensor::rows).sum());
+    let bytes = parts.map(Tensor::bytes).collect::<Vec<_>>().concat();
+    Tensor::of_bytes(first.dtype, &[rows, first.columns()], bytes).expect("rows are whole blocks")
+}
+
+/// What is added to the products of parts, as 32-bit floats; none where nothing is.
+fn biases(graph: &Graph, parts: &[Part]) -> Option<Vec<u8>> {
+    parts.iter().any(|part| part.bias.is_some()).then(|| {
+        let of = |part: &Part| match part.bias {
+            Some(bias) => graph.weights[bias].to_f32(),
+            None => vec![0.0; graph.weights[part.weight].rows()],
+        };
+        parts.iter().flat_map(of).flat_map(f32::to_le_bytes).collect()
+    })
+}
+
 /// Where everything of a graph lies.
 #[derive(Debug, Default)]
 pub(crate) struct Model {
@@ -72,8 +97,9 @@ pub(crate) struct Model {
     pub(crate) tables: Vec<Option<Table>>,
     /// 32-bit floats.
     pub(crate) vectors: Vec<Option<u64>>,
-    pub(crate) matrices: Vec<Option<Matrix>>,
+    matrices: Vec<Option<Matrix>>,
     /// By operation.
+    pub(crate) products: Vec<Vec<Product>>,
     pub(crate) mixtures: Vec<Option<Mixture>>,
     /// The distinct ways of turning, and where their frequencies lie.
     pub(crate) ropes: Vec<(Rope, u64)>,
@@ -87,6 +113,7 @@ impl Model {
             tables: vec![None; none],
             vectors: vec![None; none],
             matrices: vec![None; none],
+            products: vec![Vec::new(); graph.ops.len()],
             mixtures: vec![None; graph.ops.len()],
             ropes: Vec::new(),
         };
@@ -99,9 +126,7 @@ impl Model {
                         }
                         let tensor = &graph.weights[*weight];
                         model.tables[*weight] = Some(if weight == words && is_multiplied(graph, *weight) {
-                            let matrix = place(&[tensor], put)?;
-                            model.matrices[*weight] = Some(matrix);
-                            matrix.table()
+                            model.keep_matrix(graph, *weight, put)?.table()
                         } else {
                             Table { address: put(tensor.bytes())?, kind: kind(tensor.dtype), units: 0, chunks: 0 }
                         });
@@ -120,13 +145,14 @@ impl Model {
                     }
                 }
                 Op::Linear { parts, .. } => {
-                    for Part { weight, bias } in parts {
-                        if model.matrices[*weight].is_none() {
-                            model.matrices[*weight] = Some(place(&[&graph.weights[*weight]], put)?);
-                        }
-                        if let Some(bias) = bias {
-                            model.keep_vector(graph, *bias, put)?;
-                        }
+                    // Neighbours of one type are one matrix: fewer launches, each with more to do.
+                    for run in parts.chunk_by(|a, b| graph.weights[a.weight].dtype == graph.weights[b.weight].dtype) {
+                        let matrix = match run {
+                            [only] => model.keep_matrix(graph, only.weight, put)?,
+                            _ => place(&[&stacked(run.iter().map(|part| &graph.weights[part.weight]))], put)?,
+                        };
+                        let bias = biases(graph, run).map(|bytes| put(&bytes)).transpose()?.unwrap_or_default();
+                        model.products[index].push(Product { matrix, bias });
                     }
                 }
                 Op::Experts { experts, .. } => {
@@ -171,16 +197,26 @@ impl Model {
         Ok(())
     }
 
+    fn keep_matrix<E>(
+        &mut self,
+        graph: &Graph,
+        weight: usize,
+        put: &mut dyn FnMut(&[u8]) -> Result<u64, E>,
+    ) -> Result<Matrix, E> {
+        if let Some(matrix) = self.matrices[weight] {
+            return Ok(matrix);
+        }
+        let matrix = place(&[&graph.weights[weight]], put)?;
+        self.matrices[weight] = Some(matrix);
+        Ok(matrix)
+    }
+
     pub(crate) fn table(&self, weight: usize) -> Table {
         self.tables[weight].expect("tables were put as such")
     }
 
     pub(crate) fn vector(&self, weight: usize) -> u64 {
         self.vectors[weight].expect("vectors were put as such")
-    }
-
-    pub(crate) fn matrix(&self, weight: usize) -> Matrix {
-        self.matrices[weight].expect("matrices were put as such")
     }
 
     pub(crate) fn mixture(&self, op: usize) -> Mixture {

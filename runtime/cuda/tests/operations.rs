@@ -223,7 +223,7 @@ fn roundable(count: usize, seed: u32) -> Vec<f32> {
 fn products_with_quantised_weights() {
     for dtype in [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4K, Dtype::Q5K, Dtype::Q6K] {
         let inputs = if dtype.block().0 == 32 { 96 } else { 512 };
-        for (rows, outputs) in [(1, 33), (9, 16), (35, 5)] {
+        for (rows, outputs) in [(1, 33), (9, 16), (35, 70)] {
             check(&format!("{} {inputs}x{outputs}, {rows} rows", dtype.name()), FLOAT, &[rows], |g| {
                 let x = given(g, inputs, &roundable(WORDS * inputs, 1));
                 product(g, x, &[dtype, dtype], inputs, outputs, None)
@@ -413,9 +413,12 @@ fn a_row_has_the_same_bits_alone_and_in_company() {
         let graph = Arc::new(g.finish(result, None));
         for capability in CAPABILITIES {
             let backend = cuda(capability);
-            let company = step(&[35]);
+            let company = step(&[70]);
+            let few = step(&[20]);
             let together = run(&graph, &backend, &company);
-            for row in [0, 9, 34] {
+            let some = run(&graph, &backend, &few);
+            assert!(some == together[..some.len()], "{} {is_mixture} {capability:?}", dtype.name());
+            for row in [0, 9, 69] {
                 let mut lonely = step(&[1]);
                 lonely.ids[0] = company.ids[row];
                 let alone = run(&graph, &backend, &lonely);
