@@ -40,6 +40,24 @@ fn naming(action: &str, address: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot {action} {address}: {error}"))
 }
 
+/// Connections that wait to be accepted. With the 128 that are usual, a burst costs some clients a second each: the system
+/// lets go of their first packet, and they send it again after that.
+const BACKLOG: u32 = 4096;
+
+/// What `TcpListener::bind` does, with more room for a burst.
+async fn listen(address: &str) -> io::Result<tokio::net::TcpListener> {
+    let mut last = io::Error::new(io::ErrorKind::InvalidInput, "it stands for no address");
+    for address in tokio::net::lookup_host(address).await? {
+        let socket = if address.is_ipv4() { tokio::net::TcpSocket::new_v4() } else { tokio::net::TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        match socket.bind(address).and_then(|()| socket.listen(BACKLOG)) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
 #[allow(clippy::disallowed_methods, reason = "this is the one place that opens real sockets")]
 #[async_trait]
 impl Net for RealNet {
@@ -50,7 +68,7 @@ impl Net for RealNet {
     }
 
     async fn listen(&self, address: &str) -> io::Result<BoxedListener> {
-        let listener = tokio::net::TcpListener::bind(address).await.map_err(|e| naming("listen on", address, &e))?;
+        let listener = listen(address).await.map_err(|e| naming("listen on", address, &e))?;
         Ok(Box::new(listener))
     }
 }
