@@ -1,12 +1,15 @@
 //! `kedge infer` as people call it: talks, pipes, figures.
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::harness::assert_has;
+use crate::harness::{assert_has, eventually};
+use crate::needs::{Need, lacks};
 
 /// The decoder that comes with the repository.
 pub(crate) fn demo() -> PathBuf {
@@ -82,4 +85,135 @@ fn figures_are_told_as_a_table_and_as_json() {
         assert!(found[figure].as_f64().unwrap() > 0.0, "{figure}: {json}");
     }
     assert!(found["memory_peak_bytes"].as_u64().unwrap() > 1 << 20);
+}
+
+/// `kedge infer` as a server, until it is dropped.
+struct Serving {
+    child: std::process::Child,
+    address: String,
+}
+
+impl Serving {
+    fn start(model: &Path, name: &str, flags: &[&str]) -> Self {
+        // The port is free now; that nobody takes it meanwhile is likely enough on loopback.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let address = format!("127.0.0.1:{port}");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kedge"));
+        command.args(["infer", "--name", name, "--listen", &address, "--model"]).arg(model).args(flags);
+        let child = command.stdin(Stdio::null()).spawn().unwrap();
+        let serving = Self { child, address };
+        eventually("the model is served", || {
+            let (status, said) = serving.get("/health");
+            if status == 200 { Ok(()) } else { Err(said) }
+        });
+        serving
+    }
+
+    /// Status and body of a request; status 0 when nobody answered.
+    fn get(&self, path: &str) -> (u16, String) {
+        let mut text = String::new();
+        let asked = TcpStream::connect(&self.address).and_then(|mut stream| {
+            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+            write!(stream, "GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")?;
+            stream.read_to_string(&mut text)
+        });
+        if let Err(error) = asked {
+            return (0, error.to_string());
+        }
+        let status = text.split(' ').nth(1).and_then(|status| status.parse().ok());
+        (status.unwrap_or(0), text.split_once("\r\n\r\n").map_or_else(String::new, |(_, body)| body.to_owned()))
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn openai_s_own_client_finds_what_it_knows() {
+    if lacks(&[Need::OpenAi]) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let keys = folder.path().join("keys");
+    std::fs::write(&keys, "sesame\n").unwrap();
+    let text = Serving::start(&demo(), "demo", &["--api-key-file", keys.to_str().unwrap()]);
+    let vectors = crate::needs::model().map(|model| Serving::start(&model, "minilm", &[]));
+    let mut command = Command::new("python3");
+    command.arg(script("openai_client.py")).arg(format!("http://{}", text.address)).arg("sesame");
+    command.args(vectors.as_ref().map(|serving| format!("http://{}", serving.address)));
+    command.env("PYTHONPATH", crate::needs::openai_packages().unwrap());
+    let output = command.output().expect("python3 is on the PATH");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("everything was as it should be"), "{said}");
+
+    // Another key, and nobody restarts anything.
+    let status = |key: &str| {
+        let mut stream = TcpStream::connect(&text.address).unwrap();
+        write!(
+            stream,
+            "GET /v1/models HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\nconnection: close\r\n\r\n"
+        )
+        .unwrap();
+        let mut said = String::new();
+        stream.read_to_string(&mut said).unwrap();
+        said.split(' ').nth(1).unwrap().to_owned()
+    };
+    assert_eq!((status("sesame").as_str(), status("open").as_str()), ("200", "401"));
+    std::fs::write(&keys, "open\n").unwrap();
+    eventually("the new key opens, and the old one does not", || {
+        let found = (status("sesame"), status("open"));
+        if found == ("401".into(), "200".into()) { Ok(()) } else { Err(format!("{found:?}")) }
+    });
+}
+
+/// Ten thousand connections that say nothing: the first so many are held, the others told to come again, and once they
+/// are gone, or have said nothing for too long, everybody is answered.
+#[test]
+fn ten_thousand_connections_do_not_take_the_server_away() {
+    // This process has the one end of each.
+    let own = std::process::id().to_string();
+    let raised = Command::new("prlimit").args(["--pid", &own, "--nofile=12000:"]).output();
+    let open_max = std::fs::read_to_string("/proc/self/limits").unwrap();
+    let open_max = open_max.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let open_max: usize = open_max.split_whitespace().next().unwrap().parse().unwrap();
+    let count = 10_000.min(open_max.saturating_sub(500));
+    if count < 10_000 {
+        println!("{count} connections only: this process may have {open_max} files open ({raised:?})");
+    }
+    let begin = Instant::now();
+    let serving = Serving::start(&demo(), "demo", &[]);
+    let mut held = Vec::new();
+    let mut slowest = Duration::ZERO;
+    for number in 0..count {
+        held.push(TcpStream::connect(&serving.address).unwrap_or_else(|error| panic!("{number}: {error}")));
+        if number % 1000 == 0 {
+            let asked = Instant::now();
+            let (status, said) = serving.get("/health");
+            // Told to come again, or closed where so many are told at once that there is no room for it.
+            assert!([200, 503, 0].contains(&status), "{number}: {status} {said}");
+            assert!(status == 200 || number > 500, "{number}: {status} {said}");
+            slowest = slowest.max(asked.elapsed());
+        }
+    }
+    println!("{count} connections after {:?}; the slowest answer took {slowest:?}", begin.elapsed());
+    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", serving.child.id())).unwrap();
+    let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap().trim().to_owned();
+    let kib: u64 = memory.trim_end_matches("kB").trim().parse().unwrap();
+    println!("the server has {memory}");
+    assert!(kib < 512 << 10, "{memory}");
+    // They say nothing, so that their places are free soon, while all of them are still held at this end.
+    eventually("others are served again", || {
+        let (status, said) = serving.get("/v1/models");
+        if status == 200 { Ok(()) } else { Err(format!("{status} {said}")) }
+    });
+    let metrics = serving.get("/metrics").1;
+    let refused = metrics.lines().find_map(|line| line.strip_prefix("kedge_infer_connections_refused_total "));
+    assert!(count < 5000 || refused.unwrap().parse::<u64>().unwrap() > 0, "{metrics}");
+    assert!(begin.elapsed() < Duration::from_secs(120), "{:?}", begin.elapsed());
 }

