@@ -1,6 +1,7 @@
 //! What the backend needs of a device. `driver` drives a real one; tests have one that interprets PTX.
 
 use crate::launch::Launch;
+use crate::{Reason, driver};
 
 /// What a device did not do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,6 +41,11 @@ pub struct Facts {
     pub capability: (u32, u32),
     /// The CUDA version that its driver speaks, major and minor.
     pub driver: (u32, u32),
+}
+
+/// The first device of this machine, or why there is none.
+pub fn first() -> Result<Box<dyn Device>, Reason> {
+    Ok(Box::new(driver::Driver::open()?))
 }
 
 /// The index of a recording.

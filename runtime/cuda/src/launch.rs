@@ -590,8 +590,8 @@ impl Writer<'_> {
     ) {
         let columns = match who.likely {
             _ if matrix.format == Format::F32 => 8,
-            ..=8 => 8,
-            ..=SPLIT_VECTORS_MAX => 32,
+            few if few <= 8 => 8,
+            some if some <= SPLIT_VECTORS_MAX => 32,
             _ => 64,
         };
         let kernel = kernel(matrix.format, columns);

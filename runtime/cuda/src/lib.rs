@@ -90,22 +90,25 @@ pub struct Cuda {
 }
 
 impl Cuda {
-    /// The first device of this machine, or why there is none.
+    /// The first device of this machine with the newest kernels that it runs, or why there is none.
     pub fn probe() -> Result<Self, Reason> {
-        Self::on(Box::new(driver::Driver::open()?))
+        Self::on(device::first()?)
     }
 
     /// That device, if it takes the kernels.
     pub fn on(device: Box<dyn Device>) -> Result<Self, Reason> {
-        let facts = device.facts().clone();
-        let (needs, linux) = kernels::DRIVER_MIN;
-        if facts.driver < needs {
-            return Err(Reason::OldDriver { has: facts.driver, needs, linux });
+        let Facts { name, capability: has, .. } = device.facts().clone();
+        match kernels::of(has) {
+            Some(set) => Self::with(device, set),
+            None => Err(Reason::OldDevice { name, has }),
         }
-        let old = || Reason::OldDevice { name: facts.name.clone(), has: facts.capability };
-        let set = kernels::of(facts.capability).ok_or_else(old)?;
+    }
+
+    /// That device with one of the sets of kernels that it runs.
+    pub fn with(device: Box<dyn Device>, set: Set) -> Result<Self, Reason> {
         for text in set.texts {
-            device.load(text).map_err(|fault| Reason::Fault { name: facts.name.clone(), fault })?;
+            let name = || device.facts().name.clone();
+            device.load(text).map_err(|fault| Reason::Fault { name: name(), fault })?;
         }
         Ok(Self { device: device.into(), set })
     }
@@ -240,7 +243,7 @@ impl Loaded {
                 state.plans.insert(plan.shape, seen);
             }
             (seen, _) => {
-                let is_new = seen.is_none();
+                let is_new = seen.is_none() && may_record;
                 self.launch(&write(exact))?;
                 if is_new {
                     state.plans.insert(plan.shape, Seen::Once);

@@ -2,11 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-mod interpreter;
+mod devices;
 
 use std::sync::Arc;
 
-use interpreter::{CAPABILITIES, cuda};
+use devices::{Tested, each};
 use kedge_engine::backend::{Sequence, Step};
 use kedge_engine::graph::{
     Activation, Builder, Expert, Graph, Heads, Norm, Op, Pages, Pairs, Part, Pooling, Rope, Value, Weight,
@@ -105,10 +105,9 @@ fn check_with_pages(
     let step = step(lengths);
     let expected = run(&graph, &Reference, &step);
     assert!(expected.iter().all(|value| value.is_finite()), "{name}");
-    for capability in CAPABILITIES {
-        let found = run(&graph, &cuda(capability), &step);
-        let off = distance(&found, &expected);
-        assert!(off <= tolerance, "{name} on {capability:?}: {off}");
+    for Tested { name: on, backend, .. } in each() {
+        let off = distance(&run(&graph, &*backend, &step), &expected);
+        assert!(off <= tolerance, "{name} on {on}: {off}");
     }
 }
 
@@ -253,8 +252,8 @@ fn what_is_no_number_does_not_become_one() {
             let x = given(&mut g, 64, &values);
             let result = product(&mut g, x, &[dtype], 64, 20, None);
             let graph = Arc::new(g.finish(result, None));
-            for capability in CAPABILITIES {
-                let answers = run(&graph, &cuda(capability), &step(&[2]));
+            for Tested { backend, .. } in each() {
+                let answers = run(&graph, &*backend, &step(&[2]));
                 assert!(answers[..20].iter().all(|value| !value.is_finite()), "{dtype:?} {bad}: {answers:?}");
                 assert!(answers[20..].iter().all(|value| value.is_finite()), "{dtype:?} {bad}: {answers:?}");
             }
@@ -283,10 +282,12 @@ fn attention_to_what_is_no_number_is_none() {
             let result = g.take(out);
             let pages = paged.then_some(Pages { layers: 1, heads: 1, width: 16 });
             let graph = Arc::new(g.finish(result, pages));
-            let answers = run(&graph, &cuda((8, 0)), &step(&[3]));
-            let sees = if paged { 16 } else { 0 };
-            assert!(answers[..sees].iter().all(|value| value.is_finite()), "{paged} {bad}: {answers:?}");
-            assert!(answers[sees..].iter().all(|value| !value.is_finite()), "{paged} {bad}: {answers:?}");
+            for Tested { backend, .. } in each() {
+                let answers = run(&graph, &*backend, &step(&[3]));
+                let sees = if paged { 16 } else { 0 };
+                assert!(answers[..sees].iter().all(|value| value.is_finite()), "{paged} {bad}: {answers:?}");
+                assert!(answers[sees..].iter().all(|value| !value.is_finite()), "{paged} {bad}: {answers:?}");
+            }
         }
     }
 }
@@ -411,18 +412,17 @@ fn a_row_has_the_same_bits_alone_and_in_company() {
         };
         let width = g.width(result);
         let graph = Arc::new(g.finish(result, None));
-        for capability in CAPABILITIES {
-            let backend = cuda(capability);
+        for Tested { name: on, backend, .. } in each() {
             let company = step(&[70]);
             let few = step(&[20]);
-            let together = run(&graph, &backend, &company);
-            let some = run(&graph, &backend, &few);
-            assert!(some == together[..some.len()], "{} {is_mixture} {capability:?}", dtype.name());
+            let together = run(&graph, &*backend, &company);
+            let some = run(&graph, &*backend, &few);
+            assert!(some == together[..some.len()], "{} {is_mixture} {on}", dtype.name());
             for row in [0, 9, 69] {
                 let mut lonely = step(&[1]);
                 lonely.ids[0] = company.ids[row];
-                let alone = run(&graph, &backend, &lonely);
-                assert!(alone == together[row * width..][..width], "{} {is_mixture} {capability:?}", dtype.name());
+                let alone = run(&graph, &*backend, &lonely);
+                assert!(alone == together[row * width..][..width], "{} {is_mixture} {on}", dtype.name());
             }
         }
     }
@@ -467,6 +467,6 @@ fn what_the_kernels_do_not_take_is_refused_by_name() {
     let out = g.attend(qkv, heads);
     let result = g.take(out);
     let graph = Arc::new(g.finish(result, None));
-    let said = cuda((8, 0)).prepare(graph, 0).err().unwrap().to_string();
+    let said = each()[0].backend.prepare(graph, 0).err().unwrap().to_string();
     assert_eq!(said, "interpreter: the model has heads of width 300; even ones to 256 are taken");
 }

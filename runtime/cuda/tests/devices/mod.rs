@@ -1,17 +1,14 @@
-//! A device that interprets the PTX that ships.
+//! What tests run on: a device that interprets the PTX that ships, and a real one where there is one.
 
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "each test uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
-use kedge_cuda::device::Recording;
+use kedge_cuda::device::{self, Recording};
 use kedge_cuda::launch::Launch;
 use kedge_cuda::{Cuda, Device, Facts, Fault, kernels};
 use kedge_ptx::{Memory, Module};
-
-/// The compute capabilities of devices that run the two sets.
-pub const CAPABILITIES: [(u32, u32); 2] = [(7, 5), (8, 7)];
 
 #[derive(Default)]
 struct State {
@@ -36,15 +33,40 @@ impl Window {
     }
 }
 
-/// The backend on such a device.
-pub fn cuda(capability: (u32, u32)) -> Cuda {
-    cuda_and_window(capability).0
+/// A backend to test, with its name.
+pub struct Tested {
+    pub name: String,
+    pub backend: Arc<Cuda>,
+    /// None of a real device.
+    pub window: Option<Window>,
 }
 
-pub fn cuda_and_window(capability: (u32, u32)) -> (Cuda, Window) {
-    let facts = Facts { name: "interpreter".into(), capability, driver: kernels::DRIVER_MIN.0 };
+/// One for each set of kernels, interpreted and, where there is a device, on it.
+pub fn each() -> Vec<Tested> {
+    static REAL: OnceLock<Vec<(String, Arc<Cuda>)>> = OnceLock::new();
+    let real = REAL.get_or_init(|| {
+        let runs = |set: &kernels::Set| device::first().is_ok_and(|device| device.facts().capability >= set.capability);
+        let on = |set: kernels::Set| {
+            let backend = Cuda::with(device::first().unwrap(), set).unwrap();
+            (format!("{}, {}", backend.facts().name, set.name), Arc::new(backend))
+        };
+        kernels::SETS.into_iter().filter(runs).map(on).collect()
+    });
+    let mut all: Vec<Tested> = kernels::SETS.map(interpreted).into();
+    all.extend(real.iter().map(|(name, backend)| Tested {
+        name: name.clone(),
+        backend: backend.clone(),
+        window: None,
+    }));
+    all
+}
+
+fn interpreted(set: kernels::Set) -> Tested {
+    let facts = Facts { name: "interpreter".into(), capability: set.capability, driver: kernels::DRIVER_MIN.0 };
     let state = Arc::<Mutex<State>>::default();
-    (Cuda::on(Box::new(Interpreter { facts, state: state.clone() })).unwrap(), Window(state))
+    let device = Box::new(Interpreter { facts, state: state.clone() });
+    let backend = Arc::new(Cuda::on(device).unwrap());
+    Tested { name: format!("interpreter, {}", set.name), backend, window: Some(Window(state)) }
 }
 
 fn failed(step: &str, error: kedge_ptx::Error) -> Fault {
