@@ -210,13 +210,7 @@ struct Registries(kedge_images::Puller);
 #[async_trait]
 impl Puller for Registries {
     async fn pull(&self, reference: &str, logins: &[RegistryLogin]) -> Result<Image, String> {
-        let login = |login: &RegistryLogin| kedge_images::Login {
-            registry: login.registry.clone(),
-            user: login.user.clone(),
-            password: login.password.clone(),
-        };
-        let logins: Vec<_> = logins.iter().map(login).collect();
-        self.0.pull(reference, &logins).await.map_err(|error| error.to_string())
+        self.0.pull(reference, logins).await.map_err(|error| error.to_string())
     }
 }
 

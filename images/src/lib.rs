@@ -11,5 +11,6 @@ mod own;
 mod pull;
 
 pub use archive::write_archive;
+pub use kedge_registry::Login;
 pub use own::{OwnImage, OwnImageError};
-pub use pull::{Login, PullError, Puller};
+pub use pull::{PullError, Puller};

@@ -6,7 +6,6 @@
 //! Not here: pushing, mirrors, signatures.
 #![allow(clippy::disallowed_methods, reason = "a shell: blobs are large files that grow at their end")]
 
-mod auth;
 mod blob;
 
 use std::fs;
@@ -16,7 +15,8 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use kedge_content::Turns;
-use kedge_fetch::{Answer, FetchError, Fetcher, Get};
+use kedge_fetch::{Answer, FetchError, Fetcher};
+use kedge_registry::{Login, RegistryError};
 use kedge_runtimes::Runtime;
 use kedge_runtimes::image::{
     BlobSource, ConfigFile, Descriptor, Digest, Image, ImagePlan, Manifest, host_architecture,
@@ -24,8 +24,6 @@ use kedge_runtimes::image::{
 use kedge_runtimes::reference::Reference;
 use kedge_runtimes::runtime::RuntimeError;
 use serde::Deserialize;
-
-pub use auth::Login;
 
 /// Manifests, indexes and configs larger than this are none; registries refuse them at the same size.
 const JSON_BYTES_MAX: usize = 4 << 20;
@@ -146,7 +144,7 @@ impl Puller {
     /// Pulls `name` and installs it; `logins` are tried where the registry asks who is there.
     pub async fn pull(&self, name: &str, logins: &[Login]) -> Result<Image, PullError> {
         let reference = Reference::parse(name).map_err(PullError::Reference)?;
-        let mut session = auth::Session::new(&self.fetcher, &reference, logins);
+        let mut session = Session::new(&self.fetcher, &reference, logins);
         let (manifest_bytes, manifest_digest) = self.manifest(&mut session, &reference).await?;
         if let Some(image) = self.installed(&reference, &manifest_digest).await {
             return Ok(image);
@@ -216,11 +214,7 @@ impl Puller {
     }
 
     /// The manifest for this machine, by way of an index where there is one.
-    async fn manifest(
-        &self,
-        session: &mut auth::Session<'_>,
-        reference: &Reference,
-    ) -> Result<(Vec<u8>, Digest), PullError> {
+    async fn manifest(&self, session: &mut Session<'_>, reference: &Reference) -> Result<(Vec<u8>, Digest), PullError> {
         let asked = match (&reference.digest, &reference.tag) {
             (Some(digest), _) => digest.to_string(),
             (None, tag) => tag.clone().unwrap_or_else(|| "latest".into()),
@@ -249,7 +243,7 @@ impl Puller {
 
     async fn document(
         &self,
-        session: &mut auth::Session<'_>,
+        session: &mut Session<'_>,
         reference: &Reference,
         asked: &str,
     ) -> Result<(Vec<u8>, Digest), PullError> {
@@ -266,7 +260,7 @@ impl Puller {
     }
 
     /// Fetches a blob, going on with what is here of it; its file.
-    async fn blob(&self, session: &mut auth::Session<'_>, blob: &Descriptor, max: u64) -> Result<PathBuf, PullError> {
+    async fn blob(&self, session: &mut Session<'_>, blob: &Descriptor, max: u64) -> Result<PathBuf, PullError> {
         let what = || format!("the blob {}", blob.digest);
         if blob.size > max {
             return Err(PullError::Invalid { what: what(), reason: format!("is larger than {max} bytes") });
@@ -310,35 +304,26 @@ impl BlobSource for Blobs {
     }
 }
 
-/// What a registry's answer means when it is not the thing asked for.
-fn judge(answer: &Answer, reference: &Reference) -> Option<PullError> {
-    let (registry, repository) = reference.repository.split_once('/')?;
-    let refused = |reason: &str| PullError::Refused {
-        registry: registry.to_owned(),
-        repository: repository.to_owned(),
-        reason: reason.to_owned(),
-    };
-    match answer.status.as_u16() {
-        200 | 206 => None,
-        401 => Some(refused("it asks who is there")),
-        403 => Some(refused("access is denied")),
-        404 => Some(PullError::Missing(reference.full_name())),
-        _ => Some(PullError::Fetch(FetchError::Status { url: answer.url.clone(), status: answer.status })),
-    }
+/// The way to the registry of one image.
+struct Session<'a> {
+    reference: &'a Reference,
+    registry: kedge_registry::Session,
 }
 
-impl auth::Session<'_> {
+impl<'a> Session<'a> {
+    fn new(fetcher: &Fetcher, reference: &'a Reference, logins: &[Login]) -> Self {
+        Self { reference, registry: kedge_registry::Session::new(fetcher, &reference.repository, logins) }
+    }
+
     /// Asks for `path` of the repository, from byte `from` on.
     async fn get(&mut self, path: &str, from: u64, accept: Option<&str>) -> Result<Answer, PullError> {
-        let answer = self.send(path, from, accept).await?;
-        match judge(&answer, self.reference()) {
-            None => Ok(answer),
-            Some(error) => Err(error),
-        }
+        self.registry.get(path, from, accept).await.map_err(|error| match error {
+            RegistryError::Fetch(error) => PullError::Fetch(error),
+            RegistryError::Refused { registry, repository, reason } => {
+                PullError::Refused { registry, repository, reason }
+            }
+            RegistryError::Missing(_) => PullError::Missing(self.reference.full_name()),
+            RegistryError::Invalid { what, reason } => PullError::Invalid { what, reason },
+        })
     }
-}
-
-/// A request for `url` from byte `from` on.
-fn request(url: &str, from: u64) -> Get {
-    Get { from, ..Get::new(url) }
 }

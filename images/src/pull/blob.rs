@@ -5,8 +5,7 @@ use std::path::Path;
 use kedge_content::{Partial, discard};
 use kedge_runtimes::image::Descriptor;
 
-use super::PullError;
-use super::auth::Session;
+use super::{PullError, Session};
 
 /// Fetches `blob` to `path`. After an error what came stays, unless it proved to be wrong.
 pub(super) async fn fetch(session: &mut Session<'_>, blob: &Descriptor, path: &Path) -> Result<(), PullError> {

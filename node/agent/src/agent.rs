@@ -87,15 +87,7 @@ pub trait Puller: Send + Sync + 'static {
 }
 
 /// A name and a password for a registry, from an image pull secret.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RegistryLogin {
-    /// The registry's host, with its port when it has one.
-    pub registry: String,
-    /// The name.
-    pub user: String,
-    /// The password.
-    pub password: String,
-}
+pub use kedge_registry::Login as RegistryLogin;
 
 /// Tokens of pods, each with the time for which it is used.
 type Tokens = BTreeMap<(PodUid, TokenSpec), (String, Range<Timestamp>)>;

@@ -4,63 +4,73 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{ACCEPT, AUTHORIZATION, WWW_AUTHENTICATE};
 use http::{HeaderValue, StatusCode};
-use kedge_fetch::{Answer, Fetcher};
-use kedge_runtimes::reference::Reference;
+use kedge_fetch::{Answer, FetchError, Fetcher, Get};
 use serde::Deserialize;
 
-use super::{PullError, request};
+use crate::{Login, RegistryError};
 
 /// A token's answer is small.
 const TOKEN_BYTES_MAX: usize = 1 << 20;
 
-/// A name and a password for a registry, as `imagePullSecrets` hold them.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Login {
-    /// The registry's host, with its port when it has one.
-    pub registry: String,
-    /// The name.
-    pub user: String,
-    /// The password.
-    pub password: String,
-}
-
-impl std::fmt::Debug for Login {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Login({} at {})", self.user, self.registry)
-    }
-}
-
 /// The way to one repository.
-pub(super) struct Session<'a> {
-    fetcher: &'a Fetcher,
-    reference: &'a Reference,
+pub struct Session {
+    fetcher: Fetcher,
+    /// The registry's host as people write it, with its port when it has one.
+    registry: String,
+    repository: String,
     /// Who may be there, the one that was let in last first; nobody when no login is for this registry.
-    callers: Vec<Option<&'a Login>>,
+    callers: Vec<Option<Login>>,
     /// What the registry wants, once it has said so.
     challenge: Option<Challenge>,
     /// What is sent along then.
     header: Option<HeaderValue>,
 }
 
-impl<'a> Session<'a> {
-    pub(super) fn new(fetcher: &'a Fetcher, reference: &'a Reference, logins: &'a [Login]) -> Self {
-        let host = host(reference);
-        let mut callers: Vec<_> = logins.iter().filter(|login| login.registry == host).map(Some).collect();
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Session({}/{})", self.registry, self.repository)
+    }
+}
+
+impl Session {
+    /// To `repository` (`<host>/<path>`), as any of those `logins` that are for its registry.
+    pub fn new(fetcher: &Fetcher, repository: &str, logins: &[Login]) -> Self {
+        let (registry, repository) = repository.split_once('/').unwrap_or((repository, ""));
+        let (registry, repository) = (registry.to_owned(), repository.to_owned());
+        let mut callers: Vec<_> = logins.iter().filter(|login| login.registry == registry).cloned().map(Some).collect();
         if callers.is_empty() {
             callers.push(None);
         }
-        Self { fetcher, reference, callers, challenge: None, header: None }
+        Self { fetcher: fetcher.clone(), registry, repository, callers, challenge: None, header: None }
     }
 
-    pub(super) fn reference(&self) -> &Reference {
-        self.reference
+    /// Asks for `path` of the repository (`manifests/…`, `blobs/…`), from byte `from` on.
+    pub async fn get(&mut self, path: &str, from: u64, accept: Option<&str>) -> Result<Answer, RegistryError> {
+        let answer = self.send(path, from, accept).await?;
+        self.judge(&answer).map_or(Ok(answer), Err)
+    }
+
+    /// What an answer means when it is not the thing asked for.
+    fn judge(&self, answer: &Answer) -> Option<RegistryError> {
+        let refused = |reason: &str| RegistryError::Refused {
+            registry: self.registry.clone(),
+            repository: self.repository.clone(),
+            reason: reason.to_owned(),
+        };
+        match answer.status.as_u16() {
+            200 | 206 => None,
+            401 => Some(refused("it asks who is there")),
+            403 => Some(refused("access is denied")),
+            404 => Some(RegistryError::Missing(answer.url.clone())),
+            _ => Some(FetchError::Status { url: answer.url.clone(), status: answer.status }.into()),
+        }
     }
 
     /// Asks for `path` of the repository; asked who is there, says so and asks again, as each of the callers until one
     /// is let in. (pkg/kubelet/images/image_manager.go tries credentials in turn, too.)
-    pub(super) async fn send(&mut self, path: &str, from: u64, accept: Option<&str>) -> Result<Answer, PullError> {
-        let url = url(self.reference, path);
-        let mut get = request(&url, from);
+    async fn send(&mut self, path: &str, from: u64, accept: Option<&str>) -> Result<Answer, RegistryError> {
+        let url = url(&self.registry, &self.repository, path);
+        let mut get = Get { from, ..Get::new(&*url) };
         if let Some(accept) = accept {
             get.headers.insert(ACCEPT, HeaderValue::from_str(accept).expect("media types are header values"));
         }
@@ -80,10 +90,10 @@ impl<'a> Session<'a> {
         let Some(challenge) = &self.challenge else { return Ok(answer) };
         let mut last = Ok(answer);
         for index in 0..self.callers.len() {
-            let header = match self.header(challenge, self.callers[index]).await {
+            let header = match self.header(challenge, self.callers[index].as_ref()).await {
                 Ok(Some(header)) => Some(header),
                 Ok(None) => continue,
-                Err(error @ PullError::Refused { .. }) => {
+                Err(error @ RegistryError::Refused { .. }) => {
                     last = Err(error);
                     continue;
                 }
@@ -102,7 +112,7 @@ impl<'a> Session<'a> {
     }
 
     /// What is sent along when `login` is there; none when it takes a login and there is none.
-    async fn header(&self, challenge: &Challenge, login: Option<&Login>) -> Result<Option<HeaderValue>, PullError> {
+    async fn header(&self, challenge: &Challenge, login: Option<&Login>) -> Result<Option<HeaderValue>, RegistryError> {
         match challenge {
             Challenge::Basic => Ok(login.map(basic)),
             Challenge::Bearer { realm, service, scope } => self.token(realm, service, scope, login).await.map(Some),
@@ -115,18 +125,25 @@ impl<'a> Session<'a> {
         service: &str,
         scope: &str,
         login: Option<&Login>,
-    ) -> Result<HeaderValue, PullError> {
-        let mut get = request(&token_url(realm, service, scope), 0);
+    ) -> Result<HeaderValue, RegistryError> {
+        // Who does not speak in the clear to the registry does not tell its password to somebody else so.
+        if !is_loopback(&self.registry) && !realm.starts_with("https://") {
+            let reason = format!("its tokens come from {realm:?}, which is not encrypted");
+            return Err(RegistryError::Invalid { what: format!("the registry {}", self.registry), reason });
+        }
+        let mut get = Get::new(token_url(realm, service, scope));
         get.headers.extend(login.map(|login| (AUTHORIZATION, basic(login))));
         let answer = self.fetcher.send(&get).await?;
-        if let Some(error) = super::judge(&answer, self.reference) {
+        if let Some(error) = self.judge(&answer) {
             return Err(error);
         }
         let bytes = answer.bytes(TOKEN_BYTES_MAX).await?;
-        let token: Token = super::parse("the registry's token", &bytes)?;
+        let wrong =
+            |reason: &str| RegistryError::Invalid { what: "the registry's token".into(), reason: reason.into() };
+        let token: Token =
+            serde_json::from_slice(&bytes).map_err(|error| wrong(&format!("cannot be read: {error}")))?;
         let text = if token.token.is_empty() { token.access_token } else { token.token };
-        let mut header = HeaderValue::from_str(&format!("Bearer {text}"))
-            .map_err(|_| PullError::Invalid { what: "the registry's token".into(), reason: "is no token".into() })?;
+        let mut header = HeaderValue::from_str(&format!("Bearer {text}")).map_err(|_| wrong("is no token"))?;
         header.set_sensitive(true);
         Ok(header)
     }
@@ -158,19 +175,17 @@ fn basic(login: &Login) -> HeaderValue {
     header
 }
 
-/// The registry's host as people write it.
-fn host(reference: &Reference) -> &str {
-    reference.repository.split('/').next().unwrap_or_default()
+/// Where a repository's things are. Registries on this machine's loopback speak plain HTTP, as Docker has it.
+fn url(registry: &str, repository: &str, path: &str) -> String {
+    let scheme = if is_loopback(registry) { "http" } else { "https" };
+    // The name that people use is not where that registry answers.
+    let host = if registry == "docker.io" { "registry-1.docker.io" } else { registry };
+    format!("{scheme}://{host}/v2/{repository}/{path}")
 }
 
-/// Where a repository's things are. Registries on this machine's loopback speak plain HTTP, as Docker has it.
-fn url(reference: &Reference, path: &str) -> String {
-    let (host, repository) = reference.repository.split_once('/').unwrap_or_default();
+fn is_loopback(host: &str) -> bool {
     let name = host.split(':').next().unwrap_or_default();
-    let scheme = if name == "localhost" || name.starts_with("127.") { "http" } else { "https" };
-    // The name that people use is not where that registry answers.
-    let host = if host == "docker.io" { "registry-1.docker.io" } else { host };
-    format!("{scheme}://{host}/v2/{repository}/{path}")
+    name == "localhost" || name.parse::<std::net::Ipv4Addr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// What a registry wants to see.
@@ -230,10 +245,11 @@ mod tests {
 
     #[test]
     fn loopback_is_asked_in_plain_http_and_everybody_else_is_not() {
-        let of = |name: &str| url(&Reference::parse(name).unwrap(), "manifests/1");
-        assert_eq!(of("localhost:5000/a:1"), "http://localhost:5000/v2/a/manifests/1");
-        assert_eq!(of("127.0.0.1:5000/a/b:1"), "http://127.0.0.1:5000/v2/a/b/manifests/1");
-        assert_eq!(of("example.test/a:1"), "https://example.test/v2/a/manifests/1");
-        assert_eq!(of("busybox"), "https://registry-1.docker.io/v2/library/busybox/manifests/1");
+        let of = |registry: &str| url(registry, "a/b", "manifests/1");
+        assert_eq!(of("localhost:5000"), "http://localhost:5000/v2/a/b/manifests/1");
+        assert_eq!(of("127.0.0.1:5000"), "http://127.0.0.1:5000/v2/a/b/manifests/1");
+        assert_eq!(of("example.test"), "https://example.test/v2/a/b/manifests/1");
+        assert_eq!(of("127.example.test"), "https://127.example.test/v2/a/b/manifests/1");
+        assert_eq!(of("docker.io"), "https://registry-1.docker.io/v2/a/b/manifests/1");
     }
 }
