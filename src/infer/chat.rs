@@ -283,12 +283,13 @@ impl Session {
         };
         loop {
             let event = tokio::select! {
-                event = events.recv() => event.context("the decoder's thread has ended")?,
+                biased;
                 _ = self.interrupt.recv() => {
                     self.decoder.cancel(id);
                     stopped = true;
                     break;
                 }
+                event = events.recv() => event.context("the decoder's thread has ended")?,
             };
             match event {
                 Event::Token(choice) => {
@@ -308,6 +309,9 @@ impl Session {
         write(&stream.finish(self.decoder.tokenizer())?)?;
         speed.whole = self.world.clock.monotonic() - begin;
         writeln!(out).context("cannot write the answer")?;
+        if stopped {
+            eprintln!("(stopped)");
+        }
         Ok((whole, speed, stopped))
     }
 }

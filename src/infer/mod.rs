@@ -96,9 +96,10 @@ struct ServeFlags {
 }
 
 const EXAMPLES: &str = "\
-Without a verb it serves a model over HTTP: OpenAI's embeddings or completions, and the Open Inference Protocol over REST
-and gRPC, all on one port.
-A model that makes vectors cuts a text that is longer than its max_seq_length, as sentence-transformers does; `usage`
+Without a verb it serves a model over HTTP, on one port: OpenAI's embeddings or completions, and the Open Inference
+Protocol over REST and gRPC.
+
+A model that makes vectors cuts a text that is longer than its max_seq_length, as sentence-transformers does, and `usage`
 counts what was read. A model that makes text refuses a prompt that is longer than its context.
 
 Without --tls-cert it speaks plain HTTP, and without --api-key-file everybody who reaches it may ask: leave it on the

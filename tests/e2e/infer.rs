@@ -217,3 +217,39 @@ fn ten_thousand_connections_do_not_take_the_server_away() {
     assert!(count < 5000 || refused.unwrap().parse::<u64>().unwrap() > 0, "{metrics}");
     assert!(begin.elapsed() < Duration::from_secs(120), "{:?}", begin.elapsed());
 }
+
+#[test]
+fn sigterm_ends_answers_within_the_drain_time_and_the_process_well() {
+    let mut serving = Serving::start(&demo(), "demo", &["--drain-timeout", "1", "--threads", "1"]);
+    let body = r#"{"model":"demo","stream":true,"n":16,"max_tokens":900,"ignore_eos":true,"messages":[{"role":"user","content":"hi"}]}"#;
+    let ask = || {
+        let mut stream = TcpStream::connect(&serving.address).unwrap();
+        let length = body.len();
+        write!(stream, "POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n{body}")
+            .unwrap();
+        stream.read_exact(&mut [0; 15]).unwrap();
+        stream
+    };
+    let mut streams: Vec<TcpStream> = (0..8).map(|_| ask()).collect();
+    let begin = Instant::now();
+    assert!(Command::new("kill").args(["-TERM", &serving.child.id().to_string()]).status().unwrap().success());
+    eventually("it says that it is not ready", || {
+        let (status, said) = serving.get("/v2/health/ready");
+        if status == 503 { Ok(()) } else { Err(format!("{status} {said}")) }
+    });
+    let ends: Vec<String> = streams
+        .iter_mut()
+        .map(|stream| {
+            let mut rest = String::new();
+            stream.read_to_string(&mut rest).unwrap();
+            rest.chars().rev().take(200).collect::<Vec<_>>().into_iter().rev().collect()
+        })
+        .collect();
+    let told = ends.iter().filter(|end| end.contains("the server is ending")).count();
+    assert!(
+        told > 0 && ends.iter().all(|end| end.contains("the server is ending") || end.contains("[DONE]")),
+        "{ends:?}"
+    );
+    let status = serving.child.wait().unwrap();
+    assert!(status.success() && begin.elapsed() < Duration::from_secs(60), "{status} after {:?}", begin.elapsed());
+}

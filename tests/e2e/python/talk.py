@@ -53,6 +53,21 @@ until(">>> ")
 os.write(terminal, b"\x03")
 until("/bye or Ctrl-D ends the talk.")
 until(">>> ")
+
+# Ctrl-S holds the terminal, and so the answer; Ctrl-C lets go of both.
+for patience in (1, 4, 16):
+    os.write(terminal, b"\x13")
+    say("What is a pod?")
+    time.sleep(patience)
+    os.write(terminal, b"\x03")
+    if "(stopped)" in until(">>> "):
+        break
+else:
+    raise SystemExit("Ctrl-C did not stop an answer")
+say("What is a node?")
+until("tokens/s")
+until(">>> ")
+
 say("/clear")
 until("forgotten")
 until(">>> ")
