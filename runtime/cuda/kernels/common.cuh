@@ -77,3 +77,53 @@ __device__ __forceinline__ float activate(u32 activation, float x) {
     default: return x;
     }
 }
+
+// Rounding of vectors for products (linear.cu). What is not finite makes all products with it not finite.
+#define FINITE_MAX 3.4028235e38f
+
+// The parts of a rounded vector: where it goes, and what undoes it. Nothing is rounded where `kind` is 0.
+struct Rounded {
+    u32 kind, padded, scales_step;
+    void *out, *scales;
+};
+
+#define ROUNDED_PARAMETERS void *rounded, void *scales
+#define ROUNDED_NUMBERS u32 kind_of_rounded, u32 padded, u32 scales_step
+#define ROUNDED {kind_of_rounded, padded, scales_step, rounded, scales}
+
+// To 16-bit floats: a vector is first multiplied by the power of two that brings its largest number to [2¹⁴, 2¹⁵); its scale
+// undoes it. Its block has put the vector's largest size in `top`, and all its threads call this; `padded` is its width
+// there. In a chunk of sixteen the four numbers that one lane multiplies lie together.
+__device__ __forceinline__ void round_half(const float *x, u32 row, u32 width, float top, const Rounded &to) {
+    u32 exponent = max((u32)__float_as_int(top) >> 23, 15);
+    bool plain = top == 0.0f || exponent == 255;
+    float by = plain ? 1.0f : __int_as_float(268 - exponent << 23);
+    if (threadIdx.x == 0) ((float *)to.scales)[row] = plain ? 1.0f : __int_as_float(exponent - 14 << 23);
+    for (u32 i = threadIdx.x; i < to.padded; i += blockDim.x) {
+        u32 at = i / 16 * 16 + i % 8 / 2 * 4 + i % 16 / 8 * 2 + i % 2;
+        ((u16 *)to.out)[(u64)row * to.padded + at] = i < width ? to_half(x[i] * by) : 0;
+    }
+}
+
+// The size of a number as rounding sees it.
+__device__ __forceinline__ float size_of(float value) {
+    float size = fabsf(value);
+    return size <= FINITE_MAX ? size : -NEVER;
+}
+
+// To bytes: each 32 numbers under their largest size / 127. The scales have that, and the sum of the bytes times it. A
+// warp for 32 numbers, a number a lane: number `i` of row `row`. In a chunk the eight that one lane multiplies lie
+// together.
+__device__ __forceinline__ void round_bytes(float value, u32 row, u32 i, u32 width, const Rounded &to) {
+    float top = warp_max(size_of(value));
+    float by = top > 0.0f ? 127.0f / top : 0.0f;
+    int q = __float2int_rn(__fmul_rn(value, by));
+    int sum = q;
+    for (int step = 16; step > 0; step >>= 1) sum += __shfl_xor_sync(EVERYONE, sum, step);
+    u32 at = i / 32 * 32 + i % 16 / 4 * 8 + i % 32 / 16 * 4 + i % 4;
+    ((signed char *)to.out)[(u64)row * width + at] = (signed char)q;
+    float scale = top / 127.0f;
+    if (i % 32 == 0) {
+        ((float2 *)to.scales)[(u64)(i / 32) * to.scales_step + row] = make_float2(scale, scale * (float)sum);
+    }
+}

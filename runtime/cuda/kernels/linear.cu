@@ -128,46 +128,24 @@ __device__ __forceinline__ void sum_up(u32 chunks, const Finish &finish, u32 fir
     }
 }
 
-// Rounds vectors to 16-bit floats. Each is first multiplied by the power of two that brings its largest number to
-// [2¹⁴, 2¹⁵); `scales` undoes it. What is not finite makes the vector not finite. A block for each vector; `padded` is
-// its width in `out`, and `times` as many vectors come as `count` says.
-KERNEL(512, round_half)(const float *x, u16 *out, float *scales, const u32 *count, u32 width, u32 padded, u32 times) {
-    __shared__ float parts[16];
+// Rounds vectors to 16-bit floats. A block for each vector; `times` as many come as `count` says.
+KERNEL(1024, round_half)(const float *x, ROUNDED_PARAMETERS, const u32 *count, u32 width, u32 times, ROUNDED_NUMBERS) {
+    __shared__ float parts[32];
     u32 row = blockIdx.x;
     if (row >= *count * times) return;
     x += (u64)row * width;
     float top = 0.0f;
-    for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
-        float size = fabsf(x[i]);
-        top = fmaxf(top, size <= 3.4028235e38f ? size : -NEVER);
-    }
-    top = block_max(top, parts);
-    u32 exponent = max((u32)__float_as_int(top) >> 23, 15);
-    bool plain = top == 0.0f || exponent == 255;
-    float by = plain ? 1.0f : __int_as_float(268 - exponent << 23);
-    if (threadIdx.x == 0) scales[row] = plain ? 1.0f : __int_as_float(exponent - 14 << 23);
-    for (u32 i = threadIdx.x; i < padded; i += blockDim.x) {
-        u32 to = i / 16 * 16 + i % 8 / 2 * 4 + i % 16 / 8 * 2 + i % 2;
-        out[(u64)row * padded + to] = i < width ? to_half(x[i] * by) : 0;
-    }
+    for (u32 i = threadIdx.x; i < width; i += blockDim.x) top = fmaxf(top, size_of(x[i]));
+    Rounded to = ROUNDED;
+    round_half(x, row, width, block_max(top, parts), to);
 }
 
-// Rounds vectors to bytes: each 32 numbers under their largest magnitude / 127. `scales` has that, and the sum of the
-// bytes times it. A warp for each 32 numbers; NaN is made infinity, which makes all products with it NaN again.
-KERNEL(256, round_bytes)(const float *x, signed char *out, float2 *scales, const u32 *count, u32 width, u32 times,
-                         u32 scales_step) {
-    u32 at = blockIdx.y * blockDim.x + threadIdx.x, row = blockIdx.x;
-    if (row >= *count * times || at >= width) return;
-    float value = x[(u64)row * width + at];
-    float size = fabsf(value);
-    float top = warp_max(size <= 3.4028235e38f ? size : -NEVER);
-    float by = top > 0.0f ? 127.0f / top : 0.0f;
-    int q = __float2int_rn(__fmul_rn(value, by));
-    int sum = q;
-    for (int step = 16; step > 0; step >>= 1) sum += __shfl_xor_sync(EVERYONE, sum, step);
-    out[(u64)row * width + at / 32 * 32 + at % 16 / 4 * 8 + at % 32 / 16 * 4 + at % 4] = (signed char)q;
-    float scale = top / 127.0f;
-    if (at % 32 == 0) scales[(u64)(at / 32) * scales_step + row] = make_float2(scale, scale * (float)sum);
+// Rounds vectors to bytes. A thread for each number: rows along x of the grid, columns along y.
+KERNEL(256, round_bytes)(const float *x, ROUNDED_PARAMETERS, const u32 *count, u32 width, u32 times, ROUNDED_NUMBERS) {
+    u32 i = blockIdx.y * blockDim.x + threadIdx.x, row = blockIdx.x;
+    if (row >= *count * times || i >= width) return;
+    Rounded to = ROUNDED;
+    round_bytes(x[(u64)row * width + i], row, i, width, to);
 }
 
 // 32-bit weights, as stored. A warp has four outputs, its lanes share the inputs.

@@ -92,10 +92,11 @@ KERNEL(512, embed)(const u8 *words, const u8 *units, const u8 *positions, const 
     }
 }
 
-// A block for each row. Without `beta` it is the root of the mean square that is scaled to one.
-KERNEL(512, norm)(const float *x, const float *residual, const float *gamma, const float *beta, float *sum, float *out,
-                 const u32 *count, u32 width, float epsilon, float more) {
-    __shared__ float parts[16];
+// A block for each row. Without `beta` it is the root of the mean square that is scaled to one. What comes out is rounded
+// at once for the product that reads it, if one does.
+KERNEL(1024, norm)(const float *x, const float *residual, const float *gamma, const float *beta, float *sum, float *out,
+                   ROUNDED_PARAMETERS, const u32 *count, u32 width, ROUNDED_NUMBERS, float epsilon, float more) {
+    __shared__ float parts[32];
     u32 row = blockIdx.x;
     if (row >= *count) return;
     x += (u64)row * width;
@@ -119,10 +120,16 @@ KERNEL(512, norm)(const float *x, const float *residual, const float *gamma, con
         total = block_sum(total, parts) / (float)width;
     }
     float by = 1.0f / sqrtf(total + epsilon);
+    Rounded to = ROUNDED;
+    float top = 0.0f;
     for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
         float value = (residual ? x[i] + residual[i] : x[i]) - mean;
-        out[i] = value * by * (gamma[i] + more) + (beta ? beta[i] : 0.0f);
+        value = value * by * (gamma[i] + more) + (beta ? beta[i] : 0.0f);
+        out[i] = value;
+        top = fmaxf(top, size_of(value));
+        if (to.kind == 2) round_bytes(value, row, i, width, to);
     }
+    if (to.kind == 1) round_half(out, row, width, block_max(top, parts), to);
 }
 
 // These take a thread for each number: rows along x of the grid, columns along y.
@@ -140,12 +147,17 @@ KERNEL(256, softcap)(const float *x, float *out, const u32 *count, u32 width, fl
     out[at] = bound * tanhf(x[at] / bound);
 }
 
-// `width` is that of the result; `times` as many rows as `count` says.
-KERNEL(256, gate)(const float *x, float *out, const u32 *count, u32 width, u32 activation, u32 times) {
+// `width` is that of the result; `times` as many rows as `count` says. What comes out is rounded at once to bytes, if the
+// product that reads it wants bytes.
+KERNEL(256, gate)(const float *x, float *out, ROUNDED_PARAMETERS, const u32 *count, u32 width, u32 activation,
+                  u32 times, ROUNDED_NUMBERS) {
     u32 i = blockIdx.y * blockDim.x + threadIdx.x, row = blockIdx.x;
     if (row >= *count * times || i >= width) return;
     const float *both = x + (u64)row * 2 * width;
-    out[(u64)row * width + i] = activate(activation, both[i]) * both[width + i];
+    float value = activate(activation, both[i]) * both[width + i];
+    out[(u64)row * width + i] = value;
+    Rounded to = ROUNDED;
+    if (to.kind == 2) round_bytes(value, row, i, width, to);
 }
 
 KERNEL(256, take)(const float *x, const u32 *rows, float *out, const u32 *count, u32 width) {

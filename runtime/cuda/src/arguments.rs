@@ -46,28 +46,28 @@ arguments! {
     }
     /// A norm.
     Norms of ["kedge_norm"] {
-        x: u64, residual: u64, gamma: u64, beta: u64, sum: u64, out: u64, count: u64, width: u32, epsilon: f32,
-        more: f32,
+        x: u64, residual: u64, gamma: u64, beta: u64, sum: u64, out: u64, rounded: u64, scales: u64, count: u64,
+        width: u32, kind_of_rounded: u32, padded: u32, scales_step: u32, epsilon: f32, more: f32,
     }
     /// A sum.
     Add of ["kedge_add"] { x: u64, y: u64, out: u64, count: u64, width: u32, }
     /// Bending.
     Softcap of ["kedge_softcap"] { x: u64, out: u64, count: u64, width: u32, bound: f32, }
     /// A gate.
-    Gate of ["kedge_gate"] { x: u64, out: u64, count: u64, width: u32, activation: u32, times: u32, }
+    Gate of ["kedge_gate"] {
+        x: u64, out: u64, rounded: u64, scales: u64, count: u64, width: u32, activation: u32, times: u32,
+        kind_of_rounded: u32, padded: u32, scales_step: u32,
+    }
     /// Rows picked.
     Take of ["kedge_take"] { x: u64, rows: u64, out: u64, count: u64, width: u32, }
     /// Pooling.
     Pool of ["kedge_pool"] { x: u64, firsts: u64, out: u64, count: u64, width: u32, pooling: u32, }
     /// Length one.
     Normalize of ["kedge_normalize"] { x: u64, out: u64, count: u64, width: u32, }
-    /// Vectors to 16-bit floats.
-    RoundHalf of ["kedge_round_half"] {
-        x: u64, out: u64, scales: u64, count: u64, width: u32, padded: u32, times: u32,
-    }
-    /// Vectors to bytes.
-    RoundBytes of ["kedge_round_bytes"] {
-        x: u64, out: u64, scales: u64, count: u64, width: u32, times: u32, scales_step: u32,
+    /// Vectors to 16-bit floats or bytes.
+    Round of ["kedge_round_half", "kedge_round_bytes"] {
+        x: u64, rounded: u64, scales: u64, count: u64, width: u32, times: u32, kind_of_rounded: u32, padded: u32,
+        scales_step: u32,
     }
     /// A product.
     Linear of [

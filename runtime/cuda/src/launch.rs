@@ -192,7 +192,7 @@ pub fn page_numbers(pages: Pages) -> usize {
 
 /// The launches of a plan for at most so many vectors, in order.
 pub(crate) fn launches(graph: &Graph, model: &Model, plan: &Plan, most: Shape, places: &Places) -> Vec<Launch> {
-    let mut writer = Writer { graph, model, plan, most, places, launches: Vec::new() };
+    let mut writer = Writer { graph, model, plan, most, places, ready: None, launches: Vec::new() };
     for (index, (rope, frequencies)) in model.ropes.iter().enumerate() {
         let pairs = rope.frequencies.len();
         let arguments = a::Angles {
@@ -217,8 +217,32 @@ struct Writer<'a> {
     plan: &'a Plan,
     most: Shape,
     places: &'a Places,
+    /// How the operation before has rounded what the next one multiplies.
+    ready: Option<Rounding>,
     launches: Vec<Launch>,
 }
+
+/// A way of rounding vectors: what the kernels call it (`Rounded` of kernels/common.cuh), and the width of the result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Rounding {
+    kind: u32,
+    padded: usize,
+}
+
+impl Rounding {
+    /// What a matrix wants; none when it takes vectors as they are.
+    fn of(matrix: Matrix) -> Option<Self> {
+        let kind = match matrix.format {
+            Format::F32 => return None,
+            Format::Half => 1,
+            _ => TO_BYTES,
+        };
+        Some(Self { kind, padded: matrix.inputs })
+    }
+}
+
+/// The kind of rounding that needs no more than 32 numbers of a vector.
+const TO_BYTES: u32 = 2;
 
 /// Who takes part in a product.
 #[derive(Clone, Copy)]
@@ -261,8 +285,8 @@ fn kernel(format: Format, columns: usize) -> &'static str {
 }
 
 /// Threads of a block that has a vector of that width to itself.
-fn threads(width: usize) -> usize {
-    width.div_ceil(4).next_multiple_of(32).clamp(32, 512)
+fn threads(width: usize, most: usize) -> usize {
+    width.div_ceil(4).next_multiple_of(32).clamp(32, most)
 }
 
 impl Writer<'_> {
@@ -303,6 +327,7 @@ impl Writer<'_> {
         let size = plan.sizes[index];
         let (width, rows, count) = (size.width, self.most.count(size.per), self.count(size.per));
         let narrow = width as u32;
+        let ready = self.ready.take();
         match &plan.ops[index] {
             Op::Embed { words, positions, types, scale, out } => {
                 let table = |weight: Option<usize>| weight.map(|weight| model.table(weight)).unwrap_or_default();
@@ -324,10 +349,13 @@ impl Writer<'_> {
                     width: narrow,
                     scale: *scale as f32,
                 };
-                self.push("kedge_embed", [rows, 1, 1], threads(width), 0, arguments.bytes());
+                self.push("kedge_embed", [rows, 1, 1], threads(width, 512), 0, arguments.bytes());
             }
             Op::Norm { x, residual, norm, epsilon, sum, out } => {
                 let (gamma, beta, more) = self.norm(*norm);
+                let rounding = self.next_wants(index, *out);
+                let (kind_of_rounded, padded) = rounding.map_or((0, 0), |to| (to.kind, to.padded as u32));
+                self.ready = rounding;
                 let arguments = a::Norms {
                     x: self.buffer(*x),
                     residual: residual.map_or(0, |residual| self.buffer(residual)),
@@ -335,25 +363,30 @@ impl Writer<'_> {
                     beta,
                     sum: sum.map_or(0, |sum| self.buffer(sum)),
                     out: self.buffer(*out),
+                    rounded: self.scratch(Part::Rounded),
+                    scales: self.scratch(Part::Scales),
                     count,
                     width: narrow,
+                    kind_of_rounded,
+                    padded,
+                    scales_step: plan.shape.count(size.per) as u32,
                     epsilon: *epsilon as f32,
                     more,
                 };
-                self.push("kedge_norm", [rows, 1, 1], threads(width), 0, arguments.bytes());
+                self.push("kedge_norm", [rows, 1, 1], threads(width, 1024), 0, arguments.bytes());
             }
             Op::Linear { x, parts, activation, out } => {
                 let vectors = plan.shape.count(size.per);
                 let who = Who { count, most: rows, likely: rows, lists: None, divide: 1, vectors };
                 let activation = number(*activation);
                 let inputs = parts.first().map_or(0, |part| self.graph.weights[part.weight].columns());
-                let mut first = 0;
-                let mut rounded = None;
+                let (mut first, mut rounded) = (0, ready);
                 for Product { matrix, bias } in &model.products[index] {
-                    let kind = (matrix.format.chunk(), matrix.inputs);
-                    if rounded != Some(kind) {
-                        self.round(self.buffer(*x), *matrix, inputs, who, 1);
-                        rounded = Some(kind);
+                    if let Some(to) = Rounding::of(*matrix)
+                        && rounded != Some(to)
+                    {
+                        self.round(self.buffer(*x), to, inputs, who, 1);
+                        rounded = Some(to);
                     }
                     self.product(self.buffer(*x), *matrix, *bias, self.buffer(*out), width, first, activation, who);
                     first += matrix.outputs;
@@ -457,7 +490,10 @@ impl Writer<'_> {
                 }
             }
             Op::Gate { x, activation, out } => {
-                self.gate(self.buffer(*x), self.buffer(*out), count, rows, width, *activation, 1);
+                let rounding = self.next_wants(index, *out).filter(|to| to.kind == TO_BYTES);
+                let (x, out, vectors) = (self.buffer(*x), self.buffer(*out), plan.shape.count(size.per));
+                self.gate(x, out, count, rows, width, *activation, 1, rounding, vectors);
+                self.ready = rounding;
             }
             Op::Experts { x, router, experts, used, normalize, activation, out } => {
                 let mixture = model.mixture(index);
@@ -490,15 +526,25 @@ impl Writer<'_> {
                 };
                 let all = Who { count, most: rows, likely: rows, lists: None, divide: 1, vectors: plan.shape.rows };
                 let (both, gated) = (self.scratch(Part::Both), self.scratch(Part::Inner));
-                self.round(self.buffer(*x), mixture.gate, width, all, 1);
-                self.product(self.buffer(*x), mixture.gate, 0, both, 2 * inner, 0, 0, who);
-                if mixture.up.format != mixture.gate.format {
-                    self.round(self.buffer(*x), mixture.up, width, all, 1);
+                let mut rounded = None;
+                for (matrix, first) in [(mixture.gate, 0), (mixture.up, inner)] {
+                    if let Some(to) = Rounding::of(matrix)
+                        && rounded != Some(to)
+                    {
+                        self.round(self.buffer(*x), to, width, all, 1);
+                        rounded = Some(to);
+                    }
+                    self.product(self.buffer(*x), matrix, 0, both, 2 * inner, first, 0, who);
                 }
-                self.product(self.buffer(*x), mixture.up, 0, both, 2 * inner, inner, 0, who);
-                self.gate(both, gated, count, rows, inner, *activation, *used);
                 let pairs = list_step;
-                self.round(gated, mixture.down, inner, Who { vectors: pairs, ..all }, *used);
+                let wanted = Rounding::of(mixture.down);
+                let at_once = wanted.filter(|to| to.kind == TO_BYTES);
+                self.gate(both, gated, count, rows, inner, *activation, *used, at_once, pairs);
+                if let Some(to) = wanted
+                    && at_once.is_none()
+                {
+                    self.round(gated, to, inner, Who { vectors: pairs, ..all }, *used);
+                }
                 let answers = self.scratch(Part::Answers);
                 self.product(gated, mixture.down, 0, answers, width, 0, 0, Who { divide: 1, vectors: pairs, ..who });
                 let arguments =
@@ -533,7 +579,7 @@ impl Writer<'_> {
             Op::Normalize { x, out } => {
                 let (x, out) = (self.buffer(*x), self.buffer(*out));
                 let arguments = a::Normalize { x, out, count, width: narrow };
-                self.push("kedge_normalize", [rows, 1, 1], threads(width), 0, arguments.bytes());
+                self.push("kedge_normalize", [rows, 1, 1], threads(width, 512), 0, arguments.bytes());
             }
         }
     }
@@ -550,29 +596,62 @@ impl Writer<'_> {
         }
     }
 
+    /// How the next operation wants an operation's result rounded, if it multiplies it.
+    fn next_wants(&self, index: usize, out: usize) -> Option<Rounding> {
+        match self.plan.ops.get(index + 1) {
+            Some(Op::Linear { x, .. }) if *x == out => Rounding::of(self.model.products[index + 1].first()?.matrix),
+            _ => None,
+        }
+    }
+
     #[allow(clippy::too_many_arguments, reason = "the fields of one operation")]
-    fn gate(&mut self, x: u64, out: u64, count: u64, rows: usize, width: usize, activation: Activation, times: usize) {
-        let activation = number(Some(activation));
-        let arguments = a::Gate { x, out, count, width: width as u32, activation, times: times as u32 };
+    fn gate(
+        &mut self,
+        x: u64,
+        out: u64,
+        count: u64,
+        rows: usize,
+        width: usize,
+        activation: Activation,
+        times: usize,
+        rounding: Option<Rounding>,
+        vectors: usize,
+    ) {
+        let (kind_of_rounded, padded) = rounding.map_or((0, 0), |to| (to.kind, to.padded as u32));
+        let arguments = a::Gate {
+            x,
+            out,
+            rounded: self.scratch(Part::Rounded),
+            scales: self.scratch(Part::Scales),
+            count,
+            width: width as u32,
+            activation: number(Some(activation)),
+            times: times as u32,
+            kind_of_rounded,
+            padded,
+            scales_step: vectors as u32,
+        };
         self.plain("kedge_gate", width, rows * times, arguments.bytes());
     }
 
-    /// Rounds vectors as a matrix wants them, `times` as many as there are rows.
-    fn round(&mut self, x: u64, matrix: Matrix, width: usize, who: Who, times: usize) {
-        let (out, scales, count) = (self.scratch(Part::Rounded), self.scratch(Part::Scales), who.count);
-        let (narrow, rows) = (width as u32, who.most * times);
-        match matrix.format {
-            Format::F32 => {}
-            Format::Half => {
-                let padded = matrix.inputs as u32;
-                let arguments = a::RoundHalf { x, out, scales, count, width: narrow, padded, times: times as u32 };
-                self.push("kedge_round_half", [rows, 1, 1], threads(width), 0, arguments.bytes());
-            }
-            _ => {
-                let (times, scales_step) = (times as u32, who.vectors as u32);
-                let arguments = a::RoundBytes { x, out, scales, count, width: narrow, times, scales_step };
-                self.plain("kedge_round_bytes", width, rows, arguments.bytes());
-            }
+    /// Rounds vectors, `times` as many as there are rows.
+    fn round(&mut self, x: u64, to: Rounding, width: usize, who: Who, times: usize) {
+        let arguments = a::Round {
+            x,
+            rounded: self.scratch(Part::Rounded),
+            scales: self.scratch(Part::Scales),
+            count: who.count,
+            width: width as u32,
+            times: times as u32,
+            kind_of_rounded: to.kind,
+            padded: to.padded as u32,
+            scales_step: who.vectors as u32,
+        };
+        let rows = who.most * times;
+        if to.kind == TO_BYTES {
+            self.plain("kedge_round_bytes", width, rows, arguments.bytes());
+        } else {
+            self.push("kedge_round_half", [rows, 1, 1], threads(width, 1024), 0, arguments.bytes());
         }
     }
 
@@ -636,5 +715,130 @@ fn number(activation: Option<Activation>) -> u32 {
         Some(Activation::Gelu) => 1,
         Some(Activation::GeluTanh) => 2,
         Some(Activation::Silu) => 3,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kedge_engine::backend::Sequence;
+    use kedge_engine::graph::{Builder, Part};
+    use kedge_formats::{Dtype, Tensor, quant};
+
+    use super::*;
+
+    /// A layer of a decoder with matrices of that type, 64 wide.
+    fn layer(dtype: Dtype) -> Graph {
+        let mut g = Builder::default();
+        let matrix = |g: &mut Builder, outputs: usize, inputs: usize| {
+            let bytes = quant::quantize(dtype, &vec![0.5; outputs * inputs]);
+            Part { weight: g.weight(Tensor::of_bytes(dtype, &[outputs, inputs], bytes).unwrap()), bias: None }
+        };
+        let gamma = g.weight(Tensor::of_f32(&[64], &[1.0; 64]));
+        let norm = Norm::Rms { gamma, plus_one: false };
+        let heads = Heads { query: 2, key: 1, width: 32 };
+        let (x, q, seen) = (g.per_row(64), g.per_row(64), g.per_row(64));
+        let words = matrix(&mut g, 9, 64).weight;
+        g.push(Op::Embed { words, positions: None, types: None, scale: 1.0, out: x });
+        let normed = g.norm(x, norm, 1e-5);
+        let parts = [64, 32, 32].map(|outputs| matrix(&mut g, outputs, 64)).to_vec();
+        let qkv = g.linear(normed, parts, None);
+        g.push(Op::Place { qkv, heads, norms: None, epsilon: 1e-5, rope: None, layer: 0, out: q });
+        g.push(Op::Paged { q, heads, scale: 1.0, window: None, softcap: None, layer: 0, out: seen });
+        let parts = vec![matrix(&mut g, 64, 64)];
+        let mixed = g.linear(seen, parts, None);
+        let (_, normed) = g.add_norm(mixed, x, norm, 1e-5);
+        let parts = vec![matrix(&mut g, 128, 64), matrix(&mut g, 128, 64)];
+        let both = g.linear(normed, parts, None);
+        let gated = g.gate(both, Activation::Silu);
+        let parts = vec![matrix(&mut g, 64, 128)];
+        let out = g.linear(gated, parts, None);
+        let result = g.take(out);
+        g.finish(result, Some(Pages { layers: 1, heads: 1, width: 32 }))
+    }
+
+    fn written(graph: &Graph, rows: usize) -> Vec<Launch> {
+        let mut address = 0;
+        let put = &mut |bytes: &[u8]| {
+            address += bytes.len().next_multiple_of(256) as u64;
+            Ok::<u64, ()>(address)
+        };
+        let model = Model::new(graph, put).unwrap();
+        let plan = Plan::new(graph, Shape { rows, outputs: 1 });
+        let scratch = scratch(graph, &model, &plan).iter().map(|_| 1 << 40).collect();
+        let places = Places { buffers: vec![1 << 41; plan.buffers.len()], scratch, ..Places::default() };
+        launches(graph, &model, &plan, plan.shape, &places)
+    }
+
+    fn kernels(launches: &[Launch]) -> String {
+        launches.iter().map(|launch| launch.kernel.trim_start_matches("kedge_")).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_layer_is_few_launches() {
+        for (dtype, rows, expected) in [
+            (
+                Dtype::Q8_0,
+                1,
+                "embed norm linear_q8_0_8 place paged paged_merge round_bytes linear_q8_0_8 norm linear_q8_0_8 gate linear_q8_0_8 take",
+            ),
+            (
+                Dtype::F16,
+                20,
+                "embed norm linear_half_32 place paged paged_merge round_half linear_half_32 norm linear_half_32 gate round_half linear_half_32 take",
+            ),
+            (
+                Dtype::F32,
+                100,
+                "embed norm linear_f32 place paged paged_merge linear_f32 norm linear_f32 gate linear_f32 take",
+            ),
+        ] {
+            assert_eq!(kernels(&written(&layer(dtype), rows)), expected, "{}", dtype.name());
+        }
+    }
+
+    #[test]
+    fn launches_are_what_devices_take() {
+        for (dtype, rows) in [(Dtype::Q8_0, 1), (Dtype::F16, 3000), (Dtype::F32, 3000)] {
+            for Launch { kernel, grid, block, shared, .. } in written(&layer(dtype), rows) {
+                let threads: u32 = block.iter().product();
+                assert!(threads.is_multiple_of(32) && threads <= 1024, "{kernel}: {block:?}");
+                assert!(grid[0] < 1 << 31 && grid[1] < 1 << 16 && grid[2] < 1 << 16, "{kernel}: {grid:?}");
+                assert!(shared <= 48 << 10, "{kernel}: {shared}");
+            }
+        }
+    }
+
+    #[test]
+    fn threads_and_shares_do_not_depend_on_how_many_rows_there_are() {
+        for dtype in [Dtype::Q8_0, Dtype::F16, Dtype::F32] {
+            let of = |rows| {
+                let plain = |launch: &Launch| !launch.kernel.contains("linear");
+                let all = written(&layer(dtype), rows);
+                all.iter().filter(|launch| plain(launch)).map(|l| (l.kernel, l.block)).collect::<Vec<_>>()
+            };
+            assert_eq!(of(1), of(200), "{}", dtype.name());
+        }
+    }
+
+    #[test]
+    fn a_table_says_where_everything_is() {
+        let sequence = |rows, past, pages: &[u32]| Sequence { rows, past, pages: pages.to_vec() };
+        let step = Step {
+            ids: vec![7, 8, 9],
+            types: vec![0, 1, 1],
+            sequences: vec![sequence(1, 40, &[5, 2]), sequence(2, 0, &[3])],
+            outputs: vec![0, 2],
+        };
+        let (table, pages) = Table::new(Shape { rows: 4, outputs: 2 }).of(&step, 2);
+        assert_eq!(pages, [5, 2, 3]);
+        let rows: Vec<&[u32]> = table[HEAD..].chunks(4).collect();
+        assert_eq!(table[..HEAD], [3, 2, 2, 0]);
+        assert_eq!(rows[0][..3], [7, 8, 9], "tokens");
+        assert_eq!(rows[1][..3], [0, 1, 1], "types");
+        assert_eq!(rows[2][..3], [0, 1, 1], "sequences");
+        assert_eq!(rows[3][..3], [40, 0, 1], "places");
+        assert_eq!(rows[4][..2], [0, 2], "first pages");
+        assert_eq!(rows[5][..3], [0, 1, 3], "first rows");
+        assert_eq!(table[HEAD + 6 * 4 + 1..], [0, 2], "rows that are answered");
     }
 }
