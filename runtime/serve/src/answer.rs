@@ -53,7 +53,7 @@ impl Server {
 
     /// Answers a request; `flight` is over with the last byte of the answer.
     pub(crate) async fn answer(self: Arc<Self>, request: Request<Incoming>, flight: Flight) -> Response<Body> {
-        let _flights = (flight, self.life.flights.begin());
+        let of_server = self.life.flights.begin();
         let response = if grpc::is_grpc(&request) {
             grpc::answer(self, request).await
         } else {
@@ -62,7 +62,9 @@ impl Server {
             self.count(response.status().as_u16());
             response
         };
-        response.map(|body| Counted { body, _flights }.boxed_unsync())
+        // Until it is asked for the first of it, it is the peer that has no room.
+        flight.offers(true);
+        response.map(|body| Counted { body, flight, _of_server: of_server }.boxed_unsync())
     }
 
     /// Counts an answer.
@@ -249,10 +251,11 @@ fn warn(response: &mut Response<Body>, ignored: &[String]) {
     }
 }
 
-/// A body, and the requests that are over with it.
+/// A body, and the request that is over with it: on its connection, and in the server.
 struct Counted {
     body: Body,
-    _flights: (Flight, Flight),
+    flight: Flight,
+    _of_server: Flight,
 }
 
 impl hyper::body::Body for Counted {
@@ -263,7 +266,10 @@ impl hyper::body::Body for Counted {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        let poll = Pin::new(&mut self.body).poll_frame(context);
+        // Whoever asks for more has room for it; then it is the peer's turn until it is asked again.
+        self.flight.offers(matches!(poll, Poll::Ready(Some(_))));
+        poll
     }
 
     fn is_end_stream(&self) -> bool {

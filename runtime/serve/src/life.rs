@@ -7,10 +7,12 @@
 //! While it drains, a server answers what it had taken in and refuses the rest; when it ends, what is still on the way is
 //! told so.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderMap;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -29,37 +31,47 @@ pub(crate) enum Phase {
 
 /// Requests that are on the way, of a connection or of a server. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Flights(Arc<watch::Sender<State>>);
+pub(crate) struct Flights {
+    state: Arc<watch::Sender<State>>,
+    /// Answers of which the peer has to take something before more can be sent, and since when.
+    offered: Arc<Mutex<HashMap<u64, Instant>>>,
+}
 
 #[derive(Clone, Copy, Debug)]
 struct State {
     /// Requests that are not answered to their last byte.
     requests: usize,
-    /// Whether there was one at all.
-    began: bool,
+    /// How many there were.
+    began: u64,
     /// The last change of the above.
     since: Instant,
 }
 
 /// A request on the way, until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Flight(Flights);
+pub(crate) struct Flight {
+    flights: Flights,
+    number: u64,
+}
 
 impl Flights {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(watch::Sender::new(State { requests: 0, began: false, since: Instant::now() })))
+        let state = State { requests: 0, began: 0, since: Instant::now() };
+        Self { state: Arc::new(watch::Sender::new(state)), offered: Arc::default() }
     }
 
     pub(crate) fn begin(&self) -> Flight {
+        let mut number = 0;
         self.change(|state| {
             state.requests += 1;
-            state.began = true;
+            state.began += 1;
+            number = state.began;
         });
-        Flight(self.clone())
+        Flight { flights: self.clone(), number }
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
-        self.0.send_modify(|state| {
+        self.state.send_modify(|state| {
             change(state);
             state.since = Instant::now();
         });
@@ -67,17 +79,24 @@ impl Flights {
 
     /// Resolves when nothing is on the way.
     pub(crate) async fn none(&self) {
-        let mut news = self.0.subscribe();
+        let mut news = self.state.subscribe();
         // The sender lives as long as `self`.
         let _ = news.wait_for(|state| state.requests == 0).await;
     }
 
+    /// Resolves when a peer took nothing of an answer for so long.
+    pub(crate) async fn stalled(&self, patience: Duration) {
+        while !self.offered.lock().values().any(|since| since.elapsed() >= patience) {
+            tokio::time::sleep(patience / LOOKS).await;
+        }
+    }
+
     /// Resolves when there was no request for a while: `first` for the very first one, `next` between them.
     pub(crate) async fn quiet(&self, first: Duration, next: Duration) {
-        let mut news = self.0.subscribe();
+        let mut news = self.state.subscribe();
         loop {
             let state = *news.borrow_and_update();
-            let over = state.since + if state.began { next } else { first };
+            let over = state.since + if state.began > 0 { next } else { first };
             let waits = async {
                 if state.requests > 0 { std::future::pending().await } else { tokio::time::sleep_until(over).await }
             };
@@ -89,9 +108,25 @@ impl Flights {
     }
 }
 
+/// How often it is looked whether a peer takes what it is sent, within the time it has for that.
+const LOOKS: u32 = 4;
+
+impl Flight {
+    /// Says whose turn it is: the peer's, which has something to take, or the server's.
+    pub(crate) fn offers(&self, something: bool) {
+        let mut offered = self.flights.offered.lock();
+        if something {
+            offered.insert(self.number, Instant::now());
+        } else {
+            offered.remove(&self.number);
+        }
+    }
+}
+
 impl Drop for Flight {
     fn drop(&mut self) {
-        self.0.change(|state| state.requests -= 1);
+        self.offers(false);
+        self.flights.change(|state| state.requests -= 1);
     }
 }
 
@@ -269,6 +304,25 @@ mod tests {
         let end = Instant::now();
         quiet.await.unwrap();
         assert_eq!(end.elapsed(), seconds(60));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_nothing_is_noticed_and_one_that_waits_for_us_is_not() {
+        let (flights, patience) = (Flights::new(), Duration::from_secs(60));
+        let (slow, waiting) = (flights.begin(), flights.begin());
+        waiting.offers(true);
+        waiting.offers(false);
+        for _ in 0..5 {
+            slow.offers(true);
+            let stalled = tokio::time::timeout(Duration::from_secs(50), flights.stalled(patience)).await;
+            assert!(stalled.is_err(), "it took something within its time");
+        }
+        let begin = Instant::now();
+        flights.stalled(patience).await;
+        assert!(begin.elapsed() <= patience / 2, "50 seconds were over already");
+        drop(slow);
+        let stalled = tokio::time::timeout(Duration::from_secs(999), flights.stalled(patience)).await;
+        assert!(stalled.is_err(), "nobody is owed anything");
     }
 
     #[tokio::test(start_paused = true)]

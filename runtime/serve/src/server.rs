@@ -228,6 +228,8 @@ where
     let mut connection = pin!(builder.serve_connection(stream, service));
     tokio::select! {
         ended = &mut connection => return ended,
+        // A peer on HTTP/2 can leave an answer alone and everything else going, which the socket does not see.
+        () = flights.stalled(server.options.write_timeout) => return Err("the peer does not take what it is sent".into()),
         () = flights.quiet(read_timeout, idle_timeout) => {}
         () = server.life.ending() => {}
     }

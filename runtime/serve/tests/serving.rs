@@ -224,6 +224,29 @@ async fn who_does_not_read_is_cut_and_computed_for_no_longer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_takes_nothing_of_a_stream_of_http_2_is_cut_too() {
+    let served = Served::start_with(|options| {
+        options.write_timeout = Duration::from_millis(500);
+        // A whole answer is handed over at once, so that for the server nothing is on the way any more.
+        options.idle_timeout = Duration::from_millis(500);
+    })
+    .await;
+    for body in [endless(json!({"stream": true})), chat(&json!([{"role": "user", "content": "hello"}]), json!({}))] {
+        let io = TokioIo::new(TcpStream::connect(served.address()).await.unwrap());
+        let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+        let (mut sender, connection) = builder.initial_stream_window_size(16).handshake(io).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let request =
+            Request::post(format!("{}{CHAT}", served.base)).body(Full::<Bytes>::from(body.to_string())).unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        assert_eq!(response.status(), 200);
+        let cut = tokio::time::timeout(Duration::from_secs(30), connection).await;
+        assert!(cut.is_ok(), "the connection goes on");
+        served.idle().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn connections_beyond_the_bound_are_told_and_silent_ones_end() {
     let served = Served::start_with(|options| {
         options.connections_max = 4;
