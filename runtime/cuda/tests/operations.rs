@@ -14,6 +14,7 @@ use kedge_engine::graph::{
 use kedge_engine::plan::{Plan, Shape};
 use kedge_engine::{Backend, Reference};
 use kedge_formats::{Dtype, Tensor, quant};
+use proptest::prelude::*;
 
 /// Relative distance allowed to what is computed in 32 bits.
 const FLOAT: f64 = 1e-5;
@@ -469,4 +470,55 @@ fn what_the_kernels_do_not_take_is_refused_by_name() {
     let graph = Arc::new(g.finish(result, None));
     let said = each()[0].backend.prepare(graph, 0).err().unwrap().to_string();
     assert_eq!(said, "interpreter: the model has heads of width 300; even ones to 256 are taken");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn products_of_any_shape(
+        kind in 0usize..8, chunks in 1usize..12, outputs in 1usize..70, rows in 1usize..75, off in 0usize..16,
+    ) {
+        let dtype = Dtype::READABLE[kind];
+        let inputs = match dtype.block().0 {
+            // Not whole chunks, either.
+            1 => chunks * 16 + off,
+            32 => chunks * 32,
+            block => chunks.div_ceil(6) * block,
+        };
+        let tolerance = if matches!(dtype, Dtype::F16 | Dtype::Bf16) { HALF } else { FLOAT };
+        check(&format!("{} {inputs}x{outputs}, {rows} rows", dtype.name()), tolerance, &[rows], |g| {
+            let whole = roundable(WORDS * inputs, 1);
+            let x = given(g, inputs, &whole);
+            product(g, x, &[dtype, dtype], inputs, outputs, None)
+        });
+    }
+
+    #[test]
+    fn attention_of_any_shape(
+        key in 1usize..4, each in 1usize..11, half in 1usize..20, lengths in proptest::collection::vec(1usize..70, 1..4),
+        window in proptest::option::of(1usize..80), softcap in proptest::option::of(0.5f64..4.0), halves: bool,
+    ) {
+        let heads = Heads { query: key * each, key, width: 2 * half };
+        let pages = Some(Pages { layers: 1, heads: key, width: heads.width });
+        let width = heads.query * heads.width;
+        let name = format!("{heads:?} {lengths:?} {window:?} {softcap:?}");
+        check_with_pages(&name, STORED, &lengths, pages, |g| {
+            let qkv = given_random(g, heads.qkv(), 1);
+            let rope = Some(Rope {
+                frequencies: (0..half).map(|i| 0.9 / (i + 1) as f64).collect(),
+                pairs: if halves { Pairs::Halves } else { Pairs::Neighbours },
+                magnitude: 1.0,
+            });
+            let (q, out) = (g.per_row(width), g.per_row(width));
+            g.push(Op::Place { qkv, heads, norms: None, epsilon: 1e-5, rope, layer: 0, out: q });
+            g.push(Op::Paged { q, heads, scale: 0.5, window, softcap, layer: 0, out });
+            g.take(out)
+        });
+        check(&name, FLOAT, &lengths, |g| {
+            let qkv = given_random(g, heads.qkv(), 1);
+            let out = g.attend(qkv, heads);
+            g.take(out)
+        });
+    }
 }
