@@ -486,7 +486,8 @@ proptest! {
             32 => chunks * 32,
             block => chunks.div_ceil(6) * block,
         };
-        let tolerance = if matches!(dtype, Dtype::F16 | Dtype::Bf16) { HALF } else { FLOAT };
+        // Few numbers may be small by chance.
+        let tolerance = 4.0 * if matches!(dtype, Dtype::F16 | Dtype::Bf16) { HALF } else { FLOAT };
         check(&format!("{} {inputs}x{outputs}, {rows} rows", dtype.name()), tolerance, &[rows], |g| {
             let whole = roundable(WORDS * inputs, 1);
             let x = given(g, inputs, &whole);
