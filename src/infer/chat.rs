@@ -194,6 +194,11 @@ fn read_pipe() -> Result<String> {
     String::from_utf8(bytes).context("the prompt is not UTF-8")
 }
 
+fn write(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write the answer")
+}
+
 fn read_line() -> std::io::Result<Option<String>> {
     let mut line = String::new();
     Ok((std::io::stdin().read_line(&mut line)? > 0).then_some(line))
@@ -276,39 +281,48 @@ impl Session {
         let begin = self.world.clock.monotonic();
         let id = self.decoder.submit(request, Box::new(move |event| sender.send(event).is_ok()))?;
         let (mut stream, mut whole, mut stopped) = (TextStream::default(), String::new(), false);
-        let mut out = std::io::stdout();
-        let mut write = |text: &str| {
-            whole += text;
-            out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write the answer")
-        };
-        loop {
+        while !stopped {
             let event = tokio::select! {
                 biased;
                 _ = self.interrupt.recv() => {
-                    self.decoder.cancel(id);
                     stopped = true;
                     break;
                 }
                 event = events.recv() => event.context("the decoder's thread has ended")?,
             };
-            match event {
+            let text = match event {
                 Event::Token(choice) => {
                     if speed.made == 0 {
                         speed.first = self.world.clock.monotonic() - begin;
                     }
                     speed.made += 1;
-                    write(&stream.push(self.decoder.tokenizer(), choice.token)?)?;
+                    stream.push(self.decoder.tokenizer(), choice.token)?
                 }
                 Event::End { end: End::Failed(why), .. } => bail!("the answer could not go on: {why}"),
                 Event::End { cached_tokens, .. } => {
                     speed.cached = cached_tokens;
                     break;
                 }
+            };
+            whole += &text;
+            // A terminal may be held for as long as somebody likes, and Ctrl-C counts all the same.
+            let mut writing = tokio::task::spawn_blocking(move || write(&text));
+            tokio::select! {
+                biased;
+                _ = self.interrupt.recv() => {
+                    stopped = true;
+                    writing.await.context("writing the answer")??;
+                }
+                written = &mut writing => written.context("writing the answer")??,
             }
         }
-        write(&stream.finish(self.decoder.tokenizer())?)?;
+        if stopped {
+            self.decoder.cancel(id);
+        }
+        let rest = stream.finish(self.decoder.tokenizer())?;
+        whole += &rest;
+        write(&(rest + "\n"))?;
         speed.whole = self.world.clock.monotonic() - begin;
-        writeln!(out).context("cannot write the answer")?;
         if stopped {
             eprintln!("(stopped)");
         }
