@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokenizers::{Tokenizer, TruncationParams};
+use tokenizers::{PostProcessor, Tokenizer, TruncationParams};
 
 use crate::EngineError;
 use crate::backend::{Backend, Capabilities, Prepared, Sequence, Step};
@@ -164,6 +164,12 @@ pub(crate) fn read_tokenizer(path: &Path, config: &EncoderConfig) -> Result<Toke
     let wrong = |reason: String| EngineError::Field { path: path.to_owned(), field: "(file)".into(), reason };
     let mut tokenizer = Tokenizer::from_file(path).map_err(|error| wrong(error.to_string()))?;
     tokenizer.with_padding(None);
+    let special = tokenizer.get_post_processor().map_or(0, |processor| processor.added_tokens(false));
+    if special >= config.sequence_max {
+        let reason =
+            format!("{special} special tokens leave no room in texts of at most {} tokens", config.sequence_max);
+        return Err(wrong(reason));
+    }
     let truncation = TruncationParams { max_length: config.sequence_max, ..TruncationParams::default() };
     tokenizer.with_truncation(Some(truncation)).map_err(|error| wrong(error.to_string()))?;
     if tokenizer.get_vocab_size(true) > config.vocabulary {

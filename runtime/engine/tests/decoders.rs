@@ -12,7 +12,7 @@ use kedge_engine::graph::PAGE_TOKENS;
 use kedge_engine::{Backend, Cpu, Decoder, DecoderOptions, Reference};
 use kedge_formats::Dtype;
 use serde_json::{Value, json};
-use tiny_decoders::{config, distance, families, graph_of, logits, prompt, write_gguf, write_model};
+use tiny_decoders::{WORDS, config, distance, families, graph_of, logits, logits_of, prompt, write_gguf, write_model};
 
 /// Keys and values are kept in 16 bits, which random weights pass on from layer to layer.
 const FLOAT_TOLERANCE: f64 = 5e-3;
@@ -47,6 +47,87 @@ fn every_family_agrees_with_the_plain_backend_in_whole_and_in_pieces() {
             let folder = tempfile::tempdir().unwrap();
             write_model(folder.path(), family, &more, dtype);
             check(family, folder.path(), FLOAT_TOLERANCE);
+        }
+    }
+}
+
+/// The families, and the ways of turning beyond those that they have: a name, its family, and its settings.
+fn named() -> Vec<(String, &'static str, Value)> {
+    let usual = families().into_iter().map(|(family, more)| (family.to_owned(), family, more));
+    let scaled = |name: &str, family, more| (name.to_owned(), family, more);
+    let yarn = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64});
+    let factors = |first: f64| (0..4).map(|pair| first + 0.5 * f64::from(pair)).collect::<Vec<_>>();
+    let long = json!({"type": "longrope", "short_factor": factors(1.0), "long_factor": factors(1.5)});
+    usual
+        .chain([
+            scaled("Qwen2 with YaRN", "Qwen2ForCausalLM", json!({"rope_scaling": yarn})),
+            scaled(
+                "Llama stretched",
+                "LlamaForCausalLM",
+                json!({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+            ),
+            scaled(
+                "Llama by rope_parameters",
+                "LlamaForCausalLM",
+                json!({"rope_theta": null, "rope_parameters": {"rope_type": "default", "rope_theta": 700.0}}),
+            ),
+            scaled(
+                "Phi3 with LongRoPE",
+                "Phi3ForCausalLM",
+                json!({
+                    "rope_scaling": long, "original_max_position_embeddings": 64, "partial_rotary_factor": 0.5,
+                    "sliding_window": null,
+                }),
+            ),
+            scaled(
+                "Gemma3 by rope_parameters",
+                "Gemma3ForCausalLM",
+                json!({
+                    "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 20, "hidden_activation": "gelu_pytorch_tanh",
+                    "num_hidden_layers": 6, "rope_theta": null,
+                    "rope_parameters": {
+                        "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 900.0},
+                        "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+                    },
+                }),
+            ),
+        ])
+        .collect()
+}
+
+/// Lengths of the prompts that transformers was asked: one beyond every window, one that is short.
+const ASKED: [usize; 2] = [90, 12];
+
+/// See `tiny_decoders/reference.py`.
+#[test]
+#[ignore = "writes the models that transformers is asked"]
+fn write_what_transformers_is_asked() {
+    let folder = PathBuf::from(std::env::var_os("KEDGE_TINY_FOLDER").expect("where to write them"));
+    for (name, family, more) in named() {
+        let folder = folder.join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        write_model(&folder, family, &more, Dtype::F32);
+        let prompts = [prompt(ASKED[0], 3), prompt(ASKED[1], 4)];
+        std::fs::write(folder.join("prompts.json"), json!(prompts).to_string()).unwrap();
+    }
+}
+
+#[test]
+fn every_family_has_the_logits_that_transformers_has() {
+    let told: Value = serde_json::from_str(include_str!("tiny_decoders/reference.json")).unwrap();
+    for (name, family, more) in named() {
+        let folder = tempfile::tempdir().unwrap();
+        write_model(folder.path(), family, &more, Dtype::F32);
+        let found = logits_of(&graph_of(folder.path()), &Reference, 128, ASKED);
+        // The last of three answers for each prompt.
+        let last = |prompt: usize| &found[(prompt * 3 + 2) * WORDS..][..WORDS];
+        // Short texts of LongRoPE are turned as long ones (as in vLLM), so that a text may grow; transformers turns them
+        // by what they were before.
+        let asked = if name.contains("LongRoPE") { 1 } else { 2 };
+        for prompt in 0..asked {
+            let expected: Vec<f32> = serde_json::from_value(told[&name][prompt].clone()).unwrap();
+            let off = distance(last(prompt), &expected);
+            assert!(off < 1e-5, "{name}, prompt {prompt}: {off}");
         }
     }
 }
@@ -107,8 +188,14 @@ fn what_a_decoder_cannot_take_is_refused_by_name() {
     };
     for (field, value, expected) in [
         ("architectures", json!(["FalconForCausalLM"]), "architectures: \"FalconForCausalLM\" is not supported; Llama"),
-        ("rope_scaling", json!({"type": "yarn"}), "rope_scaling: \"yarn\" is not supported"),
-        ("rope_parameters", json!({"rope_theta": 5e5}), "rope_parameters: {\"rope_theta\":500000.0} is not supported"),
+        ("rope_scaling", json!({"type": "dynamic"}), "rope_scaling: \"dynamic\" is not supported; default, linear"),
+        ("rope_scaling", json!({"type": "yarn"}), "rope_scaling.factor: must be a number above zero"),
+        ("rope_parameters", json!({"rope_type": "linear", "factor": -1}), "rope_parameters.factor: must be a number"),
+        (
+            "rope_scaling",
+            json!({"type": "longrope", "original_max_position_embeddings": 64, "long_factor": [1, 2]}),
+            "rope_scaling.long_factor: must be 8 numbers above zero, one for each pair",
+        ),
         ("use_sliding_window", json!(true), "use_sliding_window: true is not supported"),
         ("hidden_act", json!("relu"), "hidden_act: \"relu\" is not supported"),
         ("num_key_value_heads", json!(3), "num_key_value_heads: 3 does not divide the 4 heads"),

@@ -11,6 +11,7 @@ use kedge_formats::{Gguf, Tensor, Tensors};
 use serde_json::Value as Json;
 
 use super::config::{Fields, read_json};
+use super::rope::Turning;
 use crate::EngineError;
 use crate::graph::{Activation, Builder, Expert, Graph, Heads, Norm, Op, Pages, Pairs, Part, Rope};
 
@@ -25,6 +26,8 @@ struct Family {
     bias: bool,
     /// Query and key heads have a norm each.
     head_norms: bool,
+    /// Width of a head where `config.json` does not say it; none for a part of the whole for each head.
+    head_dim: Option<usize>,
     /// Norms also after attention and feed-forward, a scale of one plus the stored one, scaled embeddings (Gemma).
     gemma: bool,
     /// Query, key and value are one matrix, gate and up another.
@@ -51,6 +54,7 @@ const LLAMA: Family = Family {
     gguf: "llama",
     bias: false,
     head_norms: false,
+    head_dim: None,
     gemma: false,
     fused: false,
     neighbours: true,
@@ -62,7 +66,14 @@ const FAMILIES: [Family; 9] = [
     Family { hugging_face: "MistralForCausalLM", window: Window::Every, ..LLAMA },
     Family { hugging_face: "MixtralForCausalLM", window: Window::Every, ..LLAMA },
     Family { hugging_face: "Qwen2ForCausalLM", gguf: "qwen2", bias: true, neighbours: false, ..LLAMA },
-    Family { hugging_face: "Qwen3ForCausalLM", gguf: "qwen3", head_norms: true, neighbours: false, ..LLAMA },
+    Family {
+        hugging_face: "Qwen3ForCausalLM",
+        gguf: "qwen3",
+        head_norms: true,
+        head_dim: Some(128),
+        neighbours: false,
+        ..LLAMA
+    },
     Family { hugging_face: "Qwen3MoeForCausalLM", gguf: "qwen3moe", head_norms: true, neighbours: false, ..LLAMA },
     Family {
         hugging_face: "Phi3ForCausalLM",
@@ -76,6 +87,7 @@ const FAMILIES: [Family; 9] = [
         hugging_face: "Gemma2ForCausalLM",
         gguf: "gemma2",
         gemma: true,
+        head_dim: Some(256),
         neighbours: false,
         window: Window::AllBut(2),
         ..LLAMA
@@ -84,12 +96,16 @@ const FAMILIES: [Family; 9] = [
         hugging_face: "Gemma3ForCausalLM",
         gguf: "gemma3",
         gemma: true,
+        head_dim: Some(256),
         head_norms: true,
         neighbours: false,
         window: Window::AllBut(6),
         ..LLAMA
     },
 ];
+
+/// The widest head; the widest there is has an eighth of it.
+const HEAD_MAX: usize = 1 << 12;
 
 /// The shape of a decoder.
 #[derive(Clone, Debug, PartialEq)]
@@ -160,15 +176,15 @@ impl DecoderConfig {
         })?;
         let heads = file.number("num_attention_heads")?;
         let hidden = file.number("hidden_size")?;
-        let width = file.number_or("head_dim", hidden / heads)?;
+        let width = file.number_or("head_dim", family.head_dim.unwrap_or(hidden / heads))?;
         let optional = |field: &str| if file.json[field].is_null() { Ok(None) } else { file.positive(field).map(Some) };
-        let turned = (width as f64 * optional("partial_rotary_factor")?.unwrap_or(1.0)) as usize;
-        let theta = optional("rope_theta")?.unwrap_or(10_000.0);
-        let scaling = Scaling::of_json(&file)?;
-        // Newer settings have the turning elsewhere; queries that look back less, and layers of two kinds, are not here.
-        for (field, harmless) in
-            [("rope_parameters", Json::Null), ("use_sliding_window", false.into()), ("decoder_sparse_step", 1.into())]
-        {
+        if width > HEAD_MAX {
+            return Err(file.wrong("head_dim", format!("heads of {width} are wider than every model's")));
+        }
+        let context = file.number("max_position_embeddings")?;
+        let turning = Turning::of_json(&file, width, context)?;
+        // Queries that look back less, and layers of two kinds, are not here.
+        for (field, harmless) in [("use_sliding_window", Json::from(false)), ("decoder_sparse_step", Json::from(1))] {
             if !file.json[field].is_null() && file.json[field] != harmless {
                 return Err(file.wrong(field, format!("{} is not supported", file.json[field])));
             }
@@ -197,12 +213,11 @@ impl DecoderConfig {
             heads: Heads { query: heads, key: file.number_or("num_key_value_heads", heads)?, width },
             intermediate: file.number(inner)?,
             vocabulary: file.number("vocab_size")?,
-            context: file.number("max_position_embeddings")?,
+            context,
             epsilon: file.positive("rms_norm_eps")?,
             scale: optional("query_pre_attn_scalar")?.unwrap_or(width as f64).powf(-0.5),
-            rope: scaling.rope(theta, turned, Pairs::Halves),
-            rope_window: optional("rope_local_base_freq")?
-                .map(|theta| Scaling::None.rope(theta, turned, Pairs::Halves)),
+            rope: turning.all,
+            rope_window: turning.window,
             window: file.window(family.window)?,
             softcap: optional("attn_logit_softcapping")?,
             softcap_logits: optional("final_logit_softcapping")?,
@@ -240,16 +255,12 @@ impl DecoderConfig {
         let width = number_or("attention.key_length", hidden / heads)?;
         let turned = number_or("rope.dimension_count", width)?;
         let pairs = if family.neighbours { Pairs::Neighbours } else { Pairs::Halves };
-        let mut scaling = match file.text(&at("rope.scaling.type")) {
-            Ok("linear") => Scaling::Linear(float("rope.scaling.factor")?.unwrap_or(1.0)),
-            Ok("none") | Err(_) => Scaling::None,
-            Ok(other) => return Err(wrong(&at("rope.scaling.type"), format!("{other:?} is not supported; linear is"))),
-        };
-        if file.tensors.has("rope_freqs.weight") {
-            let divisors = file.tensors.values("rope_freqs.weight", &[turned / 2])?;
-            scaling = Scaling::Divisors(divisors.into_iter().map(f64::from).collect());
+        if width > HEAD_MAX || turned > width {
+            let reason = format!("{turned} numbers of a head of {width} cannot be turned");
+            return Err(wrong(&at("rope.dimension_count"), reason));
         }
-        let theta = float("rope.freq_base")?.unwrap_or(10_000.0);
+        let context = number("context_length")?;
+        let turning = Turning::of_gguf(file, name, turned, context, pairs)?;
         let count = number_or("expert_count", 0)?;
         let experts = match count {
             0 => None,
@@ -269,11 +280,6 @@ impl DecoderConfig {
         let layers = number("block_count")?;
         let is_largest = matches!((name, layers), ("gemma2", 46) | ("gemma3", 62));
         let scale = (if is_largest { hidden / heads } else { width } as f64).powf(-0.5);
-        for tensor in ["rope_factors_long.weight", "rope_factors_short.weight"] {
-            if file.tensors.has(tensor) {
-                return Err(file.tensors.wrong(tensor, "scaling by LongRoPE is not supported").into());
-            }
-        }
         let config = Self {
             family: family.gguf,
             hidden,
@@ -281,11 +287,11 @@ impl DecoderConfig {
             heads: Heads { query: heads, key: number_or("attention.head_count_kv", heads)?, width },
             intermediate: number(inner)?,
             vocabulary: file.texts("tokenizer.ggml.tokens")?.len(),
-            context: number("context_length")?,
+            context,
             epsilon: file.float(&at("attention.layer_norm_rms_epsilon"))?,
             scale,
-            rope: scaling.rope(theta, turned, pairs),
-            rope_window: (name == "gemma3").then(|| Scaling::None.rope(10_000.0, turned, pairs)),
+            rope: turning.all,
+            rope_window: turning.window,
             window,
             softcap: float("attn_logit_softcapping")?,
             softcap_logits: float("final_logit_softcapping")?,
@@ -308,7 +314,7 @@ impl DecoderConfig {
         if self.experts.is_some_and(|experts| experts.used == 0 || experts.used > experts.count) {
             return Err(wrong("num_experts_per_tok", "is not between 1 and the number of experts".into()));
         }
-        if self.layers.saturating_mul(self.heads.qkv()) > 1 << 28 || self.hidden > 1 << 20 || width > 1 << 12 {
+        if self.layers.saturating_mul(self.heads.qkv()) > 1 << 28 || self.hidden > 1 << 20 {
             return Err(wrong("hidden_size", "is far above every model there is".into()));
         }
         Ok(self)
@@ -362,65 +368,6 @@ fn activation(file: &Fields) -> Result<Activation, EngineError> {
                 .wrong(field, format!("{} is not supported; silu, gelu and gelu_pytorch_tanh are", file.json[field])))
         }
     }
-}
-
-/// How frequencies are stretched for long contexts (transformers `modeling_rope_utils.py`).
-enum Scaling {
-    None,
-    Linear(f64),
-    /// Llama 3: slow ones are divided by `factor`, fast ones kept, those between blended.
-    Llama3 {
-        factor: f64,
-        low: f64,
-        high: f64,
-        original: f64,
-    },
-    /// Each frequency has a divisor of its own.
-    Divisors(Vec<f64>),
-}
-
-impl Scaling {
-    fn of_json(file: &Fields) -> Result<Self, EngineError> {
-        let scaling = &file.json["rope_scaling"];
-        if scaling.is_null() {
-            return Ok(Self::None);
-        }
-        let kind = if scaling["rope_type"].is_null() { &scaling["type"] } else { &scaling["rope_type"] };
-        let number = |field: &str| {
-            let value = scaling[field].as_f64().filter(|value| *value > 0.0);
-            value.ok_or_else(|| file.wrong(&format!("rope_scaling.{field}"), "must be a number above zero"))
-        };
-        match kind.as_str() {
-            Some("default") => Ok(Self::None),
-            Some("linear") => Ok(Self::Linear(number("factor")?)),
-            Some("llama3") => Ok(Self::Llama3 {
-                factor: number("factor")?,
-                low: number("low_freq_factor")?,
-                high: number("high_freq_factor")?,
-                original: number("original_max_position_embeddings")?,
-            }),
-            _ => Err(file.wrong("rope_scaling", format!("{} is not supported; linear and llama3 are", kind_of(kind)))),
-        }
-    }
-
-    fn rope(&self, theta: f64, turned: usize, pairs: Pairs) -> Rope {
-        let base = (0..turned / 2).map(|i| theta.powf(-2.0 * i as f64 / turned as f64));
-        let scaled = base.enumerate().map(|(index, frequency)| match self {
-            Self::None => frequency,
-            Self::Linear(factor) => frequency / factor,
-            Self::Divisors(divisors) => frequency / divisors[index],
-            Self::Llama3 { factor, low, high, original } => {
-                let turns = original * frequency / (2.0 * std::f64::consts::PI);
-                let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
-                frequency * (smooth + (1.0 - smooth) / factor)
-            }
-        });
-        Rope { frequencies: scaled.collect(), pairs, magnitude: 1.0 }
-    }
-}
-
-fn kind_of(kind: &Json) -> String {
-    kind.as_str().map_or_else(|| "a scaling without a type".to_owned(), |kind| format!("{kind:?}"))
 }
 
 /// What a tensor is for, in the two ways of naming.

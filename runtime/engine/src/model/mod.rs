@@ -5,6 +5,7 @@
 pub mod bert;
 pub mod config;
 pub mod decoder;
+mod rope;
 
 use std::path::{Path, PathBuf};
 

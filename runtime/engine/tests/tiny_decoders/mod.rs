@@ -35,11 +35,11 @@ pub fn families() -> Vec<(&'static str, Value)> {
         ("Phi3ForCausalLM", json!({"sliding_window": 33, "partial_rotary_factor": 0.5})),
         (
             "Gemma2ForCausalLM",
-            json!({"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 10, "sliding_window": 35, "hidden_activation": "gelu_pytorch_tanh"}),
+            json!({"head_dim": 16, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 10, "sliding_window": 35, "hidden_activation": "gelu_pytorch_tanh"}),
         ),
         (
             "Gemma3ForCausalLM",
-            json!({"rope_local_base_freq": 500.0, "query_pre_attn_scalar": 16, "sliding_window": 20, "hidden_activation": "gelu_pytorch_tanh", "num_hidden_layers": 6}),
+            json!({"head_dim": 16, "rope_local_base_freq": 500.0, "query_pre_attn_scalar": 16, "sliding_window": 20, "hidden_activation": "gelu_pytorch_tanh", "num_hidden_layers": 6}),
         ),
     ]
 }

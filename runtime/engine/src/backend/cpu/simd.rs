@@ -262,8 +262,8 @@ fn plain_quantize(x: &[f32], bytes: &mut [i8], blocks: &mut [Rounded]) {
         let mut whole = [0i32; 32];
         (0..32).for_each(|i| whole[i] = (x[i] * by + ROUND).to_bits() as i32 - ROUND.to_bits() as i32);
         (0..32).for_each(|i| bytes[i] = whole[i] as i8);
-        let halves = [&whole[..16], &whole[16..]].map(|half| half.iter().sum::<i32>());
-        let sum = (halves[0] + halves[1]) as f32 * scale;
+        let halves = [&whole[..16], &whole[16..]].map(|half| half.iter().fold(0i32, |sum, x| sum.wrapping_add(*x)));
+        let sum = halves[0].wrapping_add(halves[1]) as f32 * scale;
         *block = Rounded { scale, sum, halves: halves.map(|half| half as f32 * scale) };
     }
 }

@@ -1,0 +1,361 @@
+//! How queries and keys are turned by their positions: frequencies, stretched for contexts longer than those a model was
+//! first trained on.
+//!
+//! Sources: transformers' `modeling_rope_utils.py`, and llama.cpp's `ggml_rope_yarn` for what GGUF files mean. What a
+//! scaling does not say and transformers has a default for is that default. What must hold: a kind that is not here is
+//! refused by name. Not here: scalings that change with the length of a text (`dynamic`; LongRoPE's short factors are for
+//! models whose context is no longer than the one they were trained on, as in vLLM).
+
+use kedge_formats::Gguf;
+use serde_json::Value as Json;
+
+use super::config::Fields;
+use crate::EngineError;
+use crate::graph::{Pairs, Rope};
+
+/// What frequencies are without a word on them.
+const THETA: f64 = 10_000.0;
+
+/// How a decoder turns.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Turning {
+    /// In most layers.
+    pub(super) all: Rope,
+    /// In layers with a window, where that differs.
+    pub(super) window: Option<Rope>,
+}
+
+/// How frequencies are stretched.
+enum Scaling {
+    None,
+    Linear(f64),
+    /// Llama 3: slow ones are divided by `factor`, fast ones kept, those between blended.
+    Llama3 {
+        factor: f64,
+        low: f64,
+        high: f64,
+        original: f64,
+    },
+    /// YaRN: the same by pairs, counted from the one that turns `fast` times in the original context to the one that
+    /// turns `slow` times; and all is multiplied by `magnitude`.
+    Yarn {
+        factor: f64,
+        original: f64,
+        fast: f64,
+        slow: f64,
+        whole: bool,
+        magnitude: f64,
+    },
+    /// Each frequency has a divisor of its own (LongRoPE, and Llama 3 in GGUF).
+    Divisors {
+        divisors: Vec<f64>,
+        magnitude: f64,
+    },
+}
+
+impl Scaling {
+    /// The turning of the first `turned` numbers of a head.
+    fn rope(&self, theta: f64, turned: usize, pairs: Pairs) -> Rope {
+        let base = (0..turned / 2).map(|i| theta.powf(-2.0 * i as f64 / turned as f64));
+        let scaled = base.enumerate().map(|(index, frequency)| match self {
+            Self::None => frequency,
+            Self::Linear(factor) => frequency / factor,
+            Self::Divisors { divisors, .. } => frequency / divisors[index],
+            Self::Llama3 { factor, low, high, original } => {
+                let turns = original * frequency / std::f64::consts::TAU;
+                blend(frequency, *factor, ((turns - low) / (high - low)).clamp(0.0, 1.0))
+            }
+            Self::Yarn { factor, original, fast, slow, whole, .. } => {
+                let pair_of =
+                    |turns: f64| turned as f64 * (original / (turns * std::f64::consts::TAU)).ln() / (2.0 * theta.ln());
+                let (mut first, mut last) = (pair_of(*fast), pair_of(*slow));
+                if *whole {
+                    (first, last) = (first.floor(), last.ceil());
+                }
+                let (first, last) = (first.max(0.0), last.min(turned as f64 - 1.0));
+                let stretched = ((index as f64 - first) / (last - first).max(0.001)).clamp(0.0, 1.0);
+                blend(frequency, *factor, 1.0 - stretched)
+            }
+        });
+        let magnitude = match self {
+            Self::Yarn { magnitude, .. } | Self::Divisors { magnitude, .. } => *magnitude,
+            _ => 1.0,
+        };
+        Rope { frequencies: scaled.collect(), pairs, magnitude }
+    }
+}
+
+/// A share of the frequency as it is, the rest divided.
+fn blend(frequency: f64, factor: f64, share: f64) -> f64 {
+    frequency * (share + (1.0 - share) / factor)
+}
+
+/// What YaRN multiplies by for a context so many times longer.
+fn yarn_magnitude(factor: f64, weight: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 }
+}
+
+/// What LongRoPE multiplies by.
+fn long_magnitude(factor: f64, original: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() }
+}
+
+/// Settings of one kind of layer, at their place in `config.json`.
+struct Settings<'a> {
+    file: &'a Fields,
+    place: String,
+    json: &'a Json,
+}
+
+impl Settings<'_> {
+    fn wrong(&self, field: &str, reason: impl Into<String>) -> EngineError {
+        self.file.wrong(&format!("{}.{field}", self.place), reason)
+    }
+
+    fn maybe(&self, field: &str) -> Result<Option<f64>, EngineError> {
+        if self.json[field].is_null() {
+            return Ok(None);
+        }
+        let value = self.json[field].as_f64().filter(|value| *value > 0.0);
+        value.map(Some).ok_or_else(|| self.wrong(field, "must be a number above zero"))
+    }
+
+    fn number(&self, field: &str) -> Result<f64, EngineError> {
+        self.maybe(field)?.ok_or_else(|| self.wrong(field, "must be a number above zero"))
+    }
+
+    /// A divisor for each pair.
+    fn divisors(&self, field: &str, pairs: usize) -> Result<Vec<f64>, EngineError> {
+        let all = self.json[field].as_array().map(|list| list.iter().filter_map(Json::as_f64).collect::<Vec<_>>());
+        let all = all.filter(|all| all.len() == pairs && all.iter().all(|divisor| *divisor > 0.0));
+        all.ok_or_else(|| self.wrong(field, format!("must be {pairs} numbers above zero, one for each pair")))
+    }
+
+    /// The scaling; `pairs` are turned, and texts may be as long as `context`.
+    fn scaling(&self, pairs: usize, context: f64) -> Result<Scaling, EngineError> {
+        let kind = if self.json["rope_type"].is_null() { &self.json["type"] } else { &self.json["rope_type"] };
+        let original = match self.maybe("original_max_position_embeddings")? {
+            None => self.file.json["original_max_position_embeddings"].as_f64().filter(|tokens| *tokens > 0.0),
+            told => told,
+        };
+        Ok(match kind.as_str() {
+            Some("default") => Scaling::None,
+            None if kind.is_null() && self.place == "rope_parameters" => Scaling::None,
+            Some("linear") => Scaling::Linear(self.number("factor")?),
+            Some("llama3") => Scaling::Llama3 {
+                factor: self.number("factor")?,
+                low: self.number("low_freq_factor")?,
+                high: self.number("high_freq_factor")?,
+                original: self.number("original_max_position_embeddings")?,
+            },
+            Some("yarn") => {
+                let factor = self.number("factor")?;
+                let magnitude = match (self.maybe("mscale")?, self.maybe("mscale_all_dim")?) {
+                    (Some(own), Some(all)) => yarn_magnitude(factor, own) / yarn_magnitude(factor, all),
+                    _ => yarn_magnitude(factor, 1.0),
+                };
+                Scaling::Yarn {
+                    factor,
+                    original: original.unwrap_or(context),
+                    fast: self.maybe("beta_fast")?.unwrap_or(32.0),
+                    slow: self.maybe("beta_slow")?.unwrap_or(1.0),
+                    whole: self.json["truncate"].as_bool().unwrap_or(true),
+                    magnitude: self.maybe("attention_factor")?.unwrap_or(magnitude),
+                }
+            }
+            Some("longrope" | "su") => {
+                let original =
+                    original.ok_or_else(|| self.wrong("original_max_position_embeddings", "is not there"))?;
+                let factor = self.maybe("factor")?.unwrap_or(context / original);
+                let long = context > original;
+                Scaling::Divisors {
+                    divisors: self.divisors(if long { "long_factor" } else { "short_factor" }, pairs)?,
+                    magnitude: self.maybe("attention_factor")?.unwrap_or(long_magnitude(factor, original)),
+                }
+            }
+            kind => {
+                let kind = kind.map_or_else(|| "a scaling without a type".to_owned(), |kind| format!("{kind:?}"));
+                let reason = format!("{kind} is not supported; default, linear, llama3, yarn and longrope are");
+                return Err(self.file.wrong(&self.place, reason));
+            }
+        })
+    }
+}
+
+impl Turning {
+    /// From `config.json`: `rope_parameters` as newer files have it, of all layers or by their kind; else `rope_theta`
+    /// and `rope_scaling`. Heads are `width` wide.
+    pub(super) fn of_json(file: &Fields, width: usize, context: usize) -> Result<Self, EngineError> {
+        let top = Settings { file, place: "(file)".into(), json: &file.json };
+        let one = |place: &str, json: &Json, theta: Option<f64>| -> Result<Rope, EngineError> {
+            let settings = Settings { file, place: place.to_owned(), json };
+            let share = settings.maybe("partial_rotary_factor")?.or(top.maybe("partial_rotary_factor")?);
+            let share = share.unwrap_or(1.0);
+            if share > 1.0 {
+                return Err(settings.wrong("partial_rotary_factor", format!("{share} is more than the whole head")));
+            }
+            let turned = (width as f64 * share) as usize;
+            let scaling = if json.is_null() { Scaling::None } else { settings.scaling(turned / 2, context as f64)? };
+            let theta = settings.maybe("rope_theta")?.or(theta).unwrap_or(THETA);
+            Ok(scaling.rope(theta, turned, Pairs::Halves))
+        };
+        let (newer, theta) = (&file.json["rope_parameters"], top.maybe("rope_theta")?);
+        let local = top.maybe("rope_local_base_freq")?;
+        let plain = |theta: f64| one("rope_local_base_freq", &Json::Null, Some(theta));
+        if newer["full_attention"].is_object() {
+            return Ok(Self {
+                all: one("rope_parameters.full_attention", &newer["full_attention"], theta)?,
+                window: match &newer["sliding_attention"] {
+                    Json::Null => local.map(plain).transpose()?,
+                    own => Some(one("rope_parameters.sliding_attention", own, local)?),
+                },
+            });
+        }
+        let all = if newer.is_null() {
+            one("rope_scaling", &file.json["rope_scaling"], theta)?
+        } else {
+            one("rope_parameters", newer, theta)?
+        };
+        Ok(Self { all, window: local.map(plain).transpose()? })
+    }
+
+    /// From the metadata of a GGUF file of that architecture; its first `turned` numbers of a head are turned.
+    pub(super) fn of_gguf(
+        file: &Gguf,
+        name: &str,
+        turned: usize,
+        context: usize,
+        pairs: Pairs,
+    ) -> Result<Self, EngineError> {
+        let at = |key: &str| format!("{name}.rope.{key}");
+        let float = |key: &str| -> Result<Option<f64>, EngineError> {
+            if file.has(&at(key)) { Ok(Some(file.float(&at(key))?)) } else { Ok(None) }
+        };
+        let factor = float("scaling.factor")?.unwrap_or(1.0);
+        let key = at("scaling.original_context_length");
+        let original = if file.has(&key) { file.number(&key)? as f64 } else { context as f64 };
+        let attention = float("scaling.attn_factor")?;
+        let divisors = |tensor: &str, magnitude: f64| -> Result<Scaling, EngineError> {
+            let divisors = file.tensors.values(tensor, &[turned / 2])?;
+            Ok(Scaling::Divisors { divisors: divisors.into_iter().map(f64::from).collect(), magnitude })
+        };
+        let kind = file.text(&at("scaling.type"));
+        let scaling = if file.tensors.has("rope_factors_long.weight") {
+            let long = context as f64 > original;
+            let magnitude = if attention.is_some() { 1.0 } else { long_magnitude(context as f64 / original, original) };
+            divisors(if long { "rope_factors_long.weight" } else { "rope_factors_short.weight" }, magnitude)?
+        } else if file.tensors.has("rope_freqs.weight") {
+            divisors("rope_freqs.weight", 1.0)?
+        } else {
+            match kind {
+                Ok("none") | Err(_) => Scaling::None,
+                Ok("linear") => Scaling::Linear(factor),
+                Ok("yarn") => Scaling::Yarn {
+                    factor,
+                    original,
+                    fast: float("scaling.yarn_beta_fast")?.unwrap_or(32.0),
+                    slow: float("scaling.yarn_beta_slow")?.unwrap_or(1.0),
+                    whole: true,
+                    magnitude: yarn_magnitude(factor, 1.0),
+                },
+                Ok(other) => {
+                    return Err(EngineError::Field {
+                        path: file.tensors.path().to_owned(),
+                        field: at("scaling.type"),
+                        reason: format!("{other:?} is not supported; none, linear, yarn and longrope are"),
+                    });
+                }
+            }
+        };
+        let mut all = scaling.rope(float("freq_base")?.unwrap_or(THETA), turned, pairs);
+        all.magnitude *= attention.unwrap_or(1.0);
+        // Its layers with a window are turned as before the context was made longer, which their files do not say.
+        let window = (name == "gemma3").then(|| Scaling::None.rope(THETA, turned, pairs));
+        Ok(Self { all, window })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kedge_formats::gguf::write::{self, Value as Meta};
+    use kedge_formats::{Gguf, Tensor};
+    use serde_json::json;
+
+    use super::*;
+
+    fn of_json(settings: Json) -> Turning {
+        Turning::of_json(&Fields { json: settings, path: "config.json".into() }, 16, 256).unwrap()
+    }
+
+    fn of_gguf(metadata: &[(&str, Meta)], tensors: &[(&str, &[f32])]) -> Turning {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.gguf");
+        let metadata: Vec<_> =
+            metadata.iter().map(|(key, value)| (format!("llama.rope.{key}"), value.clone())).collect();
+        let tensors: Vec<_> =
+            tensors.iter().map(|(name, values)| ((*name).into(), Tensor::of_f32(&[values.len()], values))).collect();
+        #[allow(clippy::disallowed_methods, reason = "tests use the real disk")]
+        std::fs::write(&path, write::to_bytes(&metadata, &tensors)).unwrap();
+        Turning::of_gguf(&Gguf::open(&path).unwrap(), "llama", 16, 256, Pairs::Halves).unwrap()
+    }
+
+    fn near(a: &Turning, b: &Turning, what: &str) {
+        let pairs = a.all.frequencies.iter().zip(&b.all.frequencies);
+        for (a, b) in pairs.chain([(&a.all.magnitude, &b.all.magnitude)]) {
+            assert!((a / b - 1.0).abs() < 1e-6, "{what}: {a} is not {b}");
+        }
+    }
+
+    #[test]
+    fn both_kinds_of_files_mean_the_same() {
+        let text = |text: &str| Meta::Text(text.into());
+        near(
+            &of_gguf(&[("scaling.type", text("linear")), ("scaling.factor", Meta::Float(4.0))], &[]),
+            &of_json(json!({"rope_scaling": {"type": "linear", "factor": 4.0}})),
+            "linear",
+        );
+        let yarn = [
+            ("scaling.type", text("yarn")),
+            ("scaling.factor", Meta::Float(4.0)),
+            ("scaling.original_context_length", Meta::Unsigned(64)),
+            ("freq_base", Meta::Float(5000.0)),
+        ];
+        near(
+            &of_gguf(&yarn, &[]),
+            &of_json(json!({
+                "rope_theta": 5000.0,
+                "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+            })),
+            "yarn",
+        );
+        let (short, long) =
+            ([1.0_f32, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5], [2.0_f32, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]);
+        let tensors: [(&str, &[f32]); 2] = [("rope_factors_short.weight", &short), ("rope_factors_long.weight", &long)];
+        for original in [64, 256] {
+            near(
+                &of_gguf(&[("scaling.original_context_length", Meta::Unsigned(original))], &tensors),
+                &of_json(json!({
+                    "original_max_position_embeddings": original,
+                    "rope_scaling": {"type": "longrope", "short_factor": short, "long_factor": long},
+                })),
+                "longrope",
+            );
+        }
+        let told =
+            [("scaling.original_context_length", Meta::Unsigned(64)), ("scaling.attn_factor", Meta::Float(1.25))];
+        assert!((of_gguf(&told, &tensors).all.magnitude - 1.25).abs() < 1e-6);
+    }
+
+    /// Where the ends lie: the first pair turns often and is left, the last hardly at all and is stretched whole.
+    #[test]
+    fn yarn_leaves_fast_pairs_and_stretches_slow_ones() {
+        let plain = of_json(json!({})).all;
+        let yarn = of_json(json!({
+            "rope_scaling": {"type": "yarn", "factor": 8.0, "original_max_position_embeddings": 4096},
+        }));
+        let shares: Vec<f64> = plain.frequencies.iter().zip(&yarn.all.frequencies).map(|(a, b)| a / b).collect();
+        assert_eq!(shares[0], 1.0);
+        assert!((shares[7] - 8.0).abs() < 1e-9 && shares.is_sorted(), "{shares:?}");
+        assert!((yarn.all.magnitude - (0.1 * 8.0_f64.ln() + 1.0)).abs() < 1e-12);
+    }
+}
