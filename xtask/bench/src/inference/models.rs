@@ -22,6 +22,8 @@ pub(crate) struct Shape {
 const HEAD: usize = 64;
 const WORDS: usize = 32_000;
 const CONTEXT: u32 = 4096;
+/// The token that ends a text.
+const END: usize = 6;
 
 /// A quarter of a billion weights.
 pub(crate) const SMALL: Shape = Shape { name: "0.25 B", width: 1024, layers: 16, heads: 16, key_heads: 8, inner: 2816 };
@@ -119,7 +121,7 @@ fn metadata(shape: Shape) -> Vec<(String, Value)> {
         ("tokenizer.ggml.tokens".into(), Value::Texts(words)),
         ("tokenizer.ggml.merges".into(), Value::Texts(vec![merge])),
         ("tokenizer.ggml.bos_token_id".into(), Value::Unsigned(5)),
-        ("tokenizer.ggml.eos_token_id".into(), Value::Unsigned(6)),
+        ("tokenizer.ggml.eos_token_id".into(), Value::Unsigned(END as u32)),
     ]
 }
 
@@ -146,7 +148,15 @@ fn tensors(shape: Shape, dtype: Dtype) -> Result<Vec<(String, Tensor)>> {
         all.extend(["attn_norm", "ffn_norm"].map(|part| norm(format!("blk.{layer}.{part}.weight"))));
     }
     for (name, shape) in shape.matrices() {
-        all.push((name, matrix(shape)?));
+        let mut made = matrix(shape)?;
+        if name == "output.weight" {
+            // A row of zeros is never the best of so many: no engine ends before it is told to.
+            let row = dtype.bytes_of(shape[1]).context("a row is whole blocks")?;
+            let mut bytes = made.bytes().to_vec();
+            bytes[END * row..(END + 1) * row].fill(0);
+            made = Tensor::of_bytes(dtype, &shape, bytes).context("the bytes are those of the shape")?;
+        }
+        all.push((name, made));
     }
     Ok(all)
 }
