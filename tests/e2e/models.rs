@@ -180,6 +180,83 @@ fn an_archive_is_fetched_over_http_and_its_digest_holds() {
     assert_eq!(web.asked(), 3, "what is refused or here is not fetched again");
 }
 
+#[test]
+fn a_model_comes_from_a_registry_with_the_login_of_a_secret() {
+    let server = Server::start(&["--disable-agent"]);
+    let folder = server.folder.path().join("made");
+    small_model(&folder);
+    let digest = |bytes: &[u8]| format!("sha256:{}", hex(&Sha256::digest(bytes)));
+    let mut held = std::collections::BTreeMap::new();
+    let mut layers = Vec::new();
+    for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+        let bytes = std::fs::read(folder.join(name)).unwrap();
+        let notes = json!({ "org.opencontainers.image.title": name });
+        layers.push(
+            json!({ "mediaType": "text/plain", "digest": digest(&bytes), "size": bytes.len(), "annotations": notes }),
+        );
+        held.insert(digest(&bytes), bytes);
+    }
+    let manifest = json!({ "schemaVersion": 2, "layers": layers }).to_string().into_bytes();
+    let revision = digest(&manifest);
+    held.insert("1".to_owned(), manifest.clone());
+    held.insert(revision.clone(), manifest);
+    let weights = layers[2]["digest"].as_str().unwrap().to_owned();
+    let cut = std::sync::atomic::AtomicBool::new(true);
+    // The password is "word"; the weights break off in the middle once.
+    let web = Web::serve(move |request| {
+        let name = request.path.rsplit('/').next().unwrap();
+        match held.get(name) {
+            _ if request.authorization != "Basic cmVhZGVyOndvcmQ=" => {
+                Reply::status("401 Unauthorized", "WWW-Authenticate: Basic realm=\"r\"\r\n")
+            }
+            None => Reply::status("404 Not Found", ""),
+            Some(bytes) => {
+                let cut = name == weights && cut.swap(false, std::sync::atomic::Ordering::SeqCst);
+                Reply { cut, ..Reply::content(request, bytes) }
+            }
+        }
+    });
+    let host = format!("127.0.0.1:{}", web.port);
+    let oci = |tag: &str, secret: &str| json!({ "source": { "oci": { "location": format!("oci://{host}/m:{tag}"), "secretRef": { "name": secret } } } });
+    apply(&server, &model("fetched", oci("1", "login")));
+    assert_has(&until(&server, "models", "fetched", "SecretNotFound"), "default/login does not exist");
+    let login = |name: &str, password: &str| {
+        server.kubectl(&format!(
+            "create secret docker-registry {name} --docker-server={host} --docker-username=reader --docker-password={password}"
+        ));
+    };
+    login("wrong", "guess");
+    login("login", "word");
+    apply(&server, &model("refused", oci("1", "wrong")));
+    assert_has(&until(&server, "models", "refused", "Unauthorized"), &host);
+    apply(&server, &model("absent", oci("2", "login")));
+    until(&server, "models", "absent", "NotFound");
+    until(&server, "models", "fetched", "Available");
+    assert_eq!(server.kubectl("get model fetched -o jsonpath={.status.fetched.revision}"), revision);
+    // What changes beside the source costs the manifest, and nothing else.
+    let before = web.asked();
+    server.kubectl(r#"patch model fetched --type=merge -p {"spec":{"sites":{"names":["a"]}}}"#);
+    eventually("the change is seen", || {
+        let told = server.kubectl("get model fetched -o jsonpath={.metadata.generation}/{.status.observedGeneration}");
+        if told == "2/2" { Ok(()) } else { Err(told) }
+    });
+    until(&server, "models", "fetched", "Available");
+    assert!(web.asked() - before <= 4, "{} requests", web.asked() - before);
+
+    let explained = server.kubectl("explain model.spec.source.oci.location");
+    assert_has(&explained, "oci://HOST/REPOSITORY");
+    for location in ["https://r.test/m", "oci://r.test", "oci://r.test/../m", "oci://r.test/m@sha256:1"] {
+        let object = model("odd", json!({ "source": { "oci": { "location": location } } }));
+        let (ok, text) = server.try_kubectl("apply -f -", &object.to_string());
+        assert!(!ok && text.contains("spec.source.oci.location"), "{location}: {text}");
+    }
+    server.kubectl("delete models --all --wait=true");
+    eventually("nothing is left of the models", || match &stored(&server)[..] {
+        [] => Ok(()),
+        left => Err(format!("{left:?}")),
+    });
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

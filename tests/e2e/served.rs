@@ -89,6 +89,8 @@ fn no_part_of_the_process_may_do_everything() {
         (&site, "create deployments.apps", false),
         (&models, "update models.kedge.dev --subresource=status", true),
         (&models, "delete models.kedge.dev", false),
+        (&models, "get secrets", true),
+        (&models, "list secrets", false),
         (&services, "patch deployments.apps", true),
         (&services, "get secrets", false),
         (&"system:kube-controller-manager".to_owned(), "list secrets", true),

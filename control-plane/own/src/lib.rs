@@ -18,7 +18,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use conditions::set_condition;
-pub use model::{HubSource, ModelAtSite, ModelAtSiteState, ModelSpec, ModelStatus, SiteChoice, Source, UrlSource};
+pub use model::{
+    FetchedModel, HubSource, ModelAtSite, ModelAtSiteState, ModelSpec, ModelStatus, OciSource, SecretRef, SiteChoice,
+    Source, UrlSource,
+};
 pub use model_service::{ModelServiceSpec, ModelServiceStatus};
 pub use site::{SiteIdentity, SiteInventory, SiteModel, SiteModelState, SiteSpec, SiteStatus};
 

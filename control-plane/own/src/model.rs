@@ -25,6 +25,8 @@ pub enum Source {
     Path(String),
     /// An archive fetched over HTTP.
     Url(UrlSource),
+    /// A repository of an OCI registry.
+    Oci(OciSource),
     /// The hub that this cluster is a site of; written by the sync, not by users.
     Hub(HubSource),
 }
@@ -43,6 +45,25 @@ pub struct UrlSource {
     pub location: String,
     /// SHA-256 of the archive as it is downloaded, `sha256:…`.
     pub digest: String,
+}
+
+/// A model in an OCI registry, fetched by the server as archives are.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OciSource {
+    /// `oci://HOST/REPOSITORY`, with `:TAG` or `@sha256:…`.
+    pub location: String,
+    /// The Secret with the login for that host, of a form that image pull secrets have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<SecretRef>,
+}
+
+/// A Secret beside the Model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretRef {
+    /// Its name.
+    pub name: String,
 }
 
 /// A model that comes down from the hub.
@@ -78,6 +99,9 @@ pub struct ModelStatus {
     /// Bytes of its files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<i64>,
+    /// What was found at its source when that was last asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetched: Option<FetchedModel>,
     /// What it is, such as `bert` or `llama`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
@@ -91,6 +115,16 @@ pub struct ModelStatus {
     /// `SitesInStep`: every site that it is assigned to has it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+}
+
+/// What a source had, so that the same is asked for until the spec changes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FetchedModel {
+    /// What its name stood for: a commit, the digest of a manifest or of an archive.
+    pub revision: String,
+    /// A digest of what was to be fetched.
+    pub contents: String,
 }
 
 /// What has become of a model at a site that it is assigned to.

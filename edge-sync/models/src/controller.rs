@@ -9,14 +9,16 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use kedge_client::{Context, Key, Next, Reconcile, Trigger};
-use kedge_content::{Digest, Taken, Turns, discard};
+use kedge_content::{Digest, Taken, Turns};
 use kedge_fetch::Fetcher;
-use kedge_own::{INCOMING_DIGEST, Model, ModelStatus, Source, UrlSource, set_condition};
+use kedge_own::{FetchedModel, INCOMING_DIGEST, Model, ModelStatus, Source, set_condition};
 use kube::ResourceExt;
 use tokio::sync::{RwLock, Semaphore};
 
-use crate::download::{self, DownloadError};
+use crate::download::{self, Download, DownloadError};
 use crate::manifest::Manifest;
+use crate::remote::{self, Listing, Place, Remote, RemoteError, Tools};
+use crate::secrets::SecretsBeside;
 use crate::source::SourceError;
 use crate::store::{ModelStore, StoreError};
 use crate::write::{Written, write_status};
@@ -26,9 +28,12 @@ const RETRY: Duration = Duration::from_secs(15);
 /// After a whole archive came and was the wrong one: links may be metered, and somebody has to put it right first.
 const RETRY_OF_WRONG_CONTENTS: Duration = Duration::from_secs(600);
 
-/// Models looked at at once: those whose archive is on its way must not keep others from being taken in.
+/// After a source that refused, or has nothing of that name: somebody has to put it right first.
+const RETRY_OF_REFUSAL: Duration = Duration::from_secs(60);
+
+/// Models looked at at once: those that are on their way must not keep others from being taken in.
 const WORKERS: usize = 256;
-/// Archives fetched at one time: the link is the narrow place, not the box.
+/// Models fetched at one time: the link is the narrow place, not the box.
 const DOWNLOADS_MAX: usize = 4;
 /// Models copied and read at one time: here the disk is.
 const TAKEN_IN_MAX: usize = 2;
@@ -49,7 +54,7 @@ pub struct ModelController {
     /// Read while something new is on its way into an object's status, written while contents are removed. Not held
     /// while anything comes over the network.
     removing: RwLock<()>,
-    /// One download at a time of each archive, and some at a time in all.
+    /// One download at a time from each source, and some at a time in all.
     downloads: Turns,
     links: Semaphore,
     disks: Semaphore,
@@ -81,13 +86,10 @@ impl ModelController {
         let named = models.iter().flat_map(|model| {
             let status = model.status.as_ref().and_then(|status| status.digest.as_deref());
             let incoming = model.annotations().get(INCOMING_DIGEST).map(String::as_str);
-            let archive = match &model.spec.source {
-                Source::Url(url) => Some(&*url.digest),
-                Source::Path(_) | Source::Hub(_) => None,
-            };
-            [status, model.spec.digest.as_deref(), incoming, archive]
+            [status, model.spec.digest.as_deref(), incoming]
         });
-        let keep: BTreeSet<Digest> = named.flatten().filter_map(Digest::parse).collect();
+        let mut keep: BTreeSet<Digest> = named.flatten().filter_map(Digest::parse).collect();
+        keep.extend(models.iter().filter_map(|model| identity(model)));
         let store = self.store.clone();
         let removed = blocking(move || store.prune(&keep)).await.map_err(Failure::from)?;
         for digest in removed {
@@ -97,21 +99,35 @@ impl ModelController {
     }
 
     /// What has to come over the network before the files of `model` can be taken in.
-    async fn fetch(&self, context: &Context, model: &Model) -> Result<Fetched, Failure> {
-        let url = match &model.spec.source {
-            Source::Url(url) => url,
-            Source::Path(path) => return Ok(Fetched::Folder(path.clone())),
-            Source::Hub(_) => return Ok(Fetched::ByHub),
+    async fn fetch(
+        &self,
+        context: &Context,
+        model: &Model,
+        found: &mut Option<FetchedModel>,
+    ) -> Result<Fetched, Failure> {
+        let source = &model.spec.source;
+        let identity = match (source, identity(model)) {
+            (Source::Path(path), _) => return Ok(Fetched::Folder(path.clone())),
+            (_, None) => return Ok(Fetched::ByHub),
+            (_, Some(identity)) => identity,
         };
-        let digest = Digest::parse(&url.digest)
-            .ok_or_else(|| Failure::lasting("DigestMissing", "spec.source.url.digest is no digest"))?;
-        let turn = self.downloads.take(&BTreeSet::from([digest.clone()])).await;
-        // Another model may be of the same archive.
-        if let Some(taken) = taken_in(&context.informers.of::<Model>().list(), url, &self.store) {
+        let secrets = SecretsBeside { client: context.informers.client().clone(), namespace: Key::of(model).namespace };
+        let tools = Tools { fetcher: &self.fetcher, secrets: &secrets };
+        let Some(mut remote) = remote::open(source, &tools).await? else { return Ok(Fetched::ByHub) };
+        let turn = self.downloads.take(&BTreeSet::from([identity.clone()])).await;
+        let listing = list(&mut *remote, pinned(model)).await?;
+        let fetched = FetchedModel { revision: listing.revision.clone(), contents: listing.contents().to_string() };
+        *found = Some(fetched.clone());
+        // Another model may be of the same parts.
+        if let Some(taken) = taken_in(&context.informers.of::<Model>().list(), &fetched, &self.store) {
             return Ok(Fetched::Before(taken));
         }
         let _link = self.links.acquire().await;
-        Ok(Fetched::Archive(self.download(context, model, url, &digest).await?, turn))
+        let folder = self.store.download(&identity);
+        let download = Download::new(&folder, listing.clone(), &context.world)?;
+        self.download(context, model, &fetched, download, &mut *remote).await?;
+        let part = |part: &remote::Part| (part.place.clone(), download::part_file(&folder, part));
+        Ok(Fetched::Parts(identity, listing.parts.iter().map(part).collect(), turn))
     }
 
     /// The files of `model`, in the store.
@@ -122,11 +138,13 @@ impl ModelController {
                 let models = self.models.clone();
                 Ok(blocking(move || store.take_folder(&models, &path)).await?)
             }
-            Fetched::Archive(archive, _turn) => {
-                let taken = archive.clone();
-                let result = blocking(move || store.take_archive(&taken)).await?;
-                discard(&archive);
-                Ok(result)
+            Fetched::Parts(identity, parts, _turn) => {
+                let taken = move || {
+                    let taken = store.take_parts(&parts)?;
+                    store.discard_download(&identity)?;
+                    Ok(taken)
+                };
+                Ok(blocking(taken).await?)
             }
             Fetched::Before(digest) => {
                 let of = digest.clone();
@@ -144,30 +162,28 @@ impl ModelController {
         }
     }
 
-    /// Fetches the archive, telling how far it is; given up when the object wants it no more.
+    /// Carries out the download, telling how far it is; given up when the object wants it no more.
     async fn download(
         &self,
         context: &Context,
         model: &Model,
-        url: &UrlSource,
-        digest: &Digest,
-    ) -> Result<PathBuf, Failure> {
-        let path = self.store.download(digest);
-        let mut progress = download::Progress::new(&path, &context.world);
+        found: &FetchedModel,
+        mut download: Download,
+        remote: &mut dyn Remote,
+    ) -> Result<(), Failure> {
         let mut shown = model.clone();
         loop {
             let wanted = context.informers.of::<Model>().get(&Key::of(model));
-            if wanted.is_none_or(|wanted| !matches!(&wanted.spec.source, Source::Url(now) if now == url)) {
+            if wanted.is_none_or(|wanted| wanted.spec.source != model.spec.source) {
                 return Err(Failure::awaited("Fetching", "it is no longer asked for"));
             }
-            let step = progress.step(&self.fetcher, &url.location, digest).await;
-            match step? {
-                download::Step::Done => return Ok(path),
+            match download.step(remote).await? {
+                download::Step::Done => return Ok(()),
                 download::Step::More { done, total } => {
                     let total = total.map(|total| format!(" of {total}")).unwrap_or_default();
-                    let message = format!("{done}{total} bytes of {} are here", url.location);
+                    let message = format!("{done}{total} bytes of {} are here", download.location());
                     let failure = Failure::awaited("Fetching", &message);
-                    shown = self.say(context, &shown, None, Err(&failure)).await?;
+                    shown = self.say(context, &shown, Some(found), None, Err(&failure)).await?;
                 }
             }
         }
@@ -179,12 +195,13 @@ impl ModelController {
         &self,
         context: &Context,
         model: &Model,
+        found: Option<&FetchedModel>,
         taken: Option<(&Digest, &Manifest)>,
         outcome: Result<&str, &Failure>,
     ) -> Result<Model, Failure> {
         let mut newest = Arc::new(model.clone());
         for _ in 0..WRITES_MAX {
-            let status = status(&newest, taken, outcome, context.world.clock.wall());
+            let status = status(&newest, found, taken, outcome, context.world.clock.wall());
             if newest.status.as_ref() == Some(&status) {
                 return Ok((*newest).clone());
             }
@@ -232,7 +249,8 @@ impl Reconcile for ModelController {
         if let Some(next) = self.is_refused(key, &model, context.world.clock.monotonic()) {
             return Ok(next);
         }
-        let fetched = self.fetch(context, &model).await;
+        let mut found = None;
+        let fetched = self.fetch(context, &model, &mut found).await;
         let _disk = self.disks.acquire().await;
         let shared = self.removing.read().await;
         let obtained = match fetched {
@@ -257,7 +275,7 @@ impl Reconcile for ModelController {
         if (&current.metadata.uid, current.metadata.generation) != (&model.metadata.uid, model.metadata.generation) {
             return Ok(Next::Change);
         }
-        self.say(context, &current, seen, failure.as_deref()).await?;
+        self.say(context, &current, found.as_ref(), seen, failure.as_deref()).await?;
         drop(shared);
         Ok(match failure {
             Ok(_) => Next::Change,
@@ -298,7 +316,7 @@ impl ModelController {
 
     /// Remembers a failure of what comes over the network, where only time or the user can help.
     fn refuse(&self, key: &Key, model: &Model, failure: &Failure, now: Duration) {
-        if !matches!(model.spec.source, Source::Url(_)) || failure.awaited {
+        if identity(model).is_none() || failure.awaited {
             return;
         }
         let (uid, generation) = (model.metadata.uid.clone(), model.metadata.generation);
@@ -325,20 +343,51 @@ enum Fetched {
     Folder(String),
     /// In the store, or on the way there from the hub.
     ByHub,
-    /// An archive; nobody else fetches it meanwhile.
-    Archive(PathBuf, Taken),
-    /// Nothing: the archive was taken in before, as these contents.
+    /// All parts of it, collected for the source of this identity; nobody else fetches from there meanwhile.
+    Parts(Digest, Vec<(Place, PathBuf)>, Taken),
+    /// Nothing: the same parts were taken in before, as these contents.
     Before(Digest),
 }
 
-/// The contents of the archive at `url`, if a model has them.
-fn taken_in(models: &[Arc<Model>], url: &UrlSource, store: &ModelStore) -> Option<Digest> {
-    let same = |model: &&Arc<Model>| matches!(&model.spec.source, Source::Url(other) if other.digest == url.digest);
-    let ready = |model: &Arc<Model>| {
-        let status = model.status.as_ref().filter(|status| status.observed_generation == model.metadata.generation)?;
-        status.digest.as_deref().and_then(Digest::parse).filter(|digest| store.active(digest).is_some())
+/// By what the source of `model` is told from others while its parts come; none when they do not come over the network.
+/// An archive is known by its digest alone. Of all others, those with the same words in one namespace are the same: the
+/// Secrets that they name are.
+fn identity(model: &Model) -> Option<Digest> {
+    match &model.spec.source {
+        Source::Path(_) | Source::Hub(_) => None,
+        Source::Url(url) => Digest::parse(&url.digest),
+        source => {
+            let words = serde_json::to_string(source).expect("a source is plain data");
+            Some(Digest::of(format!("{}/{words}", Key::of(model).namespace).as_bytes()))
+        }
+    }
+}
+
+/// The revision that this spec was first found to mean.
+fn pinned(model: &Model) -> Option<&str> {
+    let status = model.status.as_ref().filter(|status| status.observed_generation == model.metadata.generation)?;
+    status.fetched.as_ref().map(|fetched| &*fetched.revision)
+}
+
+/// What the model consists of; if what it was first found to mean is gone, what its name stands for now.
+pub(crate) async fn list(remote: &mut dyn Remote, pinned: Option<&str>) -> Result<Listing, RemoteError> {
+    let listing = match remote.list(pinned).await {
+        Err(RemoteError::Missing(_)) if pinned.is_some() => remote.list(None).await?,
+        other => other?,
     };
-    models.iter().filter(same).find_map(ready)
+    listing.check()?;
+    Ok(listing)
+}
+
+/// What a model took in that was found to be the same.
+fn taken_in(models: &[Arc<Model>], found: &FetchedModel, store: &ModelStore) -> Option<Digest> {
+    let taken = |model: &Arc<Model>| {
+        let status = model.status.as_ref()?;
+        let same = status.fetched.as_ref().is_some_and(|fetched| fetched.contents == found.contents);
+        let digest = status.digest.as_deref().filter(|_| same).and_then(Digest::parse);
+        digest.filter(|digest| store.active(digest).is_some())
+    };
+    models.iter().find_map(taken)
 }
 
 /// Whether nothing is left to do: this spec was judged, and what was found good is still here.
@@ -352,11 +401,14 @@ fn is_done(model: &Model, store: &ModelStore) -> bool {
 /// The status that says `outcome`: a format, or why there is none.
 fn status(
     model: &Model,
+    found: Option<&FetchedModel>,
     taken: Option<(&Digest, &Manifest)>,
     outcome: Result<&str, &Failure>,
     now: Timestamp,
 ) -> ModelStatus {
     let mut status = model.status.clone().unwrap_or_default();
+    let before = status.fetched.take().filter(|_| status.observed_generation == model.metadata.generation);
+    status.fetched = found.cloned().or(before);
     status.observed_generation = model.metadata.generation;
     let kept = taken.filter(|_| !matches!(outcome, Err(failure) if failure.reason == "DigestMismatch"));
     status.digest = kept.map(|(digest, _)| digest.to_string());
@@ -388,6 +440,12 @@ impl std::fmt::Display for Failure {
 }
 
 impl Failure {
+    /// What the condition says in one word.
+    #[cfg(test)]
+    pub(crate) fn reason(&self) -> &'static str {
+        self.reason
+    }
+
     /// The object has to change.
     fn lasting(reason: &'static str, message: &str) -> Self {
         Self { reason, message: message.to_owned(), again: None, awaited: false }
@@ -396,6 +454,11 @@ impl Failure {
     /// Trying again may help.
     fn passing(reason: &'static str, message: &str) -> Self {
         Self { reason, message: message.to_owned(), again: Some(RETRY), awaited: false }
+    }
+
+    /// Trying again may help, and not soon.
+    fn after(again: Duration, reason: &'static str, message: &str) -> Self {
+        Self { again: Some(again), ..Self::passing(reason, message) }
     }
 
     /// Somebody else will say when it goes on.
@@ -425,11 +488,26 @@ impl From<DownloadError> for Failure {
     fn from(error: DownloadError) -> Self {
         let message = error.to_string();
         match error {
-            DownloadError::Digest { .. } => {
-                Self { again: Some(RETRY_OF_WRONG_CONTENTS), ..Self::passing("DigestMismatch", &message) }
-            }
+            DownloadError::Remote(error) => error.into(),
+            DownloadError::Digest { .. } => Self::after(RETRY_OF_WRONG_CONTENTS, "DigestMismatch", &message),
+            DownloadError::Long { .. } => Self::after(RETRY_OF_WRONG_CONTENTS, "SourceInvalid", &message),
             DownloadError::Room { .. } => Self::passing("Disk", &message),
-            DownloadError::Fetch(_) | DownloadError::Disk { .. } => Self::passing("FetchFailed", &message),
+            DownloadError::Disk { .. } => Self::passing("FetchFailed", &message),
+        }
+    }
+}
+
+impl From<RemoteError> for Failure {
+    fn from(error: RemoteError) -> Self {
+        let message = error.to_string();
+        match error {
+            RemoteError::Fetch(_) => Self::passing("FetchFailed", &message),
+            RemoteError::Unauthorized(_) => Self::after(RETRY_OF_REFUSAL, "Unauthorized", &message),
+            RemoteError::Missing(_) => Self::after(RETRY_OF_REFUSAL, "NotFound", &message),
+            RemoteError::Unusable(_) => Self::after(RETRY_OF_WRONG_CONTENTS, "SourceInvalid", &message),
+            RemoteError::Digest(_) => Self::after(RETRY_OF_WRONG_CONTENTS, "DigestMismatch", &message),
+            RemoteError::SecretMissing(_) => Self::passing("SecretNotFound", &message),
+            RemoteError::SecretInvalid(_) => Self::passing("SecretInvalid", &message),
         }
     }
 }
@@ -456,15 +534,15 @@ mod tests {
         model.metadata.generation = Some(3);
         let manifest = Manifest { files: Vec::new() };
         let digest = manifest.digest();
-        let good = status(&model, Some((&digest, &manifest)), Ok("bert"), Timestamp::UNIX_EPOCH);
+        let good = status(&model, None, Some((&digest, &manifest)), Ok("bert"), Timestamp::UNIX_EPOCH);
         assert_eq!((good.format.as_deref(), good.is_ready(), good.observed_generation), (Some("bert"), true, Some(3)));
         model.status = Some(good);
         let failure = Failure::lasting("DigestMismatch", "no");
-        let bad = status(&model, Some((&digest, &manifest)), Err(&failure), Timestamp::UNIX_EPOCH);
+        let bad = status(&model, None, Some((&digest, &manifest)), Err(&failure), Timestamp::UNIX_EPOCH);
         assert_eq!((bad.digest.as_deref(), bad.format.as_deref(), bad.is_ready()), (None, None, false));
         assert_eq!(bad.conditions[0].reason, "DigestMismatch");
         let failure = Failure::lasting("FormatUnsupported", "no");
-        let bad = status(&model, Some((&digest, &manifest)), Err(&failure), Timestamp::UNIX_EPOCH);
+        let bad = status(&model, None, Some((&digest, &manifest)), Err(&failure), Timestamp::UNIX_EPOCH);
         assert_eq!(bad.digest.as_deref(), Some(digest.as_str()));
     }
 }

@@ -1,40 +1,54 @@
-//! Fetching one file whose digest is known: resumed where it broke off, verified at its end.
+//! Fetching what a listing names: resumed where it broke off, each part verified at its end.
+//!
+//! Parts are collected in one folder, each under its key, so that whoever comes next goes on with them.
+#![allow(clippy::disallowed_methods, reason = "a shell: large files that grow at their end")]
 
 use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kedge_content::{Digest, Partial, discard, free_bytes};
-use kedge_fetch::{Answer, FetchError, Fetcher, Get};
+use kedge_fetch::{Answer, FetchError};
 use kedge_world::World;
+
+use crate::remote::{Check, Listing, Part, Remote, RemoteError};
 
 /// Between two reports of how far it is.
 const REPORT: Duration = Duration::from_secs(2);
 
-/// Why a file could not be fetched.
+/// Why a model could not be fetched.
 #[derive(Debug, thiserror::Error)]
 pub enum DownloadError {
-    /// The network or the server.
+    /// The source, or the way there.
     #[error("{0}")]
-    Fetch(#[from] FetchError),
+    Remote(#[from] RemoteError),
     /// What came is something else.
-    #[error("{url} has the digest {actual}, not {expected}")]
+    #[error("{part} has the digest {actual}, not {expected}")]
     Digest {
-        /// Where it came from.
-        url: String,
         /// What was asked for.
-        expected: Digest,
+        part: String,
+        /// Its digest.
+        expected: String,
         /// What came.
-        actual: Digest,
+        actual: String,
+    },
+    /// More came than was said.
+    #[error("{part} is longer than the {size} bytes that its source says")]
+    Long {
+        /// What was asked for.
+        part: String,
+        /// Its length.
+        size: u64,
     },
     /// The disk would be full before it is here: some is kept for everybody else.
-    #[error("{url} needs {missing} more bytes, and {} has room for {room}", path.display())]
+    #[error("{location} needs {missing} more bytes, and {} has room for {room}", path.display())]
     Room {
         /// Where it comes from.
-        url: String,
+        location: String,
         /// The file.
         path: PathBuf,
-        /// Bytes that are still to come, as far as the server said.
+        /// Bytes that are still to come, as far as the source said.
         missing: u64,
         /// Bytes that may be written.
         room: u64,
@@ -49,23 +63,40 @@ pub enum DownloadError {
     },
 }
 
+fn disk(path: &Path) -> impl FnOnce(io::Error) -> DownloadError + use<> {
+    let path = path.to_owned();
+    move |source| DownloadError::Disk { path, source }
+}
+
+impl From<FetchError> for DownloadError {
+    fn from(error: FetchError) -> Self {
+        Self::Remote(error.into())
+    }
+}
+
 /// How far it is.
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// All of it is here and has the right digest.
+    /// All of it is here and verified.
     Done,
     /// On the way.
     More {
         /// Bytes that are here.
         done: u64,
-        /// Bytes there will be, if the server said.
+        /// Bytes there will be, if the source said.
         total: Option<u64>,
     },
 }
 
 /// A download.
-pub(crate) struct Progress {
-    path: PathBuf,
+pub(crate) struct Download {
+    folder: PathBuf,
+    listing: Listing,
     world: World,
+    /// The part that is on its way.
+    next: usize,
+    /// Bytes of those before it.
+    before: u64,
     running: Option<Running>,
 }
 
@@ -75,79 +106,165 @@ struct Running {
     total: Option<u64>,
 }
 
-impl Progress {
-    /// To the file `path`, going on after what it has already.
-    pub(crate) fn new(path: &Path, world: &World) -> Self {
-        Self { path: path.to_owned(), world: world.clone(), running: None }
+impl Download {
+    /// Into the folder `folder`, going on with what it has already.
+    pub(crate) fn new(folder: &Path, listing: Listing, world: &World) -> Result<Self, DownloadError> {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(disk(folder))?;
+        let download =
+            Self { folder: folder.to_owned(), listing, world: world.clone(), next: 0, before: 0, running: None };
+        download.check_room(None)?;
+        Ok(download)
+    }
+
+    /// How people call what is downloaded.
+    pub(crate) fn location(&self) -> &str {
+        &self.listing.location
     }
 
     /// Goes on for a few seconds, or to the end. After an error what came so far stays, and is gone on from; only
     /// contents that proved to be wrong are thrown away.
-    pub(crate) async fn step(&mut self, fetcher: &Fetcher, url: &str, digest: &Digest) -> Result<Step, DownloadError> {
-        let mut running = match self.running.take() {
-            Some(running) => running,
-            None => {
-                let file = Partial::open(&self.path).await.map_err(self.disk())?;
-                if file.digest().as_ref() == Some(digest) {
-                    return Ok(Step::Done);
+    pub(crate) async fn step(&mut self, remote: &mut dyn Remote) -> Result<Step, DownloadError> {
+        let begin = self.world.clock.monotonic();
+        while let Some(part) = self.listing.parts.get(self.next).cloned() {
+            let path = part_file(&self.folder, &part);
+            let running = match self.running.take() {
+                Some(running) => Some(running),
+                None => self.begin(&part, &path, remote).await?,
+            };
+            if let Some(mut running) = running {
+                self.check_room(Some(&running))?;
+                let taken = self.take(&mut running, &part, begin).await;
+                running.file.flush().await.map_err(disk(&path))?;
+                match taken {
+                    Err(error) => {
+                        if matches!(error, DownloadError::Long { .. }) {
+                            discard(&path);
+                        }
+                        return Err(error);
+                    }
+                    Ok(false) => {
+                        let (done, total) = (self.before + running.file.length(), self.total(&running));
+                        self.running = Some(running);
+                        return Ok(Step::More { done, total });
+                    }
+                    Ok(true) => finish(&part, &path, running.file).await?,
                 }
-                self.begin(file, fetcher, url).await?
             }
-        };
-        self.check_room(&running, url)?;
-        let taken = self.take(&mut running).await;
-        running.file.flush().await.map_err(self.disk())?;
-        if !taken? {
-            let step = Step::More { done: running.file.length(), total: running.total };
-            self.running = Some(running);
-            return Ok(step);
-        }
-        let actual = running.file.finish().await.map_err(self.disk())?;
-        if actual != *digest {
-            discard(&self.path);
-            return Err(DownloadError::Digest { url: url.to_owned(), expected: digest.clone(), actual });
+            self.before += std::fs::metadata(&path).map_err(disk(&path))?.len();
+            self.next += 1;
         }
         Ok(Step::Done)
     }
 
+    /// Bytes there will be in all, if everybody says so.
+    fn total(&self, running: &Running) -> Option<u64> {
+        match self.listing.parts.iter().all(|part| part.size.is_some()) {
+            true => Some(self.listing.bytes()),
+            false => running.total.filter(|_| self.listing.parts.len() == 1),
+        }
+    }
+
+    /// Asks for what is missing of `part`; none when it is all here.
+    async fn begin(&self, part: &Part, path: &Path, remote: &mut dyn Remote) -> Result<Option<Running>, DownloadError> {
+        let mut file = Partial::open(path).await.map_err(disk(path))?;
+        if verify(part, path, &file).await? {
+            return Ok(None);
+        }
+        // What is complete may be a link to a file that was taken in, and such a file is never written to.
+        let linked = std::fs::metadata(path).map_err(disk(path))?.nlink() > 1;
+        if linked || part.size.is_some_and(|size| file.length() >= size) {
+            discard(path);
+            file = Partial::open(path).await.map_err(disk(path))?;
+            // A part of no bytes is here as soon as its file is.
+            if part.size == Some(0) && verify(part, path, &file).await? {
+                return Ok(None);
+            }
+        }
+        let answer = match remote.get(part, file.length()).await {
+            // What is here is longer than the file, or as long and another: once more from its beginning.
+            Err(RemoteError::Fetch(FetchError::Status { status, .. })) if status.as_u16() == 416 => {
+                remote.get(part, 0).await?
+            }
+            other => other?,
+        };
+        if answer.offset() != file.length() {
+            file.restart().await.map_err(disk(path))?;
+            if answer.offset() != 0 {
+                let reason = format!("the server answers from byte {} on, which nobody asked for", answer.offset());
+                return Err(FetchError::Network { url: answer.url, reason }.into());
+            }
+        }
+        let length = answer.headers.get("content-length").and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        let total = part.size.or(length.map(|length| length.saturating_add(file.length())));
+        Ok(Some(Running { answer, file, total }))
+    }
+
     /// Takes what comes until it is time for a report; whether that was all.
-    async fn take(&self, running: &mut Running) -> Result<bool, DownloadError> {
-        let begin = self.world.clock.monotonic();
+    async fn take(&self, running: &mut Running, part: &Part, begin: Duration) -> Result<bool, DownloadError> {
+        let path = part_file(&self.folder, part);
         while let Some(bytes) = running.answer.next().await? {
-            running.file.append(&bytes).await.map_err(self.disk())?;
+            let here = running.file.length() + bytes.len() as u64;
+            if let Some(size) = part.size.filter(|size| here > *size) {
+                return Err(DownloadError::Long { part: part.name.clone(), size });
+            }
+            running.file.append(&bytes).await.map_err(disk(&path))?;
             if self.world.clock.monotonic().saturating_sub(begin) >= REPORT {
                 return Ok(false);
             }
         }
+        if let Some(size) = part.size.filter(|size| running.file.length() < *size) {
+            let reason = format!("the transfer ended after {} of {size} bytes", running.file.length());
+            return Err(FetchError::Network { url: running.answer.url.clone(), reason }.into());
+        }
         Ok(true)
     }
 
-    /// A server may say nothing of the length, or lie: then each step looks whether there is any room left.
-    fn check_room(&self, running: &Running, url: &str) -> Result<(), DownloadError> {
-        let missing = running.total.map_or(1, |total| total.saturating_sub(running.file.length()));
-        let room = free_bytes(&self.path).map_err(self.disk())?;
+    /// Before the first byte, whether all of it fits. A source may say nothing of the length, or lie: then each step
+    /// looks whether there is any room left.
+    fn check_room(&self, running: Option<&Running>) -> Result<(), DownloadError> {
+        let here = |part: &Part| std::fs::metadata(part_file(&self.folder, part)).map_or(0, |found| found.len());
+        let missing = match running {
+            None => self.listing.parts.iter().map(|part| part.size.unwrap_or(0).saturating_sub(here(part))).sum(),
+            Some(running) => running.total.map_or(1, |total| total.saturating_sub(running.file.length())),
+        };
+        let room = free_bytes(&self.folder).map_err(disk(&self.folder))?;
         if missing > room {
-            return Err(DownloadError::Room { url: url.to_owned(), path: self.path.clone(), missing, room });
+            let (location, path) = (self.listing.location.clone(), self.folder.clone());
+            return Err(DownloadError::Room { location, path, missing, room });
         }
         Ok(())
     }
+}
 
-    async fn begin(&self, mut file: Partial, fetcher: &Fetcher, url: &str) -> Result<Running, DownloadError> {
-        let answer = match fetcher.get(&Get { from: file.length(), ..Get::new(url) }).await {
-            // What is here is longer than the file, or as long and another: once more from its beginning.
-            Err(FetchError::Status { status, .. }) if status.as_u16() == 416 => fetcher.get(&Get::new(url)).await?,
-            other => other?,
-        };
-        if answer.offset() != file.length() {
-            file.restart().await.map_err(self.disk())?;
+/// Where `part` is collected in `folder`.
+pub(crate) fn part_file(folder: &Path, part: &Part) -> PathBuf {
+    folder.join(part.key().hex())
+}
+
+/// Whether what is here is the whole part, by what it is known by.
+async fn verify(part: &Part, path: &Path, file: &Partial) -> Result<bool, DownloadError> {
+    if part.size.is_some_and(|size| size != file.length()) {
+        return Ok(false);
+    }
+    let Some(digest) = file.digest() else { return Ok(false) };
+    Ok(actual(part, path, &digest).await?.is_none())
+}
+
+/// Believes a part that came to its end, or throws it away.
+async fn finish(part: &Part, path: &Path, file: Partial) -> Result<(), DownloadError> {
+    let digest = file.finish().await.map_err(disk(path))?;
+    match actual(part, path, &digest).await? {
+        None => Ok(()),
+        Some((expected, actual)) => {
+            discard(path);
+            Err(DownloadError::Digest { part: part.name.clone(), expected, actual })
         }
-        let length = answer.headers.get("content-length").and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        let total = length.map(|length| length.saturating_add(file.length()));
-        Ok(Running { answer, file, total })
     }
+}
 
-    fn disk(&self) -> impl FnOnce(io::Error) -> DownloadError + use<> {
-        let path = self.path.clone();
-        move |source| DownloadError::Disk { path, source }
-    }
+/// What the file at `path`, whose SHA-256 is `digest`, should have been and is instead; none if it is right.
+async fn actual(part: &Part, _path: &Path, digest: &Digest) -> Result<Option<(String, String)>, DownloadError> {
+    Ok(match &part.check {
+        Check::Sha256(expected) => (digest != expected).then(|| (expected.to_string(), digest.to_string())),
+    })
 }

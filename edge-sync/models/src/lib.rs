@@ -7,6 +7,8 @@
 mod controller;
 mod download;
 mod manifest;
+mod remote;
+mod secrets;
 mod sites;
 mod source;
 mod store;

@@ -1,14 +1,15 @@
-//! Where models are taken from: folders that an administrator filled, archives that were fetched.
+//! What models are taken in from: folders that an administrator filled, files and archives that were fetched.
 //!
 //! No name found there is followed out of its folder: folders are walked by file descriptors with `openat2`
 //! (`RESOLVE_BENEATH`, no symbolic links), archives may hold nothing but plain files and folders.
 #![allow(clippy::disallowed_methods, reason = "a shell: the user's own files, read, and their copies in a new folder")]
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, BufReader, Read};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
@@ -17,11 +18,12 @@ use nix::dir::{Dir, Type};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
 use crate::manifest::{FILES_MAX, check_path};
+use crate::remote::Place;
 
 /// Folders in folders; published models have two or three.
 const DEPTH_MAX: usize = 16;
-/// The largest model in an archive, unpacked (an upper bound, not a promise of space).
-const ARCHIVE_BYTES_MAX: u64 = 4 << 40;
+/// The largest model, unpacked (an upper bound, not a promise of space).
+const BYTES_MAX: u64 = 4 << 40;
 
 /// Why something is no model's folder or archive.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +43,9 @@ pub enum SourceError {
     /// A file's name cannot be used.
     #[error("the file name {0:?} is not allowed")]
     Name(String),
+    /// A file's name is there twice.
+    #[error("the file {0:?} is there twice")]
+    Twice(String),
     /// The archive cannot be read to its end.
     #[error("the archive cannot be read as a tar or tar.gz: {0}")]
     Archive(io::Error),
@@ -196,36 +201,52 @@ fn new_file(path: &Path) -> Result<File, SourceError> {
     OpenOptions::new().write(true).create_new(true).mode(0o644).open(path).map_err(disk(path))
 }
 
-/// Unpacks the archive's files into the new folder `target`; gives their names. When everything lies in one top
-/// folder, as archives of projects are packed, that folder is left out.
-pub(crate) fn unpack(archive: &Path, target: &Path) -> Result<Vec<String>, SourceError> {
-    let common = top_folder(archive)?;
-    let mut names = Vec::new();
+/// Puts fetched files, and what fetched archives hold, into the new folder `target`; gives their names. When everything
+/// comes out of archives and lies in one top folder, as archives of projects are packed, that folder is left out.
+pub(crate) fn assemble(parts: &[(Place, PathBuf)], target: &Path) -> Result<Vec<String>, SourceError> {
+    let common = top_folder(parts)?;
+    let mut names = BTreeSet::new();
     let mut total = 0_u64;
-    for_each_file(archive, |name, size, content| {
+    let mut claim = |name: &str, size: u64| {
         total = total.saturating_add(size);
-        if total > ARCHIVE_BYTES_MAX || names.len() >= FILES_MAX {
-            return Err(SourceError::Large("the archive holds more than a model has".into()));
+        if total > BYTES_MAX || names.len() >= FILES_MAX {
+            return Err(SourceError::Large("there is more in it than a model has".into()));
         }
-        check_room(&name, size, target)?;
-        let name = common.as_ref().and_then(|top| name.strip_prefix(top)).unwrap_or(&name).to_owned();
-        let to = target.join(&name);
+        check_path(name).map_err(|_| SourceError::Name(name.to_owned()))?;
+        if !names.insert(name.to_owned()) {
+            return Err(SourceError::Twice(name.to_owned()));
+        }
+        let to = target.join(name);
         let folder = to.parent().expect("a file is in a folder");
         std::fs::DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(disk(folder))?;
-        let mut file = new_file(&to)?;
-        let written = io::copy(content, &mut file).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => {
-                SourceError::Archive(error)
+        Ok(to)
+    };
+    for (place, path) in parts {
+        match place {
+            Place::File(name) => {
+                let to = claim(name, path.metadata().map_err(disk(path))?.len())?;
+                std::fs::hard_link(path, &to).map_err(disk(&to))?;
+                std::fs::set_permissions(&to, Permissions::from_mode(0o644)).map_err(disk(&to))?;
             }
-            _ => disk(&to)(error),
-        })?;
-        if written != size {
-            return Err(SourceError::Archive(io::ErrorKind::UnexpectedEof.into()));
+            Place::Archive => for_each_file(path, |name, size, content| {
+                let name = common.as_ref().and_then(|top| name.strip_prefix(top)).unwrap_or(&name);
+                check_room(name, size, target)?;
+                let to = claim(name, size)?;
+                let mut file = new_file(&to)?;
+                let written = io::copy(content, &mut file).map_err(|error| match error.kind() {
+                    io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => {
+                        SourceError::Archive(error)
+                    }
+                    _ => disk(&to)(error),
+                })?;
+                if written != size {
+                    return Err(SourceError::Archive(io::ErrorKind::UnexpectedEof.into()));
+                }
+                Ok(())
+            })?,
         }
-        names.push(name);
-        Ok(())
-    })?;
-    Ok(names)
+    }
+    Ok(names.into_iter().collect())
 }
 
 /// Asked for each file: what came before, and what others write, counts too.
@@ -237,17 +258,23 @@ fn check_room(name: &str, size: u64, folder: &Path) -> Result<(), SourceError> {
     Ok(())
 }
 
-/// The one folder that all files lie in, with its slash; none when there is no such.
-fn top_folder(archive: &Path) -> Result<Option<String>, SourceError> {
+/// The one folder that all files lie in, with its slash; none when there is no such, or when some have a name of their
+/// own.
+fn top_folder(parts: &[(Place, PathBuf)]) -> Result<Option<String>, SourceError> {
     let mut top: Option<Option<String>> = None;
-    for_each_file(archive, |name, _, _| {
-        let first = name.split_once('/').map(|(first, _)| format!("{first}/"));
-        top = Some(match top.take() {
-            None => first,
-            Some(known) => known.filter(|known| Some(known) == first.as_ref()),
-        });
-        Ok(())
-    })?;
+    for (place, path) in parts {
+        if matches!(place, Place::File(_)) {
+            return Ok(None);
+        }
+        for_each_file(path, |name, _, _| {
+            let first = name.split_once('/').map(|(first, _)| format!("{first}/"));
+            top = Some(match top.take() {
+                None => first,
+                Some(known) => known.filter(|known| Some(known) == first.as_ref()),
+            });
+            Ok(())
+        })?;
+    }
     Ok(top.flatten())
 }
 
@@ -257,9 +284,16 @@ fn for_each_file(
 ) -> Result<(), SourceError> {
     let mut head = Vec::new();
     let open = || File::open(archive).map_err(disk(archive));
-    open()?.take(2).read_to_end(&mut head).map_err(disk(archive))?;
+    open()?.take(4).read_to_end(&mut head).map_err(disk(archive))?;
     let file = BufReader::with_capacity(256 << 10, open()?);
-    let stream: Box<dyn Read> = if head == [0x1f, 0x8b] { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
+    let stream: Box<dyn Read> = match head[..] {
+        [0x1f, 0x8b, ..] => Box::new(MultiGzDecoder::new(file)),
+        [0x28, 0xb5, 0x2f, 0xfd] => {
+            let error = io::Error::other("it is compressed with zstd, which is not supported");
+            return Err(SourceError::Archive(error));
+        }
+        _ => Box::new(file),
+    };
     let mut tar = tar::Archive::new(stream);
     for entry in tar.entries().map_err(SourceError::Archive)? {
         let mut entry = entry.map_err(SourceError::Archive)?;
@@ -270,6 +304,10 @@ fn for_each_file(
             tar::EntryType::Directory | tar::EntryType::XGlobalHeader => {}
             tar::EntryType::Regular | tar::EntryType::Continuous | tar::EntryType::GNUSparse => {
                 check_path(&name).map_err(|_| SourceError::Name(name.clone()))?;
+                // (OCI image spec, layer.md, "Whiteouts".)
+                if name.rsplit('/').next().is_some_and(|name| name.starts_with(".wh.")) {
+                    return Err(SourceError::Kind(name, "the mark of a file that a layer deletes"));
+                }
                 let size = entry.size();
                 each(name, size, &mut entry)?;
             }
@@ -300,6 +338,10 @@ mod tests {
         path
     }
 
+    fn unpack(archive: &Path, target: &Path) -> Result<Vec<String>, SourceError> {
+        assemble(&[(Place::Archive, archive.to_owned())], target)
+    }
+
     #[test]
     fn a_common_top_folder_is_left_out() {
         let folder = tempfile::tempdir().unwrap();
@@ -328,6 +370,38 @@ mod tests {
         assert!(matches!(unpack(&path, &target), Err(SourceError::Archive(_))));
         std::fs::write(&path, b"no tar at all").unwrap();
         assert!(matches!(unpack(&path, &target), Err(SourceError::Archive(_))));
+    }
+
+    #[test]
+    fn files_and_archives_come_together_and_no_name_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = archive(folder.path(), &[("m/config.json", b"{}"), ("m/x", b"y")]);
+        let file = folder.path().join("part");
+        std::fs::write(&file, "weights").unwrap();
+        let fill = |number: usize, parts: &[(Place, PathBuf)]| {
+            let target = folder.path().join(number.to_string());
+            std::fs::create_dir(&target).unwrap();
+            assemble(parts, &target)
+        };
+        let named = |name: &str| (Place::File(name.to_owned()), file.clone());
+        let packed = (Place::Archive, path);
+        let together = fill(1, &[named("sub/weights"), packed.clone()]).unwrap();
+        assert_eq!(together, ["m/config.json", "m/x", "sub/weights"]);
+        assert_eq!(std::fs::read(folder.path().join("1/sub/weights")).unwrap(), b"weights");
+        assert!(matches!(fill(2, &[named("m/x"), packed.clone()]), Err(SourceError::Twice(_))));
+        assert!(matches!(fill(3, &[packed.clone(), packed]), Err(SourceError::Twice(_))));
+        assert!(matches!(fill(4, &[named("../x")]), Err(SourceError::Name(_))));
+        let marked = archive(folder.path(), &[("m/.wh.x", b"")]);
+        assert!(matches!(fill(5, &[(Place::Archive, marked)]), Err(SourceError::Kind(..))));
+    }
+
+    #[test]
+    fn what_is_compressed_with_zstd_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("packed");
+        std::fs::write(&path, [0x28, 0xb5, 0x2f, 0xfd, 0, 0]).unwrap();
+        let error = unpack(&path, &folder.path().join("t")).unwrap_err().to_string();
+        assert!(error.contains("zstd"), "{error}");
     }
 
     #[test]

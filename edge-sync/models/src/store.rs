@@ -4,7 +4,7 @@
 //! <64 digits>/manifest.json    the model's manifest; the folder's name is its digest
 //! <64 digits>/files/…          its files, never changed again
 //! staging-<64 digits>/…        the same, on the way
-//! download-<64 digits>         an archive on the way, by its own digest
+//! download-<64 digits>/…       what is being fetched from a source, a file for each part
 //! taking-<random>/…            a model being taken in, its digest not yet known
 //! trash-<random>/…             on the way out
 //! ```
@@ -28,6 +28,7 @@ use kedge_content::Digest;
 use kedge_world::Random;
 
 use crate::manifest::{CHUNK_BYTES, FileEntry, MANIFEST_BYTES_MAX, Manifest, ManifestError};
+use crate::remote::Place;
 use crate::source::{self, SourceError};
 
 const MANIFEST: &str = "manifest.json";
@@ -110,8 +111,7 @@ impl ModelStore {
     pub fn clean(&self) -> Result<(), StoreError> {
         for name in self.names()? {
             if name.starts_with("taking-") || name.starts_with("trash-") {
-                let path = self.root.join(name);
-                fs::remove_dir_all(&path).map_err(disk(&path))?;
+                remove_all(&self.root.join(name))?;
             }
         }
         Ok(())
@@ -157,10 +157,11 @@ impl ModelStore {
         self.guarded(&taking, || source::copy_folder(below, path, &taking.join(FILES)).map_err(Into::into))
     }
 
-    /// Takes in the tar archive `archive`, which may be compressed with gzip.
-    pub fn take_archive(&self, archive: &Path) -> Result<(Digest, Manifest), StoreError> {
+    /// Takes in what was fetched: files, and archives of files. What it takes may be linked, and must not be written to
+    /// afterwards.
+    pub(crate) fn take_parts(&self, parts: &[(Place, PathBuf)]) -> Result<(Digest, Manifest), StoreError> {
         let taking = self.scratch("taking")?;
-        self.guarded(&taking, || source::unpack(archive, &taking.join(FILES)).map_err(Into::into))
+        self.guarded(&taking, || source::assemble(parts, &taking.join(FILES)).map_err(Into::into))
     }
 
     /// Fills `taking`, then makes it a model. Whatever fails, nothing of it stays.
@@ -177,7 +178,7 @@ impl ModelStore {
         });
         if taken.is_err() {
             // The error that counts is the first; what cannot be removed now is cleared at the next start.
-            let _ = fs::remove_dir_all(taking);
+            let _ = remove_all(taking);
         }
         taken
     }
@@ -209,13 +210,13 @@ impl ModelStore {
                 let trash = self.root.join(self.scratch_name("trash"));
                 fs::rename(&path, &trash).map_err(disk(&path))?;
                 sync_folder(&self.root)?;
-                fs::remove_dir_all(&trash).map_err(disk(&trash))?;
+                remove_all(&trash)?;
             }
         }
         Ok(())
     }
 
-    /// Removes every model, active or on the way, and every archive on the way, that is not in `keep`; says which models.
+    /// Removes every model, active or on the way, and every download, that is not in `keep`; says which models.
     pub fn prune(&self, keep: &BTreeSet<Digest>) -> Result<Vec<Digest>, StoreError> {
         let mut removed = BTreeSet::new();
         for name in self.names()? {
@@ -225,8 +226,7 @@ impl ModelStore {
                 continue;
             }
             if name.starts_with(DOWNLOAD) {
-                let path = self.root.join(&name);
-                fs::remove_file(&path).map_err(disk(&path))?;
+                remove_all(&self.root.join(&name))?;
             } else if removed.insert(digest.clone()) {
                 self.remove(&digest)?;
             }
@@ -234,9 +234,14 @@ impl ModelStore {
         Ok(removed.into_iter().collect())
     }
 
-    /// Where a download of `digest` is collected.
-    pub(crate) fn download(&self, digest: &Digest) -> PathBuf {
-        self.root.join(format!("{DOWNLOAD}{}", digest.hex()))
+    /// The folder where what comes from the source `identity` is collected.
+    pub(crate) fn download(&self, identity: &Digest) -> PathBuf {
+        self.root.join(format!("{DOWNLOAD}{}", identity.hex()))
+    }
+
+    /// Throws away what was collected there; that there is nothing is as good.
+    pub(crate) fn discard_download(&self, identity: &Digest) -> Result<(), StoreError> {
+        remove_all(&self.download(identity))
     }
 
     fn manifest_in(&self, folder: &Path, digest: &Digest) -> Result<Manifest, StoreError> {
@@ -287,7 +292,7 @@ impl ModelStore {
         if !files.is_dir() {
             return Ok(None);
         }
-        fs::remove_dir_all(folder).map_err(disk(folder))?;
+        remove_all(folder)?;
         Ok(Some(files))
     }
 
@@ -374,6 +379,19 @@ impl Staging {
             return Err(StoreError::Incomplete(self.missing.len()));
         }
         self.store.finish(&self.folder, &self.manifest)
+    }
+}
+
+/// Removes a folder with all that is in it, or a file; that there is none is as good.
+fn remove_all(path: &Path) -> Result<(), StoreError> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(disk(path)(error)),
+        _ => Ok(()),
     }
 }
 
@@ -557,10 +575,13 @@ mod tests {
     }
 
     #[test]
-    fn archives_on_the_way_stay_as_long_as_somebody_wants_them() {
+    fn downloads_stay_as_long_as_somebody_wants_them() {
         let (_folder, store) = store();
-        let wanted = Digest::of(b"archive");
-        fs::write(store.download(&wanted), "half").unwrap();
+        let wanted = Digest::of(b"source");
+        fs::create_dir(store.download(&wanted)).unwrap();
+        fs::write(store.download(&wanted).join("part"), "half").unwrap();
+        // As they were kept before there were sources of several parts.
+        fs::write(store.download(&Digest::of(b"other")), "half").unwrap();
         store.prune(&BTreeSet::from([wanted.clone()])).unwrap();
         assert!(store.download(&wanted).exists());
         assert_eq!(store.prune(&BTreeSet::new()).unwrap(), vec![]);
