@@ -19,7 +19,7 @@ use serde_json::Value;
 
 pub use conditions::set_condition;
 pub use model::{
-    FetchedModel, HubSource, ModelAtSite, ModelAtSiteState, ModelSpec, ModelStatus, OciSource, SecretRef, SiteChoice,
+    FetchedModel, HubSource, HuggingFaceSource, ModelAtSite, ModelAtSiteState, ModelSpec, ModelStatus, OciSource, SecretKeyRef, SecretRef, SiteChoice,
     Source, UrlSource,
 };
 pub use model_service::{ModelServiceSpec, ModelServiceStatus};

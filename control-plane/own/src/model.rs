@@ -27,6 +27,8 @@ pub enum Source {
     Url(UrlSource),
     /// A repository of an OCI registry.
     Oci(OciSource),
+    /// A repository of the Hugging Face Hub.
+    HuggingFace(HuggingFaceSource),
     /// The hub that this cluster is a site of; written by the sync, not by users.
     Hub(HubSource),
 }
@@ -56,6 +58,34 @@ pub struct OciSource {
     /// The Secret with the login for that host, of a form that image pull secrets have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<SecretRef>,
+}
+
+/// A model on the Hugging Face Hub or a mirror of it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HuggingFaceSource {
+    /// `hf://OWNER/NAME`, with `@REVISION` if not `main`.
+    pub location: String,
+    /// Where the Hub is; the public one when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// The files to fetch, as globs; what a served model needs when there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub include: Vec<String>,
+    /// The token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<SecretKeyRef>,
+}
+
+/// A value of a Secret beside the Model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretKeyRef {
+    /// The Secret's name.
+    pub name: String,
+    /// The value's key; what it is by default depends on the source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
 }
 
 /// A Secret beside the Model.

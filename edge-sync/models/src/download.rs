@@ -3,7 +3,7 @@
 //! Parts are collected in one folder, each under its key, so that whoever comes next goes on with them.
 #![allow(clippy::disallowed_methods, reason = "a shell: large files that grow at their end")]
 
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -263,8 +263,49 @@ async fn finish(part: &Part, path: &Path, file: Partial) -> Result<(), DownloadE
 }
 
 /// What the file at `path`, whose SHA-256 is `digest`, should have been and is instead; none if it is right.
-async fn actual(part: &Part, _path: &Path, digest: &Digest) -> Result<Option<(String, String)>, DownloadError> {
-    Ok(match &part.check {
-        Check::Sha256(expected) => (digest != expected).then(|| (expected.to_string(), digest.to_string())),
-    })
+async fn actual(part: &Part, path: &Path, digest: &Digest) -> Result<Option<(String, String)>, DownloadError> {
+    let (expected, actual) = match &part.check {
+        Check::Sha256(expected) => (expected.to_string(), digest.to_string()),
+        Check::GitBlob(expected) => {
+            let file = path.to_owned();
+            let read = tokio::task::spawn_blocking(move || git_blob_of(&file)).await.expect("hashing does not panic");
+            (expected.clone(), read.map_err(disk(path))?)
+        }
+    };
+    Ok((expected != actual).then_some((expected, actual)))
+}
+
+/// What Git calls a blob of these bytes. (Its documentation, "Git Objects".)
+#[cfg(test)]
+pub(crate) fn git_blob(bytes: &[u8]) -> String {
+    git_blob_read(bytes.len() as u64, bytes).expect("bytes can be read")
+}
+
+fn git_blob_of(path: &Path) -> io::Result<String> {
+    let file = std::fs::File::open(path)?;
+    git_blob_read(file.metadata()?.len(), file)
+}
+
+fn git_blob_read(length: u64, mut bytes: impl Read) -> io::Result<String> {
+    let mut hash = ring::digest::Context::new(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY);
+    hash.update(format!("blob {length}\0").as_bytes());
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match bytes.read(&mut buffer)? {
+            0 => return Ok(hex::encode(hash.finish())),
+            read => hash.update(&buffer[..read]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blobs_have_the_names_that_git_gives_them() {
+        // As `git hash-object` prints them.
+        assert_eq!(git_blob(b""), "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391");
+        assert_eq!(git_blob(b"hello\n"), "ce013625030ba8dba906f756967f9e9ca394464a");
+    }
 }

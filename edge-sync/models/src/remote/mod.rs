@@ -4,6 +4,7 @@
 //! beside the Model and go to the source's own host alone; nothing that a source says is believed beyond its bounds.
 //! Not here: keeping, resuming and verifying what comes (`download.rs`).
 
+mod hugging_face;
 mod oci;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -36,6 +37,7 @@ pub(crate) async fn open(source: &Source, tools: &Tools<'_>) -> Result<Option<Bo
     Ok(Some(match source {
         Source::Path(_) | Source::Hub(_) => return Ok(None),
         Source::Url(source) => Box::new(url::open(source, tools)?),
+        Source::HuggingFace(source) => Box::new(hugging_face::open(source, tools).await?),
         Source::Oci(source) => Box::new(oci::open(source, tools).await?),
     }))
 }
@@ -88,6 +90,8 @@ pub(crate) enum Place {
 pub(crate) enum Check {
     /// Its SHA-256.
     Sha256(Digest),
+    /// Its name as a blob of Git, a SHA-1 of 40 digits.
+    GitBlob(String),
 }
 
 impl Part {
@@ -95,6 +99,7 @@ impl Part {
     pub(crate) fn key(&self) -> Digest {
         match &self.check {
             Check::Sha256(digest) => digest.clone(),
+            Check::GitBlob(id) => Digest::of(format!("git blob {id}").as_bytes()),
         }
     }
 }
@@ -145,6 +150,35 @@ impl Listing {
     }
 }
 
+/// An address that others are made from: encrypted, unless it is on this machine's loopback; without a slash at its end.
+fn endpoint(text: &str) -> Result<String, RemoteError> {
+    let wrong = |why: &str| RemoteError::Unusable(format!("the endpoint {text:?} {why}"));
+    let uri: http::Uri = text.parse().map_err(|_| wrong("is no address"))?;
+    let host = uri.host().unwrap_or_default();
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let loopback = host == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    match uri.scheme_str() {
+        _ if host.is_empty() || uri.query().is_some() || text.contains(['@', '#']) => Err(wrong("is no plain address")),
+        Some("https") => Ok(text.trim_end_matches('/').to_owned()),
+        Some("http") if loopback => Ok(text.trim_end_matches('/').to_owned()),
+        Some("http") => Err(wrong("is not encrypted; only loopback is asked in plain HTTP")),
+        _ => Err(wrong("is neither https:// nor http://")),
+    }
+}
+
+/// `text` in an address: everything but letters, digits, `-._~` and what `keep` has as `%XX` (RFC 3986, section 2.3).
+fn encoded(text: &str, keep: &str) -> String {
+    let mut all = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || keep.as_bytes().contains(&byte) {
+            all.push(char::from(byte));
+        } else {
+            all.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    all
+}
+
 /// Why a source did not give something.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
@@ -169,4 +203,35 @@ pub enum RemoteError {
     /// The Secret does not hold what is needed.
     #[error("{0}")]
     SecretInvalid(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_encrypted_or_on_loopback() {
+        for (text, good) in [
+            ("https://hub.test", true),
+            ("https://hub.test:8443/mirror/", true),
+            ("http://127.0.0.1:9000", true),
+            ("http://localhost", true),
+            ("http://[::1]:9000", true),
+            ("http://hub.test", false),
+            ("http://127.0.0.1.hub.test", false),
+            ("https://user:word@hub.test", false),
+            ("https://hub.test?a", false),
+            ("ftp://hub.test", false),
+            ("hub.test", false),
+        ] {
+            assert_eq!(endpoint(text).is_ok(), good, "{text}");
+        }
+        assert_eq!(endpoint("https://hub.test/mirror/").unwrap(), "https://hub.test/mirror");
+    }
+
+    #[test]
+    fn names_in_addresses() {
+        assert_eq!(encoded("a b/c+d?é", "/"), "a%20b/c%2Bd%3F%C3%A9");
+        assert_eq!(encoded("refs/pr/1", ""), "refs%2Fpr%2F1");
+    }
 }
