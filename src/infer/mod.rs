@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Error, Result, bail};
 use clap::{Args, Subcommand};
 use kedge_engine::{Capabilities, Decoder};
-use kedge_serve::{InferOptions, Model, Placement, TelemetryOptions, TlsFiles};
+use kedge_serve::{Candidate, Device, InferOptions, Model, Opened, Placement, TelemetryOptions, TlsFiles};
 
 use crate::logs;
 use crate::settings::host_port;
@@ -31,14 +31,35 @@ enum InferVerb {
     /// Talk with a model on the terminal
     #[command(after_help = chat::EXAMPLES)]
     Run(chat::RunFlags),
+    /// Tell what could compute here, and why it cannot
+    #[command(after_help = DEVICES_EXAMPLES)]
+    Devices(DevicesFlags),
     /// Measure how fast a model makes text here
     #[command(after_help = bench::EXAMPLES)]
     Bench(bench::BenchFlags),
 }
 
+/// Settings of `kedge infer devices`.
+#[derive(Args, Clone, Debug)]
+struct DevicesFlags {
+    /// How to print them
+    #[arg(short, long, value_name = "table|json", value_parser = ["table", "json"], default_value = "table")]
+    output: String,
+}
+
+const DEVICES_EXAMPLES: &str = "\
+Without --device a model is put on the first that is usable. A GPU needs NVIDIA's driver and nothing else.
+
+Examples:
+  kedge infer devices
+  kedge infer devices -o json";
+
 /// On what a model computes.
 #[derive(Args, Clone, Debug)]
 struct PlacementFlags {
+    /// What computes: auto is an NVIDIA device that can be used, else the processor
+    #[arg(long, value_name = "auto|cpu|cuda", default_value = "auto")]
+    device: Device,
     /// Threads that compute (default: the processors that this process may use)
     #[arg(long, value_name = "COUNT")]
     threads: Option<usize>,
@@ -53,7 +74,7 @@ impl PlacementFlags {
         let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let cache = || folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")));
         let cache_dir = self.cache_dir.or_else(|| Some(cache()?.join("kedge")));
-        Placement { threads: self.threads, cache_dir }
+        Placement { device: self.device, threads: self.threads, cache_dir }
     }
 }
 
@@ -127,6 +148,7 @@ pub(crate) async fn run(command: InferCommand) -> Result<()> {
     match command.verb {
         Some(InferVerb::Run(flags)) => chat::run(flags).await,
         Some(InferVerb::Bench(flags)) => bench::run(flags).await,
+        Some(InferVerb::Devices(flags)) => devices(&flags),
         None => serve(command.serve).await,
     }
 }
@@ -152,12 +174,28 @@ async fn serve(flags: ServeFlags) -> Result<()> {
     Ok(kedge_serve::run(options).await?)
 }
 
+fn devices(flags: &DevicesFlags) -> Result<()> {
+    let all = kedge_serve::candidates()?;
+    if flags.output == "json" {
+        let list: Vec<_> = all.iter().map(Candidate::to_json).collect();
+        println!("{}", serde_json::to_string_pretty(&list).context("writing what was found")?);
+        return Ok(());
+    }
+    println!("{:<8}{:<8}DESCRIPTION", "DEVICE", "USABLE");
+    for one in all {
+        println!("{:<8}{:<8}{}", one.device, if one.usable { "yes" } else { "no" }, one.description);
+    }
+    Ok(())
+}
+
 /// Opens a model that makes text.
 async fn open(model: &Path, flags: &PlacementFlags) -> Result<(Arc<Decoder>, Capabilities)> {
     let (path, placement) = (model.to_owned(), flags.clone().placement());
     let opened = tokio::task::spawn_blocking(move || kedge_serve::open(&path, &placement)).await;
     match opened.context("opening the model")?? {
-        (Model::Decoder(decoder), on) => Ok((decoder, on)),
-        (Model::Encoder(_), _) => bail!("{} makes vectors; this takes a model that makes text", model.display()),
+        Opened { model: Model::Decoder(decoder), on, .. } => Ok((decoder, on)),
+        Opened { model: Model::Encoder(_), .. } => {
+            bail!("{} makes vectors; this takes a model that makes text", model.display())
+        }
     }
 }

@@ -23,8 +23,19 @@ pub(crate) fn script(name: &str) -> PathBuf {
 
 /// `kedge infer` with those arguments and that standard input: whether it was a success, its output and its errors.
 fn infer(arguments: &[&str], input: &str) -> (bool, String, String) {
+    infer_in(&[], arguments, input)
+}
+
+/// The same with more in its environment.
+fn infer_in(environment: &[(&str, &str)], arguments: &[&str], input: &str) -> (bool, String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kedge"));
-    command.arg("infer").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .envs(environment.iter().copied())
+        .arg("infer")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     // Who has read enough, or nothing, may have ended.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
@@ -69,6 +80,36 @@ fn a_talk_on_a_terminal_goes_on_until_bye() {
     let output = talk.arg(script("talk.py")).arg(env!("CARGO_BIN_EXE_kedge")).arg(demo()).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && text.contains("everything was as it should be"), "{text}");
+}
+
+/// A driver that plays a part (`runtime/cuda/tests/fake`): its device takes the model, and is lost at the first step.
+#[test]
+fn an_answer_goes_on_without_a_gpu_that_is_lost_or_cannot_be_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("runtime/cuda/tests/fake/libcuda.c");
+    let library = folder.path().join("libcuda.so.1");
+    let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(library).arg(source).status();
+    assert!(built.unwrap().success(), "the driver that plays a part was not built");
+    let libraries = folder.path().to_str().unwrap();
+    let demo = demo();
+    let model = demo.to_str().unwrap();
+    for (part, usable, says) in [
+        ("lost", true, "Fake, compute capability 8.7, driver for CUDA 12.2"),
+        ("old", false, "the NVIDIA driver speaks CUDA 11.3, and the kernels need 11.4"),
+    ] {
+        let environment = [("KEDGE_FAKE_CUDA", part), ("LD_LIBRARY_PATH", libraries)];
+        let (ok, answer, errors) = infer_in(&environment, &["run", model, "--temperature", "0", "What is a pod?"], "");
+        assert!(ok, "{part}: {answer}{errors}");
+        assert_has(&answer, "smallest thing Kubernetes runs");
+        let (_, told, _) = infer_in(&environment, &["devices", "-o", "json"], "");
+        let told: Value = serde_json::from_str(&told).unwrap();
+        assert_eq!(told[0]["usable"], usable, "{told}");
+        assert_has(told[0]["description"].as_str().unwrap(), says);
+        assert_eq!(told[1]["device"], "cpu");
+    }
+    let environment = [("KEDGE_FAKE_CUDA", "old"), ("LD_LIBRARY_PATH", libraries)];
+    let (ok, _, errors) = infer_in(&environment, &["run", model, "--device", "cuda", "hello"], "");
+    assert!(!ok && errors.contains("no GPU can be used: the NVIDIA driver speaks CUDA 11.3"), "{errors}");
 }
 
 #[test]

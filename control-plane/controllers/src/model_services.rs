@@ -355,6 +355,8 @@ fn objects(service: &ModelService, store: &std::path::Path, digest: &str, image:
             "infer", "--model", "/model", "--name", service.spec.model, "--listen", format!("0.0.0.0:{PORT}"),
             "--cache-dir", "/cache",
         ],
+        // Where a driver keeps what it made of the kernels.
+        "env": [{ "name": "CUDA_CACHE_PATH", "value": "/cache/cuda" }],
         "ports": [{ "name": "http", "containerPort": PORT, "protocol": "TCP" }],
         "startupProbe": probe(1, 600), "readinessProbe": probe(5, 3), "livenessProbe": probe(10, 6),
         "terminationMessagePolicy": "FallbackToLogsOnError",

@@ -14,7 +14,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let model = arguments.next().ok_or("the model's directory is missing")?;
     let threads = arguments.next().map(|threads| threads.parse()).transpose()?;
     let encoder = Encoder::open(Path::new(&model), &Cpu::new(threads)?)?;
-    println!("{:?}", encoder.capabilities());
+    println!("{:?}", encoder.on().0);
     let text = "The gateway forwards eleven readings after the site camera comes back online, and then it rests.";
     for batch in [1, 32] {
         let mut least = f64::INFINITY;

@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokenizers::{PostProcessor, Tokenizer, TruncationParams};
 
 use crate::EngineError;
-use crate::backend::{Backend, Capabilities, Prepared, Sequence, Step};
+use crate::backend::spare::{Placed, Ran};
+use crate::backend::{Backend, Capabilities, Sequence, Step};
 use crate::graph::Graph;
 use crate::model::{EncoderConfig, bert};
 use crate::plan::{Plan, Shape};
@@ -28,8 +29,7 @@ pub struct Encoder {
     config: EncoderConfig,
     tokenizer: Tokenizer,
     graph: Arc<Graph>,
-    prepared: Box<dyn Prepared>,
-    capabilities: Capabilities,
+    placed: Placed,
     /// Plans by shape. Held only to look one up or put one in.
     plans: Mutex<HashMap<Shape, Arc<Plan>>>,
 }
@@ -59,8 +59,8 @@ impl Encoder {
         let config = EncoderConfig::read(&directory)?;
         let tokenizer = read_tokenizer(&directory.join("tokenizer.json"), &config)?;
         let graph = Arc::new(bert::read(&weights, &config)?);
-        let prepared = backend.prepare(graph.clone(), 0)?;
-        Ok(Self { config, tokenizer, graph, prepared, capabilities: backend.capabilities(), plans: Mutex::default() })
+        let placed = Placed::new(backend, graph.clone(), 0)?;
+        Ok(Self { config, tokenizer, graph, placed, plans: Mutex::default() })
     }
 
     /// Length of every vector.
@@ -73,9 +73,9 @@ impl Encoder {
         &self.config
     }
 
-    /// What it runs on.
-    pub fn capabilities(&self) -> &Capabilities {
-        &self.capabilities
+    /// What it runs on now, and why that is not the device that was wanted, if it is not.
+    pub fn on(&self) -> (Capabilities, Option<String>) {
+        self.placed.on()
     }
 
     /// A vector for each text.
@@ -116,7 +116,7 @@ impl Encoder {
         for batch in order.chunks(BATCH_MAX) {
             let step = step_of(batch.iter().map(|index| &inputs[*index]));
             let plan = self.plan(batch.len(), step.ids.len().next_multiple_of(ROWS_STEP));
-            self.prepared.run(&plan, &step, &mut vectors)?;
+            while self.placed.run(&plan, &step, &mut vectors)? == Ran::Moved {}
             for (index, vector) in batch.iter().zip(vectors.chunks_exact(self.config.hidden)) {
                 out[*index] = Some(Embedding { vector: vector.to_vec(), tokens: inputs[*index].ids.len() });
             }

@@ -18,7 +18,7 @@ mod memory;
 pub mod model;
 pub mod plan;
 
-pub use backend::{Backend, Capabilities, cpu::Cpu, reference::Reference};
+pub use backend::{Backend, Capabilities, cpu::Cpu, reference::Reference, spare::WithSpare};
 pub use encoder::{Embedding, Encoder, Tokens};
 pub use error::EngineError;
 pub use generate::{Decoder, DecoderOptions};

@@ -6,10 +6,14 @@
 mod tiny_decoders;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use kedge_engine::backend::{Prepared, Step};
 use kedge_engine::generate::{Request, Sampling};
-use kedge_engine::graph::PAGE_TOKENS;
-use kedge_engine::{Backend, Cpu, Decoder, DecoderOptions, Reference};
+use kedge_engine::graph::{Graph, PAGE_TOKENS};
+use kedge_engine::plan::Plan;
+use kedge_engine::{Backend, Capabilities, Cpu, Decoder, DecoderOptions, EngineError, Reference, WithSpare};
 use kedge_formats::Dtype;
 use serde_json::{Value, json};
 use tiny_decoders::{WORDS, config, distance, families, graph_of, logits, logits_of, prompt, write_gguf, write_model};
@@ -174,6 +178,65 @@ fn greedy_text_is_the_same_alone_and_in_company() {
     });
     let tokens_free = shared.figures().tokens_free.load(std::sync::atomic::Ordering::Relaxed);
     assert!(tokens_free <= 320 && tokens_free > 320 - 8 * PAGE_TOKENS as u64);
+}
+
+/// A processor that is lost after so many steps.
+struct Frail {
+    cpu: Cpu,
+    steps: Arc<AtomicUsize>,
+}
+
+struct FrailSteps {
+    inner: Box<dyn Prepared>,
+    steps: Arc<AtomicUsize>,
+}
+
+impl Backend for Frail {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { name: "frail", ..self.cpu.capabilities() }
+    }
+
+    fn memory_bytes_free(&self) -> u64 {
+        self.cpu.memory_bytes_free()
+    }
+
+    fn prepare(&self, graph: Arc<Graph>, pages: usize) -> Result<Box<dyn Prepared>, EngineError> {
+        Ok(Box::new(FrailSteps { inner: self.cpu.prepare(graph, pages)?, steps: self.steps.clone() }))
+    }
+}
+
+impl Prepared for FrailSteps {
+    fn run(&self, plan: &Plan, step: &Step, answers: &mut Vec<f32>) -> Result<(), EngineError> {
+        let left = self.steps.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        left.map_err(|_| EngineError::Device { device: "frail".into(), reason: "it fell off the bus".into() })?;
+        self.inner.run(plan, step, answers)
+    }
+}
+
+#[test]
+fn answers_go_on_elsewhere_when_a_device_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    write_gguf(&path, Dtype::Q8_0);
+    let alone: Vec<_> = (0..4).map(|seed| decoder(path.clone(), 512).complete(request(seed, 50)).unwrap()).collect();
+    for steps in [0, 1, 7, 30] {
+        let cpu = || Cpu::new(Some(2)).unwrap();
+        let frail = Frail { cpu: cpu(), steps: Arc::new(AtomicUsize::new(steps)) };
+        let options = DecoderOptions { tokens_kept: Some(512), rows_max: 24, running_max: 8 };
+        let moving = Decoder::open(&path, &WithSpare::new(Box::new(frail), Arc::new(cpu())), options).unwrap();
+        assert_eq!((moving.on().0.name, moving.on().1), ("frail", None));
+        std::thread::scope(|scope| {
+            let ask = |seed: usize| {
+                let moving = &moving;
+                scope.spawn(move || moving.complete(request(seed as u32, 50)).unwrap())
+            };
+            let threads: Vec<_> = (0..4).map(ask).collect();
+            for (thread, alone) in threads.into_iter().zip(&alone) {
+                assert_eq!(&thread.join().unwrap(), alone, "after {steps} steps");
+            }
+        });
+        assert_eq!((moving.on().0.name, moving.on().1.as_deref()), ("cpu", Some("frail: it fell off the bus")));
+    }
 }
 
 #[test]

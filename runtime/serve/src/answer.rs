@@ -123,7 +123,7 @@ impl Server {
             Route::ModelReady => json!({"name": name, "ready": true}),
             Route::ModelMetadata => v2::model(name, self.task()),
             _ => {
-                self.engine.count(&self.metrics, &self.labels());
+                self.engine.count(&self.metrics, &self.labels(), self.options.no_gpu.as_deref());
                 let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
                 return Ok(reply(200, kind, self.metrics.text()));
             }

@@ -11,7 +11,7 @@ use crate::ServeError;
 use crate::api::{self, Item, Refusal};
 use crate::batch::{Queue, QueueError};
 use crate::completions::Kind;
-use crate::metrics::{Labels, Metrics};
+use crate::metrics::{Labels, Metrics, On};
 use crate::server::Model;
 use crate::talk::{Ask, Asked, Talk};
 use crate::telemetry::Watch;
@@ -108,8 +108,15 @@ impl Engine {
         }
     }
 
-    /// Brings the numbers that only the engine knows up to date.
-    pub(crate) fn count(&self, m: &Metrics, labels: &Labels) {
+    /// Brings the numbers that only the engine knows up to date; `no_gpu` says why there was none from the beginning.
+    pub(crate) fn count(&self, m: &Metrics, labels: &Labels, no_gpu: Option<&str>) {
+        let (on, moved) = match self {
+            Self::Encoder { encoder, .. } => encoder.on(),
+            Self::Decoder(talk) => talk.decoder.on(),
+        };
+        let reason = moved.as_deref().or(no_gpu).unwrap_or_default().to_owned();
+        m.on.clear();
+        m.on.get_or_create(&On { device: on.name, features: on.features, reason }).set(1);
         match self {
             Self::Encoder { queue, .. } => {
                 m.waiting.get_or_create(labels).set(queue.waiting() as i64);

@@ -16,6 +16,7 @@ mod files;
 mod grpc;
 mod life;
 mod metrics;
+mod placement;
 mod routes;
 mod server;
 mod socket;
@@ -29,13 +30,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use kedge_engine::{Capabilities, Cpu, Decoder, DecoderOptions, Encoder, EngineError};
+use kedge_engine::EngineError;
 use kedge_world::{Net, RealNet};
 use tokio::signal::unix::SignalKind;
 
 use crate::files::FromFiles;
 
 pub use auth::Keys;
+pub use placement::{Candidate, Device, Opened, Placement, candidates, open};
 pub use server::{Model, ServeOptions, serve};
 pub use telemetry::TelemetryOptions;
 pub use tls::{Tls, TlsFiles};
@@ -43,15 +45,6 @@ pub use tls::{Tls, TlsFiles};
 /// Files that are open beside connections, with room to spare: the model's, the runtime's, those that are read again, and
 /// connections that are refused.
 const FILES_OF_ITS_OWN: usize = 64 + server::GOODBYES_MAX;
-
-/// On what a model computes.
-#[derive(Clone, Debug, Default)]
-pub struct Placement {
-    /// Threads; as many as the process may use when absent.
-    pub threads: Option<usize>,
-    /// Where weights in the order that a processor wants are kept for the next start; in memory when absent.
-    pub cache_dir: Option<PathBuf>,
-}
 
 /// What `kedge infer` is told.
 #[derive(Clone, Debug)]
@@ -82,6 +75,9 @@ pub enum ServeError {
     /// The model could not be opened.
     #[error("opening the model: {0}")]
     Model(#[from] EngineError),
+    /// A GPU was demanded.
+    #[error("no GPU can be used: {0}")]
+    NoGpu(String),
     /// A file cannot be used.
     #[error("{path} ({flag}): {reason}", path = path.display())]
     File {
@@ -118,7 +114,7 @@ pub async fn run(options: InferOptions) -> Result<(), ServeError> {
     let tls = options.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
     let (path, placement) = (options.model.clone(), options.placement.clone());
     let opened = tokio::task::spawn_blocking(move || open(&path, &placement));
-    let (model, on) = opened.await.expect("opening a model does not panic")?;
+    let Opened { model, on, no_gpu } = opened.await.expect("opening a model does not panic")?;
     let listen = |source| ServeError::Listen { address: options.listen.clone(), source };
     let listener = RealNet.listen(&options.listen).await.map_err(listen)?;
     tracing::info!(model = %options.name, address = %listener.address().map_err(listen)?, backend = on.name, features = on.features, threads = on.threads, "serving");
@@ -135,7 +131,8 @@ pub async fn run(options: InferOptions) -> Result<(), ServeError> {
     let defaults = ServeOptions::new(options.name.clone(), created(&options.model));
     let connections_max = defaults.connections_max.min(connections_possible());
     let InferOptions { request_timeout, drain_timeout, telemetry, .. } = options;
-    let options = ServeOptions { keys, tls, telemetry, connections_max, request_timeout, drain_timeout, ..defaults };
+    let options =
+        ServeOptions { keys, tls, telemetry, connections_max, request_timeout, drain_timeout, no_gpu, ..defaults };
     serve(options, model, listener, stop).await
 }
 
@@ -150,19 +147,6 @@ fn connections_possible() -> usize {
 fn files_open_max(limits: &str) -> Option<usize> {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
     line.split_whitespace().next()?.parse().ok()
-}
-
-/// Opens what lies at `path`: an encoder where its settings say so, else a decoder; and says what it runs on.
-pub fn open(path: &Path, placement: &Placement) -> Result<(Model, Capabilities), EngineError> {
-    let cpu = Cpu::new(placement.threads)?.keep_packed(placement.cache_dir.clone());
-    if kedge_engine::is_encoder(path) {
-        let encoder = Encoder::open(path, &cpu)?;
-        let on = encoder.capabilities().clone();
-        return Ok((Model::Encoder(Arc::new(encoder)), on));
-    }
-    let decoder = Decoder::open(path, &cpu, DecoderOptions::default())?;
-    let on = decoder.capabilities().clone();
-    Ok((Model::Decoder(Arc::new(decoder)), on))
 }
 
 /// When the weights were written, in seconds since 1970; 0 when nobody can tell.

@@ -28,6 +28,15 @@ pub(crate) struct Status {
     pub(crate) code: u32,
 }
 
+/// On what the model computes.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct On {
+    pub(crate) device: &'static str,
+    pub(crate) features: &'static str,
+    /// Why it is not a GPU; empty where none was wanted.
+    pub(crate) reason: String,
+}
+
 /// All of them.
 pub(crate) struct Metrics {
     registry: Registry,
@@ -43,6 +52,8 @@ pub(crate) struct Metrics {
     /// Share of the pages of keys and values that are in use, 0 to 1.
     pub(crate) cache_used: Family<Labels, Gauge<f64, AtomicU64>>,
     pub(crate) responses: Family<Status, Counter<u64, AtomicU64>>,
+    /// One for what the model is on.
+    pub(crate) on: Family<On, Gauge>,
     /// Connections beyond those that may be.
     pub(crate) refused: Counter<u64, AtomicU64>,
     /// Spans that no collector was told.
@@ -70,6 +81,8 @@ impl Metrics {
         let help = "Share of the pages of keys and values in use";
         registry.register("vllm:kv_cache_usage_perc", help, Family::clone(&cache_used));
         registry.register("kedge_infer_responses", "HTTP answers by status code", Family::clone(&responses));
+        let on = Family::default();
+        registry.register("kedge_infer_device", "On what the model computes, and why not on a GPU", Family::clone(&on));
         let refused = Counter::default();
         let help = "Connections that were refused since as many were open as may";
         registry.register("kedge_infer_connections_refused", help, Counter::clone(&refused));
@@ -87,6 +100,7 @@ impl Metrics {
             cached_tokens,
             cache_used,
             responses,
+            on,
             refused,
             spans_dropped,
         }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use kedge_engine::{Decoder, Encoder};
+use kedge_engine::{Capabilities, Decoder, Encoder};
 use kedge_world::{BoxedListener, BoxedStream, Listener};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
@@ -62,6 +62,8 @@ pub struct ServeOptions {
     pub tls: Option<Arc<Tls>>,
     /// Where spans of requests are told; none for nowhere.
     pub telemetry: Option<TelemetryOptions>,
+    /// Why the model is not on a GPU, where one was wanted: told at `/metrics`.
+    pub no_gpu: Option<String>,
     /// Longest request body.
     pub body_bytes_max: usize,
     /// Most connections at once; further ones are told to come again.
@@ -89,6 +91,7 @@ impl ServeOptions {
             keys: None,
             tls: None,
             telemetry: None,
+            no_gpu: None,
             body_bytes_max: 2 << 20,
             connections_max: 4096,
             read_timeout: seconds(10),
@@ -107,6 +110,16 @@ pub enum Model {
     Encoder(Arc<Encoder>),
     /// Texts to more text.
     Decoder(Arc<Decoder>),
+}
+
+impl Model {
+    /// What it is on now, and why that is not the device that was wanted, if it is not.
+    pub fn on(&self) -> (Capabilities, Option<String>) {
+        match self {
+            Self::Encoder(encoder) => encoder.on(),
+            Self::Decoder(decoder) => decoder.on(),
+        }
+    }
 }
 
 /// Serves the model on the listener until `stop` resolves, then drains.

@@ -99,6 +99,7 @@ async fn both_protocols_give_the_engine_s_vectors() {
         ("/metrics", None, 200, "vllm:e2e_request_latency_seconds_bucket{le=\"0.3\",model_name=\"minilm\"}"),
         ("/metrics", None, 200, "vllm:e2e_request_latency_seconds_count{model_name=\"minilm\"} 10"),
         ("/metrics", None, 200, "vllm:prompt_tokens_total{model_name=\"minilm\"}"),
+        ("/metrics", None, 200, "kedge_infer_device{device=\"cpu\",features=\""),
     ] {
         let got = call(&client, &base, path, body).await;
         assert!(got.0 == status && got.1.contains(says), "{path}: {got:?}");

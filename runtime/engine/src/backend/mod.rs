@@ -6,6 +6,7 @@
 
 pub mod cpu;
 pub mod reference;
+pub mod spare;
 
 use std::sync::Arc;
 
@@ -32,6 +33,10 @@ pub trait Backend: Send + Sync {
     fn memory_bytes_free(&self) -> u64;
     /// Takes a graph, its weights packed or uploaded as it needs them, with room for so many pages.
     fn prepare(&self, graph: Arc<Graph>, pages: usize) -> Result<Box<dyn Prepared>, EngineError>;
+    /// Where a graph goes when this device does not take it or is lost.
+    fn spare(&self) -> Option<Arc<dyn Backend>> {
+        None
+    }
 }
 
 /// A graph on a device, ready to run plans.

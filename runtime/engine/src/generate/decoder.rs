@@ -15,7 +15,8 @@ use super::sample;
 use super::schedule::{Batch, End, Event, Limits, Request, RequestId, Schedule};
 use super::text::TextTokenizer;
 use crate::EngineError;
-use crate::backend::{Backend, Capabilities, Prepared};
+use crate::backend::spare::{Placed, Ran};
+use crate::backend::{Backend, Capabilities};
 use crate::graph::{Graph, PAGE_TOKENS, Pages};
 use crate::model::config::read_json;
 use crate::model::decoder::{DecoderConfig, Source, graph, weights_of};
@@ -24,7 +25,7 @@ use crate::plan::{Plan, Shape};
 
 /// Bytes of a number in a page of keys and values.
 const PAGE_NUMBER_BYTES: u64 = 2;
-/// Of the memory that is free, a page store takes at most one part of so many, unless told otherwise.
+/// Of the memory that weights leave free, a page store takes at most one part of so many, unless told otherwise.
 const PAGE_SHARE: u64 = 4;
 
 /// How a decoder is run.
@@ -100,7 +101,7 @@ pub struct Decoder {
     tokenizer: TextTokenizer,
     template: Option<ChatTemplate>,
     stop: Vec<u32>,
-    capabilities: Capabilities,
+    placed: Arc<Placed>,
     figures: Arc<Figures>,
     next_id: AtomicU64,
     commands: Mutex<Option<Sender<Command>>>,
@@ -127,7 +128,7 @@ impl Decoder {
         let context = config.context.min(kept);
         let limits = Limits { rows_max: options.rows_max.max(1), running_max: options.running_max.max(1), context };
         let pages = kept / PAGE_TOKENS;
-        let prepared = backend.prepare(graph.clone(), pages)?;
+        let placed = Arc::new(Placed::new(backend, graph.clone(), pages)?);
         let figures = Arc::new(Figures::default());
         figures.tokens_kept.store(kept as u64, Ordering::Relaxed);
         figures.tokens_free.store(kept as u64, Ordering::Relaxed);
@@ -137,7 +138,7 @@ impl Decoder {
         let when_ended = WhenEnded::default();
         let mut worker = Worker {
             graph,
-            prepared,
+            placed: placed.clone(),
             schedule,
             limits,
             plans,
@@ -155,7 +156,7 @@ impl Decoder {
             tokenizer,
             template,
             stop,
-            capabilities: backend.capabilities(),
+            placed,
             figures,
             next_id: AtomicU64::new(0),
             commands: Mutex::new(Some(commands)),
@@ -198,9 +199,9 @@ impl Decoder {
         &self.stop
     }
 
-    /// What it runs on.
-    pub fn capabilities(&self) -> &Capabilities {
-        &self.capabilities
+    /// What it runs on now, and why that is not the device that was wanted, if it is not.
+    pub fn on(&self) -> (Capabilities, Option<String>) {
+        self.placed.on()
     }
 
     /// Counts.
@@ -284,7 +285,9 @@ fn tokens_kept(graph: &Graph, config: &DecoderConfig, backend: &dyn Backend, opt
     let page_bytes = shape.values() as u64 * PAGE_NUMBER_BYTES;
     let context_pages = config.context.div_ceil(PAGE_TOKENS);
     let wanted = options.tokens_kept.map(|tokens| tokens.div_ceil(PAGE_TOKENS));
-    let affordable = (backend.memory_bytes_free() / PAGE_SHARE / page_bytes).clamp(2, 1 << 20) as usize;
+    let weights: u64 = graph.weights.iter().map(|tensor| tensor.bytes().len() as u64).sum();
+    let free = backend.memory_bytes_free().saturating_sub(weights);
+    let affordable = (free / PAGE_SHARE / page_bytes).clamp(2, 1 << 20) as usize;
     // Room for eight full requests is enough unless more is asked for.
     wanted.unwrap_or_else(|| (8 * context_pages).min(affordable)).max(2) * PAGE_TOKENS
 }
@@ -367,7 +370,7 @@ fn read_template(folder: &Path) -> Option<String> {
 /// The thread's own.
 struct Worker {
     graph: Arc<Graph>,
-    prepared: Box<dyn Prepared>,
+    placed: Arc<Placed>,
     schedule: Schedule,
     limits: Limits,
     plans: HashMap<Shape, Plan>,
@@ -420,12 +423,16 @@ impl Worker {
         let outputs = bucket(batch.step.outputs.len().max(1)).min(bucket(self.limits.running_max));
         let shape = Shape { rows: bucket(batch.step.ids.len()), outputs };
         let plan = self.plans.entry(shape).or_insert_with(|| Plan::new(&self.graph, shape));
-        if let Err(error) = self.prepared.run(plan, &batch.step, answers) {
-            for id in self.schedule.clear() {
-                let end = End::Failed(error.to_string());
-                self.tell(id, Event::End { end, cached_tokens: 0 });
+        match self.placed.run(plan, &batch.step, answers) {
+            Ok(Ran::Done) => {}
+            Ok(Ran::Moved) => return self.schedule.start_over(),
+            Err(error) => {
+                for id in self.schedule.clear() {
+                    let end = End::Failed(error.to_string());
+                    self.tell(id, Event::End { end, cached_tokens: 0 });
+                }
+                return;
             }
-            return;
         }
         let width = self.graph.result_width();
         let logits = answers.chunks_exact_mut(width);

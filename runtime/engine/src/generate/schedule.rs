@@ -169,6 +169,15 @@ impl Schedule {
         ids.into_iter().chain(running).collect()
     }
 
+    /// Has everything computed again, as after pages were lost: whoever ran waits, and what pages held is not known.
+    pub fn start_over(&mut self) {
+        while !self.running.is_empty() {
+            self.running[0].computed = 0;
+            self.preempt(0);
+        }
+        self.pages = PageTable::new(self.pages.available() as u32);
+    }
+
     /// Takes a request out and gives its pages back; what is in them stays known.
     fn leave(&mut self, index: usize) -> Running {
         let mut running = self.running.remove(index);
