@@ -6,6 +6,7 @@ mod check;
 mod cli;
 mod config;
 mod folders;
+mod gpu;
 mod hub;
 mod images;
 mod infer;

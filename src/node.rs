@@ -27,8 +27,8 @@ use kedge_world::World;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::address;
 use crate::settings::ServerFlags;
+use crate::{address, gpu};
 
 /// Upstream's `maxPods`.
 const PODS_MAX: u32 = 110;
@@ -189,6 +189,7 @@ fn settings(node: &Node, namespace: &Namespace) -> Result<Settings> {
             .context("cannot read MemTotal in /proc/meminfo")?,
         pods_max: PODS_MAX,
         pod_pids_limit: None,
+        gpu: gpu::look(),
     })
 }
 

@@ -69,6 +69,17 @@ pub struct Settings {
     pub pods_max: u32,
     /// Processes that one pod may have.
     pub pod_pids_limit: Option<i64>,
+    /// What is known of a GPU, once it is.
+    pub gpu: watch::Receiver<Option<Gpu>>,
+}
+
+/// Whether models could compute on a GPU of this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gpu {
+    /// Whether one can be used.
+    pub usable: bool,
+    /// What it is, or why none can be used.
+    pub words: String,
 }
 
 impl Settings {

@@ -62,6 +62,9 @@ pub struct Troubles {
 /// The condition of a node whose pods cannot be reached.
 pub const NETWORK: &str = "NetworkUnavailable";
 
+/// The condition of a node by which people see whether models can compute on a GPU there, and why not.
+pub const GPU: &str = "GPUUsable";
+
 /// What became of the namespace of the pods' network.
 pub fn gone_words(namespace: &str) -> String {
     format!(
@@ -185,6 +188,11 @@ fn conditions(
             true => (NETWORK, true, "NetworkNamespaceGone", gone_words(&namespace.to_string())),
             false => (NETWORK, false, "NetworkNamespaceIsThere", format!("pods are connected in {namespace}")),
         });
+    }
+    // Not claimed before it is known.
+    if let Some(gpu) = settings.gpu.borrow().clone() {
+        let reason = if gpu.usable { "KernelsTaken" } else { "CannotBeUsed" };
+        ours.push((GPU, gpu.usable, reason, gpu.words));
     }
     let names: Vec<&str> = ours.iter().map(|own| own.0).collect();
     let is_ours = |condition: &NodeCondition| names.contains(&condition.type_.as_str());

@@ -47,19 +47,21 @@ pub(crate) async fn report_node(shared: Arc<Shared>) {
 }
 
 /// Returns once somebody else says another thing of the node's readiness than `said`, the node has another address,
-/// its disks fill or empty, or after `time`: a node whose Lease was not renewed for a while is `Unknown`, and its pods leave their Services, until it
+/// its disks fill or empty, a GPU becomes known, or after `time`: a node whose Lease was not renewed for a while is `Unknown`, and its pods leave their Services, until it
 /// speaks again.
 async fn contradicted(shared: &Shared, said: &NodeStatus, time: Duration) {
     let mut seen = shared.node.subscribe();
     let other = seen.wait_for(|node| node.as_ref().is_some_and(|node| node::contradicts(node, said)));
     let mut node_ip = shared.settings.node_ip.clone();
     let ip = node_ip.borrow_and_update().to_string();
+    let mut gpu = shared.settings.gpu.clone();
     let (mut full, mut gone) = (shared.disk_pressure.subscribe(), shared.network_gone.subscribe());
     let (told_full, told_gone) = (node::says(Some(said), "DiskPressure"), node::says(Some(said), node::NETWORK));
     let told = said.addresses.iter().flatten().any(|told| told.address == ip);
     tokio::select! {
         () = std::future::ready(()), if !told => {}
         Ok(()) = node_ip.changed() => {}
+        Ok(_) = gpu.wait_for(|gpu| gpu.as_ref().map(|gpu| gpu.usable) != node::says(Some(said), node::GPU)) => {}
         _ = other => {}
         _ = full.wait_for(|full| Some(*full) != told_full) => {}
         _ = gone.wait_for(|gone| *gone != (told_gone == Some(true))) => {}

@@ -11,7 +11,7 @@ use std::time::Duration;
 use api::ApiDouble;
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
-use kedge_node::agent::{Agent, Parts, Settings};
+use kedge_node::agent::{Agent, Gpu, Parts, Settings};
 use kedge_node::network::{Network, NetworkError, PodNetwork};
 use kedge_runtimes::fake::{Behaviour, Fake};
 use kedge_runtimes::{ImageConfig, PodId, Runtime};
@@ -46,6 +46,7 @@ struct Box_ {
     fake: Fake,
     wires: Arc<Wires>,
     node_ip: watch::Sender<IpAddr>,
+    gpu: watch::Sender<Option<Gpu>>,
     network_namespace: Option<std::path::PathBuf>,
     agent: Option<tokio::task::JoinHandle<()>>,
 }
@@ -57,7 +58,8 @@ impl Box_ {
         let folder = tempfile::tempdir().unwrap();
         let node_ip = watch::Sender::new("192.0.2.1".parse().unwrap());
         let (api, wires, network_namespace) = (ApiDouble::default(), Arc::default(), None);
-        let mut this = Self { folder, api, fake, wires, node_ip, network_namespace, agent: None };
+        let gpu = watch::Sender::new(None);
+        let mut this = Self { folder, api, fake, wires, node_ip, gpu, network_namespace, agent: None };
         this.start();
         this
     }
@@ -81,6 +83,7 @@ impl Box_ {
             memory_bytes: 8 << 30,
             pods_max: 110,
             pod_pids_limit: None,
+            gpu: self.gpu.subscribe(),
         }
     }
 
@@ -201,6 +204,16 @@ async fn a_node_whose_network_was_removed_says_so() {
     std::fs::remove_file(&namespace).unwrap();
     this.until("the node says that it is cut off", |this| this.condition("NetworkUnavailable") == "True").await;
     this.until("it is told", |this| this.api.dump().contains("was removed while the node ran")).await;
+    assert_eq!(this.condition("Ready"), "True");
+}
+
+#[tokio::test]
+async fn a_node_tells_of_its_gpu_once_it_is_known() {
+    let this = Box_::new();
+    this.until("the node is ready", |this| this.condition("Ready") == "True").await;
+    assert_eq!(this.condition("GPUUsable"), "");
+    this.gpu.send_replace(Some(Gpu { usable: false, words: "no driver".into() }));
+    this.until("it says that there is none", |this| this.condition("GPUUsable") == "False").await;
     assert_eq!(this.condition("Ready"), "True");
 }
 

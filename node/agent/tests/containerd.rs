@@ -103,6 +103,7 @@ async fn a_pod_lives(paths: &Paths) {
         memory_bytes: 8 << 30,
         pods_max: 110,
         pod_pids_limit: Some(100),
+        gpu: tokio::sync::watch::channel(None).1,
     };
     let agent = Agent::new(parts, settings).unwrap();
     let running = tokio::spawn(async move { Box::pin(agent.run()).await.unwrap() });
