@@ -257,6 +257,76 @@ fn a_model_comes_from_a_registry_with_the_login_of_a_secret() {
     });
 }
 
+#[test]
+fn the_same_files_are_one_model_from_a_hub_a_bucket_and_a_folder() {
+    let server = Server::start(&["--disable-agent"]);
+    let folder = server.folder.path().join("data/models/small");
+    small_model(&folder);
+    let names = ["config.json", "model.safetensors", "tokenizer.json"];
+    let held: Vec<(&str, Vec<u8>)> =
+        names.iter().map(|name| (*name, std::fs::read(folder.join(name)).unwrap())).collect();
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let files = held.iter().map(|(name, bytes)| {
+        let lfs = json!({ "sha256": hex(&Sha256::digest(bytes)), "size": bytes.len() });
+        json!({ "rfilename": name, "size": bytes.len(), "lfs": lfs })
+    });
+    let pickle = json!({ "rfilename": "pytorch_model.bin", "size": 1 });
+    let listing = json!({ "sha": commit, "siblings": files.chain([pickle.clone()]).collect::<Vec<_>>() });
+    let only_pickle = json!({ "sha": commit, "siblings": [pickle] });
+    let entries: String = held
+        .iter()
+        .map(|(name, bytes)| {
+            format!("<Contents><Key>m/{name}</Key><ETag>\"1\"</ETag><Size>{}</Size></Contents>", bytes.len())
+        })
+        .collect();
+    let web = Web::serve(move |request| {
+        let (path, _) = request.path.split_once('?').unwrap_or((&request.path, ""));
+        let content = match path {
+            "/api/models/a/pickled/revision/main" => only_pickle.to_string().into_bytes(),
+            "/bucket/" => format!("<ListBucketResult>{entries}</ListBucketResult>").into_bytes(),
+            _ if request.path.starts_with("/api/models/a/b/revision/") => listing.to_string().into_bytes(),
+            _ => match held.iter().find(|(name, _)| path.ends_with(&format!("/{name}"))) {
+                Some((_, bytes)) => bytes.clone(),
+                None => return Reply::status("404 Not Found", ""),
+            },
+        };
+        Reply::content(request, &content)
+    });
+    let endpoint = format!("http://127.0.0.1:{}", web.port);
+    let hub = |name: &str| json!({ "source": { "huggingFace": { "location": format!("hf://a/{name}"), "endpoint": endpoint } } });
+    let bucket =
+        |rest: &str| json!({ "source": { "s3": { "location": format!("s3://bucket/{rest}"), "endpoint": endpoint } } });
+    apply(&server, &model("folder", json!({ "source": { "path": "small" } })));
+    apply(&server, &model("hub", hub("b")));
+    apply(&server, &model("bucket", bucket("m")));
+    let mut digests = std::collections::BTreeSet::new();
+    for name in ["folder", "hub", "bucket"] {
+        until(&server, "models", name, "Available");
+        digests.insert(server.kubectl(&format!("get model {name} -o jsonpath={{.status.digest}}")));
+    }
+    assert_eq!((digests.len(), stored(&server).len()), (1, 1), "{digests:?} {:?}", stored(&server));
+    assert_eq!(server.kubectl("get model hub -o jsonpath={.status.fetched.revision}"), commit);
+    apply(&server, &model("pickled", hub("pickled")));
+    assert_has(&until(&server, "models", "pickled", "SourceInvalid"), "pytorch_model.bin");
+    apply(&server, &model("absent", bucket("n")));
+    until(&server, "models", "absent", "SourceInvalid");
+
+    assert_has(&server.kubectl("explain model.spec.source.huggingFace.include"), "Q4_K_M.gguf");
+    assert_has(&server.kubectl("explain model.spec.source.s3.secretRef"), "AWS_SESSION_TOKEN");
+    for (source, field) in [
+        (json!({ "huggingFace": { "location": "hf://a" } }), "huggingFace.location"),
+        (json!({ "huggingFace": { "location": "hf://a/b", "include": ["[a]"] } }), "huggingFace.include"),
+        (json!({ "huggingFace": { "location": "hf://a/b", "endpoint": "file:///etc" } }), "huggingFace.endpoint"),
+        (json!({ "s3": { "location": "s3://" } }), "s3.location"),
+        (json!({ "s3": { "location": "s3://b", "region": "a/b" } }), "s3.region"),
+        (json!({ "s3": { "location": "s3://b" }, "path": "a" }), "spec.source"),
+    ] {
+        let object = model("odd", json!({ "source": source }));
+        let (ok, text) = server.try_kubectl("apply -f -", &object.to_string());
+        assert!(!ok && text.contains(field), "{source}: {text}");
+    }
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -19,8 +19,8 @@ use serde_json::Value;
 
 pub use conditions::set_condition;
 pub use model::{
-    FetchedModel, HubSource, HuggingFaceSource, ModelAtSite, ModelAtSiteState, ModelSpec, ModelStatus, OciSource, SecretKeyRef, SecretRef, SiteChoice,
-    Source, UrlSource,
+    FetchedModel, HubSource, HuggingFaceSource, ModelAtSite, ModelAtSiteState, ModelSpec, ModelStatus, OciSource,
+    S3Source, SecretKeyRef, SecretRef, SiteChoice, Source, UrlSource,
 };
 pub use model_service::{ModelServiceSpec, ModelServiceStatus};
 pub use site::{SiteIdentity, SiteInventory, SiteModel, SiteModelState, SiteSpec, SiteStatus};

@@ -29,6 +29,8 @@ pub enum Source {
     Oci(OciSource),
     /// A repository of the Hugging Face Hub.
     HuggingFace(HuggingFaceSource),
+    /// A bucket of S3, or of what answers as it does.
+    S3(S3Source),
     /// The hub that this cluster is a site of; written by the sync, not by users.
     Hub(HubSource),
 }
@@ -75,6 +77,26 @@ pub struct HuggingFaceSource {
     /// The token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<SecretKeyRef>,
+}
+
+/// A model in a bucket.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct S3Source {
+    /// `s3://BUCKET/PREFIX`: everything below the prefix, or the one object of that name.
+    pub location: String,
+    /// Where the bucket's server is; that of AWS for the region when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// `us-east-1` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// Whether the bucket is in the path and not in the host's name; so when absent if there is an endpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_style: Option<bool>,
+    /// The Secret with the keys of who may read it; anybody may when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<SecretRef>,
 }
 
 /// A value of a Secret beside the Model.

@@ -88,12 +88,14 @@ pub struct Get {
     pub headers: HeaderMap,
     /// The first byte wanted; the server may not heed it, see [`Answer::offset`].
     pub from: u64,
+    /// Whether a redirect is followed, or is the answer.
+    pub follow: bool,
 }
 
 impl Get {
     /// All of `url`.
     pub fn new(url: impl Into<String>) -> Self {
-        Self { url: url.into(), headers: HeaderMap::new(), from: 0 }
+        Self { url: url.into(), headers: HeaderMap::new(), from: 0, follow: true }
     }
 }
 
@@ -130,7 +132,7 @@ impl Fetcher {
         Ok(answer)
     }
 
-    /// Asks for `get` and follows redirects; any other status is an answer.
+    /// Asks for `get` and follows redirects if it says so; any other status is an answer.
     pub async fn send(&self, get: &Get) -> Result<Answer, FetchError> {
         let mut url = get.url.clone();
         let mut headers = get.headers.clone();
@@ -138,7 +140,7 @@ impl Fetcher {
             let uri = parse(&url)?;
             let answer = self.once(&url, &uri, &headers, get.from).await?;
             let redirect = matches!(answer.status.as_u16(), 301 | 302 | 303 | 307 | 308);
-            if !redirect {
+            if !redirect || !get.follow {
                 return Ok(answer);
             }
             let location = answer.headers.get(LOCATION).and_then(|value| value.to_str().ok());

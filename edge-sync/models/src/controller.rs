@@ -112,7 +112,7 @@ impl ModelController {
             (_, Some(identity)) => identity,
         };
         let secrets = SecretsBeside { client: context.informers.client().clone(), namespace: Key::of(model).namespace };
-        let tools = Tools { fetcher: &self.fetcher, secrets: &secrets };
+        let tools = Tools { fetcher: &self.fetcher, world: &context.world, secrets: &secrets };
         let Some(mut remote) = remote::open(source, &tools).await? else { return Ok(Fetched::ByHub) };
         let turn = self.downloads.take(&BTreeSet::from([identity.clone()])).await;
         let listing = list(&mut *remote, pinned(model)).await?;
@@ -505,6 +505,7 @@ impl From<RemoteError> for Failure {
             RemoteError::Unauthorized(_) => Self::after(RETRY_OF_REFUSAL, "Unauthorized", &message),
             RemoteError::Missing(_) => Self::after(RETRY_OF_REFUSAL, "NotFound", &message),
             RemoteError::Unusable(_) => Self::after(RETRY_OF_WRONG_CONTENTS, "SourceInvalid", &message),
+            RemoteError::Changed(_) => Self::passing("SourceChanged", &message),
             RemoteError::Digest(_) => Self::after(RETRY_OF_WRONG_CONTENTS, "DigestMismatch", &message),
             RemoteError::SecretMissing(_) => Self::passing("SecretNotFound", &message),
             RemoteError::SecretInvalid(_) => Self::passing("SecretInvalid", &message),

@@ -6,6 +6,8 @@
 
 mod hugging_face;
 mod oci;
+mod s3;
+mod signature;
 #[cfg(test)]
 pub(crate) mod testing;
 mod url;
@@ -16,6 +18,7 @@ use async_trait::async_trait;
 use kedge_content::Digest;
 use kedge_fetch::{Answer, FetchError, Fetcher};
 use kedge_own::Source;
+use kedge_world::World;
 
 use crate::manifest::{FILES_MAX, check_path};
 
@@ -39,12 +42,14 @@ pub(crate) async fn open(source: &Source, tools: &Tools<'_>) -> Result<Option<Bo
         Source::Url(source) => Box::new(url::open(source, tools)?),
         Source::HuggingFace(source) => Box::new(hugging_face::open(source, tools).await?),
         Source::Oci(source) => Box::new(oci::open(source, tools).await?),
+        Source::S3(source) => Box::new(s3::open(source, tools).await?),
     }))
 }
 
 /// What a source may use.
 pub(crate) struct Tools<'a> {
     pub(crate) fetcher: &'a Fetcher,
+    pub(crate) world: &'a World,
     pub(crate) secrets: &'a dyn Secrets,
 }
 
@@ -92,6 +97,13 @@ pub(crate) enum Check {
     Sha256(Digest),
     /// Its name as a blob of Git, a SHA-1 of 40 digits.
     GitBlob(String),
+    /// Its length, and that its source still has it under this tag: no digest is known.
+    Entity {
+        /// Its address.
+        of: String,
+        /// The tag.
+        tag: String,
+    },
 }
 
 impl Part {
@@ -100,6 +112,9 @@ impl Part {
         match &self.check {
             Check::Sha256(digest) => digest.clone(),
             Check::GitBlob(id) => Digest::of(format!("git blob {id}").as_bytes()),
+            Check::Entity { of, tag } => {
+                Digest::of(format!("entity {tag:?} of {of:?} with {:?} bytes", self.size).as_bytes())
+            }
         }
     }
 }
@@ -166,6 +181,11 @@ fn endpoint(text: &str) -> Result<String, RemoteError> {
     }
 }
 
+/// Whether a file of this name is an archive of a model.
+fn is_packed(name: &str) -> bool {
+    [".tar", ".tar.gz", ".tgz", ".tar.zst"].iter().any(|end| name.ends_with(end))
+}
+
 /// `text` in an address: everything but letters, digits, `-._~` and what `keep` has as `%XX` (RFC 3986, section 2.3).
 fn encoded(text: &str, keep: &str) -> String {
     let mut all = String::with_capacity(text.len());
@@ -194,6 +214,9 @@ pub enum RemoteError {
     /// What is there is no model that can be taken.
     #[error("{0}")]
     Unusable(String),
+    /// It is no longer what was listed.
+    #[error("{0}")]
+    Changed(String),
     /// It has another digest than it was asked for by.
     #[error("{0}")]
     Digest(String),

@@ -12,7 +12,7 @@ use kedge_own::OciSource;
 use kedge_registry::{RegistryError, Session, logins};
 use serde::Deserialize;
 
-use super::{Check, Listing, Part, Place, Remote, RemoteError, Tools};
+use super::{Check, Listing, Part, Place, Remote, RemoteError, Tools, is_packed};
 
 /// Manifests larger than this are none; registries refuse them at the same size.
 const MANIFEST_BYTES_MAX: usize = 4 << 20;
@@ -191,7 +191,6 @@ impl Descriptor {
         let name = NAMES.iter().find_map(|key| self.annotations.get(*key));
         let of_modelpack = ["application/vnd.cncf.model.", "application/vnd.cnai.model."];
         let packed_kind = [".tar", "+gzip", ".gzip", "+zstd"].iter().any(|end| kind.ends_with(end));
-        let packed_name = |name: &str| [".tar", ".tar.gz", ".tgz", ".tar.zst"].iter().any(|end| name.ends_with(end));
         let is_archive = match name {
             None if !packed_kind => {
                 return Err(format!(
@@ -201,7 +200,7 @@ impl Descriptor {
             }
             None => true,
             Some(_) if of_modelpack.iter().any(|start| kind.starts_with(start)) => packed_kind,
-            Some(name) => self.annotations.get(UNPACK).is_some_and(|text| text == "true") || packed_name(name),
+            Some(name) => self.annotations.get(UNPACK).is_some_and(|text| text == "true") || is_packed(name),
         };
         Ok(if is_archive { Place::Archive } else { Place::File(name.cloned().unwrap_or_default()) })
     }

@@ -180,7 +180,7 @@ impl Machine {
     /// One attempt, as the controller makes it.
     pub(crate) async fn fetch(&self, source: &Source, pinned: Option<&str>) -> Result<Fetched, Failure> {
         let fetcher = Fetcher::new(self.world.net.clone());
-        let tools = Tools { fetcher: &fetcher, secrets: &self.secrets };
+        let tools = Tools { fetcher: &fetcher, world: &self.world, secrets: &self.secrets };
         let mut remote = super::open(source, &tools).await?.unwrap();
         let listing = controller::list(&mut *remote, pinned).await?;
         let identity = Digest::of(format!("{source:?}").as_bytes());
