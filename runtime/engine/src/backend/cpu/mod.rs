@@ -36,8 +36,10 @@ use simd::Simd;
 const PRODUCT_ROWS: usize = 96;
 /// Rows of one task that handles each row by itself.
 const PLAIN_ROWS: usize = 8;
-/// Query rows of one task of attention: keys are converted once for all of them.
-const QUERY_ROWS: usize = 16;
+/// Query rows of one task of attention: keys are brought into order once for all of them. Texts that are seen whole are
+/// many at once; of those that are made, one may have to keep all threads busy.
+const QUERY_ROWS_WHOLE: usize = 64;
+const QUERY_ROWS_PAGED: usize = 16;
 /// Tasks for each thread that a product is cut into, so that one that was held up is made up for by others.
 const TASKS_PER_THREAD: usize = 6;
 
@@ -355,11 +357,12 @@ impl<'a> Run<'a> {
     fn new(on: &'a Loaded, plan: &'a Plan, step: &'a Step) -> Self {
         let mut first = 0;
         let (mut firsts, mut queries) = (Vec::new(), Vec::new());
+        let most = if on.store.is_some() { QUERY_ROWS_PAGED } else { QUERY_ROWS_WHOLE };
         for (index, sequence) in step.sequences.iter().enumerate() {
             firsts.push(first);
             first += sequence.rows;
-            let blocks = (0..sequence.rows).step_by(QUERY_ROWS);
-            queries.extend(blocks.map(|row| (index, row, QUERY_ROWS.min(sequence.rows - row))));
+            let blocks = (0..sequence.rows).step_by(most);
+            queries.extend(blocks.map(|row| (index, row, most.min(sequence.rows - row))));
         }
         let (rows, outputs) = (step.ids.len(), step.answers(&on.graph));
         Self { on, plan, step, rows, outputs, places: step.places().collect(), firsts, queries }
@@ -672,7 +675,7 @@ impl<'a> Run<'a> {
                     }
                     // SAFETY: these outputs of these rows are this task's alone.
                     let out = unsafe { scratch.values[out].write((first + row) * width + column + output, sums.len()) };
-                    out.copy_from_slice(sums);
+                    copy(sums, out);
                 });
             }
             return;
@@ -700,8 +703,9 @@ impl<'a> Run<'a> {
                     head(start + token, heads.query + key_head),
                     head(start + token, heads.query + heads.key + key_head),
                 );
-                key.iter().enumerate().for_each(|(i, key)| keys[i * PAGE_TOKENS + token] = *key);
-                values[token * width..][..width].copy_from_slice(value);
+                let places = keys[token..].iter_mut().step_by(PAGE_TOKENS);
+                places.zip(key).for_each(|(place, key)| *place = *key);
+                copy(value, &mut values[token * width..][..width]);
             }
             for item in &mut items {
                 let query = head(first_query + item.row, item.head);
@@ -853,6 +857,14 @@ impl Loaded {
             }
         }
     }
+}
+
+/// Copies a short vector without a call: its length is a few whole registers, mostly.
+fn copy(from: &[f32], to: &mut [f32]) {
+    let (whole, rest) = from.as_chunks::<16>();
+    let (to_whole, to_rest) = to.as_chunks_mut::<16>();
+    to_whole.iter_mut().zip(whole).for_each(|(to, from)| *to = *from);
+    to_rest.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
 }
 
 /// Turns the pairs of a head by angles given as cosine and sine.
