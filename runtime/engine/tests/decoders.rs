@@ -259,6 +259,19 @@ fn what_a_decoder_cannot_take_is_refused_by_name() {
             json!({"type": "longrope", "original_max_position_embeddings": 64, "long_factor": [1, 2]}),
             "rope_scaling.long_factor: must be 8 numbers above zero, one for each pair",
         ),
+        (
+            "rope_scaling",
+            json!({"type": "longrope", "original_max_position_embeddings": 1, "long_factor": [1, 1, 1, 1, 1, 1, 1, 1]}),
+            "rope: what is turned is multiplied by inf",
+        ),
+        (
+            "rope_parameters",
+            json!({
+                "full_attention": {"rope_type": "default"},
+                "sliding_attention": {"rope_type": "default", "partial_rotary_factor": 0.01},
+            }),
+            "rope: 0 pairs of a head of 16 cannot be turned",
+        ),
         ("use_sliding_window", json!(true), "use_sliding_window: true is not supported"),
         ("hidden_act", json!("relu"), "hidden_act: \"relu\" is not supported"),
         ("num_key_value_heads", json!(3), "num_key_value_heads: 3 does not divide the 4 heads"),

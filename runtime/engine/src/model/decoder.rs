@@ -307,9 +307,14 @@ impl DecoderConfig {
         if query % key != 0 {
             return Err(wrong("num_key_value_heads", format!("{key} does not divide the {query} heads")));
         }
-        let pairs = self.rope.frequencies.len();
-        if pairs == 0 || 2 * pairs > width || self.rope.frequencies.iter().any(|f| !f.is_finite()) {
-            return Err(wrong("rope", format!("{pairs} pairs of a head of {width} cannot be turned")));
+        for rope in [Some(&self.rope), self.rope_window.as_ref()].into_iter().flatten() {
+            let pairs = rope.frequencies.len();
+            if pairs == 0 || 2 * pairs > width || rope.frequencies.iter().any(|f| !f.is_finite()) {
+                return Err(wrong("rope", format!("{pairs} pairs of a head of {width} cannot be turned")));
+            }
+            if !rope.magnitude.is_finite() {
+                return Err(wrong("rope", format!("what is turned is multiplied by {}", rope.magnitude)));
+            }
         }
         if self.experts.is_some_and(|experts| experts.used == 0 || experts.used > experts.count) {
             return Err(wrong("num_experts_per_tok", "is not between 1 and the number of experts".into()));
