@@ -136,26 +136,33 @@ impl Fetcher {
     pub async fn send(&self, get: &Get) -> Result<Answer, FetchError> {
         let mut url = get.url.clone();
         let mut headers = get.headers.clone();
-        for _ in 0..=REDIRECTS_MAX {
+        for hop in 0..=REDIRECTS_MAX {
             let uri = parse(&url)?;
-            let answer = self.once(&url, &uri, &headers, get.from).await?;
+            // Stores give access by what stands in the query of the address they redirect to; errors are read by many.
+            let shown = if hop == 0 { &url } else { without_query(&url) };
+            let answer = self.once(shown, &uri, &headers, get.from).await?;
             let redirect = matches!(answer.status.as_u16(), 301 | 302 | 303 | 307 | 308);
             if !redirect || !get.follow {
                 return Ok(answer);
             }
             let location = answer.headers.get(LOCATION).and_then(|value| value.to_str().ok());
-            let wrong = |reason: String| FetchError::Address { url: url.clone(), reason };
+            let wrong = |reason: String| FetchError::Address { url: without_query(&url).to_owned(), reason };
             let next = location.ok_or_else(|| wrong("a redirect that does not say where to".into()))?;
-            let next = join(&uri, next).ok_or_else(|| wrong(format!("a redirect to {next:?}, which is no address")))?;
+            let next = join(&uri, next)
+                .ok_or_else(|| wrong(format!("a redirect to {:?}, which is no address", without_query(next))))?;
             let target = parse(&next)?;
             if uri.scheme_str() == Some("https") && target.scheme_str() != Some("https") {
-                return Err(wrong(format!("a redirect from https to {next:?}, which is not encrypted")));
+                return Err(wrong(format!(
+                    "a redirect from https to {:?}, which is not encrypted",
+                    without_query(&next)
+                )));
             }
             if target.authority() != uri.authority() {
                 headers.remove(AUTHORIZATION);
             }
             url = next;
         }
+        let url = without_query(&url).to_owned();
         Err(FetchError::Address { url, reason: format!("more than {REDIRECTS_MAX} redirects") })
     }
 
@@ -211,7 +218,7 @@ impl Fetcher {
 /// What a server answers.
 #[derive(Debug)]
 pub struct Answer {
-    /// Where it came from in the end.
+    /// Where it came from in the end; after a redirect without its query.
     pub url: String,
     /// Its status.
     pub status: StatusCode,
@@ -255,6 +262,10 @@ impl Answer {
         }
         Ok(all)
     }
+}
+
+fn without_query(url: &str) -> &str {
+    url.split('?').next().unwrap_or(url)
 }
 
 fn parse(url: &str) -> Result<Uri, FetchError> {

@@ -31,6 +31,9 @@ const RETRY_OF_WRONG_CONTENTS: Duration = Duration::from_secs(600);
 /// After a source that refused, or has nothing of that name: somebody has to put it right first.
 const RETRY_OF_REFUSAL: Duration = Duration::from_secs(60);
 
+/// Until a source has said what a model consists of: a few documents, over any link.
+const LISTING_MAX: Duration = Duration::from_secs(300);
+
 /// Models looked at at once: those that are on their way must not keep others from being taken in.
 const WORKERS: usize = 256;
 /// Models fetched at one time: the link is the narrow place, not the box.
@@ -371,10 +374,14 @@ fn pinned(model: &Model) -> Option<&str> {
 
 /// What the model consists of; if what it was first found to mean is gone, what its name stands for now.
 pub(crate) async fn list(remote: &mut dyn Remote, pinned: Option<&str>) -> Result<Listing, RemoteError> {
-    let listing = match remote.list(pinned).await {
-        Err(RemoteError::Missing(_)) if pinned.is_some() => remote.list(None).await?,
-        other => other?,
+    let asked = async {
+        match remote.list(pinned).await {
+            Err(RemoteError::Missing(_)) if pinned.is_some() => remote.list(None).await,
+            other => other,
+        }
     };
+    let late = || RemoteError::Late(format!("the source did not say within {} s what it has", LISTING_MAX.as_secs()));
+    let listing = tokio::time::timeout(LISTING_MAX, asked).await.map_err(|_| late())??;
     listing.check()?;
     Ok(listing)
 }
@@ -501,7 +508,7 @@ impl From<RemoteError> for Failure {
     fn from(error: RemoteError) -> Self {
         let message = error.to_string();
         match error {
-            RemoteError::Fetch(_) => Self::passing("FetchFailed", &message),
+            RemoteError::Fetch(_) | RemoteError::Late(_) => Self::passing("FetchFailed", &message),
             RemoteError::Unauthorized(_) => Self::after(RETRY_OF_REFUSAL, "Unauthorized", &message),
             RemoteError::Missing(_) => Self::after(RETRY_OF_REFUSAL, "NotFound", &message),
             RemoteError::Unusable(_) => Self::after(RETRY_OF_WRONG_CONTENTS, "SourceInvalid", &message),

@@ -16,6 +16,10 @@ use crate::remote::{Check, Listing, Part, Remote, RemoteError};
 
 /// Between two reports of how far it is.
 const REPORT: Duration = Duration::from_secs(2);
+/// What has to come in this time: whoever gives less must not keep others from their turn. Links of a few hundred bytes a
+/// second are no slower, and a download goes on where it was given up.
+const SLOW: Duration = Duration::from_secs(600);
+const SLOW_BYTES: u64 = 64 << 10;
 
 /// Why a model could not be fetched.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +102,8 @@ pub(crate) struct Download {
     /// Bytes of those before it.
     before: u64,
     running: Option<Running>,
+    /// Since when, and with how many bytes here by then, it is looked at whether enough comes.
+    watched: (Duration, u64),
 }
 
 struct Running {
@@ -110,8 +116,15 @@ impl Download {
     /// Into the folder `folder`, going on with what it has already.
     pub(crate) fn new(folder: &Path, listing: Listing, world: &World) -> Result<Self, DownloadError> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(disk(folder))?;
-        let download =
-            Self { folder: folder.to_owned(), listing, world: world.clone(), next: 0, before: 0, running: None };
+        let download = Self {
+            folder: folder.to_owned(),
+            listing,
+            world: world.clone(),
+            next: 0,
+            before: 0,
+            running: None,
+            watched: (world.clock.monotonic(), 0),
+        };
         download.check_room(None)?;
         Ok(download)
     }
@@ -144,6 +157,10 @@ impl Download {
                     }
                     Ok(false) => {
                         let (done, total) = (self.before + running.file.length(), self.total(&running));
+                        self.watched = watch(self.watched, self.world.clock.monotonic(), done).ok_or_else(|| {
+                            let reason = format!("less than {SLOW_BYTES} bytes came in {} s", SLOW.as_secs());
+                            FetchError::Network { url: running.answer.url.clone(), reason }
+                        })?;
                         self.running = Some(running);
                         return Ok(Step::More { done, total });
                     }
@@ -236,6 +253,14 @@ impl Download {
     }
 }
 
+/// From when on to watch what comes, at `now` with `done` bytes here; none when too little came.
+fn watch((since, before): (Duration, u64), now: Duration, done: u64) -> Option<(Duration, u64)> {
+    match done.saturating_sub(before) >= SLOW_BYTES {
+        true => Some((now, done)),
+        false => (now.saturating_sub(since) < SLOW).then_some((since, before)),
+    }
+}
+
 /// Where `part` is collected in `folder`.
 pub(crate) fn part_file(folder: &Path, part: &Part) -> PathBuf {
     folder.join(part.key().hex())
@@ -308,6 +333,15 @@ fn git_blob_read(length: u64, mut bytes: impl Read) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_gives_almost_nothing_is_given_up() {
+        let at = Duration::from_secs;
+        let from = (at(100), 1000);
+        assert_eq!(watch(from, at(699), 1001), Some(from));
+        assert_eq!(watch(from, at(700), 1000 + SLOW_BYTES - 1), None);
+        assert_eq!(watch(from, at(699), 1000 + SLOW_BYTES), Some((at(699), 1000 + SLOW_BYTES)));
+    }
 
     #[test]
     fn blobs_have_the_names_that_git_gives_them() {

@@ -224,8 +224,13 @@ pub(crate) fn assemble(parts: &[(Place, PathBuf)], target: &Path) -> Result<Vec<
     for (place, path) in parts {
         match place {
             Place::File(name) => {
-                let to = claim(name, path.metadata().map_err(disk(path))?.len())?;
-                std::fs::hard_link(path, &to).map_err(disk(&to))?;
+                let size = path.metadata().map_err(disk(path))?.len();
+                let to = claim(name, size)?;
+                if std::fs::hard_link(path, &to).is_err() {
+                    // Not every file system has links.
+                    check_room(name, size, target)?;
+                    std::fs::copy(path, &to).map_err(disk(&to))?;
+                }
                 std::fs::set_permissions(&to, Permissions::from_mode(0o644)).map_err(disk(&to))?;
             }
             Place::Archive => for_each_file(path, |name, size, content| {

@@ -110,8 +110,11 @@ impl ModelStore {
     /// Removes what a process that ended left half-made. Only the process that writes may call it, before it writes.
     pub fn clean(&self) -> Result<(), StoreError> {
         for name in self.names()? {
-            if name.starts_with("taking-") || name.starts_with("trash-") {
-                remove_all(&self.root.join(name))?;
+            let path = self.root.join(&name);
+            // Once a download was one file.
+            let is_old = || name.starts_with(DOWNLOAD) && !path.is_dir();
+            if name.starts_with("taking-") || name.starts_with("trash-") || is_old() {
+                remove_all(&path)?;
             }
         }
         Ok(())
@@ -582,6 +585,8 @@ mod tests {
         fs::write(store.download(&wanted).join("part"), "half").unwrap();
         // As they were kept before there were sources of several parts.
         fs::write(store.download(&Digest::of(b"other")), "half").unwrap();
+        store.clean().unwrap();
+        assert!(store.download(&wanted).exists() && !store.download(&Digest::of(b"other")).exists());
         store.prune(&BTreeSet::from([wanted.clone()])).unwrap();
         assert!(store.download(&wanted).exists());
         assert_eq!(store.prune(&BTreeSet::new()).unwrap(), vec![]);

@@ -359,7 +359,7 @@ mod tests {
         let content = large.clone();
         let store =
             Web::serve(move |asked, before| Reply { cut: (before == 0).then_some(250_000), ..found(asked, &content) });
-        let at = format!("http://{}/stored", store.host);
+        let at = format!("http://{}/stored?Signature=word", store.host);
         let (config, list) = (small.clone(), listing(&small, &large));
         let web = Web::serve(move |asked, _| match &*asked.path {
             _ if asked.header("authorization") != "Bearer hf_word" => Reply::status("401 Unauthorized"),
@@ -374,7 +374,9 @@ mod tests {
         let here =
             Machine::new().with_secret("hub", &[("HF_TOKEN", "hf_word\n")]).with_secret("wrong", &[("HF_TOKEN", "x")]);
         let named = source(&web, "a/b@refs/pr/1", Some("hub"));
-        assert_eq!(here.fails(&named).await.0, "FetchFailed");
+        let (reason, message) = here.fails(&named).await;
+        assert!(reason == "FetchFailed" && message.contains("/stored"), "{reason}: {message}");
+        assert!(!message.contains("Signature"), "who reads the status has no right to the store: {message}");
         let fetched = here.fetch(&named, Some(COMMIT)).await.unwrap();
         assert_eq!((&*fetched.revision, &fetched.files["config.json"]), (COMMIT, &small));
         assert_eq!(fetched.files["model.safetensors"], large);
@@ -429,6 +431,11 @@ mod tests {
             assert_eq!(found, reason, "{name}: {message}");
             assert!(name == "a/hostile" || message.contains(part), "{name}: {message}");
         }
+        let mut hostile = source(&web, "a/hostile", None);
+        let Source::HuggingFace(inner) = &mut hostile else { unreachable!() };
+        inner.include = vec!["*".into()];
+        let (reason, message) = here.fails(&hostile).await;
+        assert!(reason == "SourceInvalid" && message.contains("../config.json"), "{reason}: {message}");
         let mut open = source(&web, "a/b", None);
         let Source::HuggingFace(inner) = &mut open else { unreachable!() };
         inner.endpoint = Some("http://hub.test".into());

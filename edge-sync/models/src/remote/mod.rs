@@ -205,6 +205,9 @@ pub enum RemoteError {
     /// The network or the server.
     #[error(transparent)]
     Fetch(#[from] FetchError),
+    /// It takes too long.
+    #[error("{0}")]
+    Late(String),
     /// Who asks may not have it.
     #[error("{0}")]
     Unauthorized(String),

@@ -177,13 +177,18 @@ impl Machine {
         self
     }
 
+    /// Under what the parts of a source are collected.
+    pub(crate) fn identity(source: &Source) -> Digest {
+        Digest::of(format!("{source:?}").as_bytes())
+    }
+
     /// One attempt, as the controller makes it.
     pub(crate) async fn fetch(&self, source: &Source, pinned: Option<&str>) -> Result<Fetched, Failure> {
         let fetcher = Fetcher::new(self.world.net.clone());
         let tools = Tools { fetcher: &fetcher, world: &self.world, secrets: &self.secrets };
         let mut remote = super::open(source, &tools).await?.unwrap();
         let listing = controller::list(&mut *remote, pinned).await?;
-        let identity = Digest::of(format!("{source:?}").as_bytes());
+        let identity = Self::identity(source);
         let folder = self.store.download(&identity);
         let mut download = Download::new(&folder, listing.clone(), &self.world)?;
         while download.step(&mut *remote).await? != Step::Done {}

@@ -31,3 +31,46 @@ impl Remote for Url {
         Ok(self.fetcher.get(&Get { from, ..Get::new(&*part.name) }).await?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::disallowed_methods, reason = "a test's own files")]
+
+    use kedge_own::Source;
+
+    use super::*;
+    use crate::remote::testing::{Machine, Reply, Web, noise};
+
+    #[tokio::test]
+    async fn a_file_that_was_taken_in_is_never_written_to_and_a_cut_archive_is_gone_on_from() {
+        let mut builder = tar::Builder::new(Vec::new());
+        let content = noise(100_000);
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o600);
+        builder.append_data(&mut header, "m/model.safetensors", &*content).unwrap();
+        let archive = builder.into_inner().unwrap();
+        let digest = Digest::of(&archive);
+        let sent = archive.clone();
+        let web = Web::serve(move |asked, before| {
+            let cut = (before == 0).then_some(60_000);
+            Reply { cut, ..Reply::content(asked, &sent) }
+        });
+        let location = format!("http://{}/m.tar", web.host);
+        let source = Source::Url(UrlSource { location: location.clone(), digest: digest.to_string() });
+        let here = Machine::new();
+        // What a power cut leaves after files were linked into the store, and then spoilt: wrong, and not ours to mend.
+        let folder = here.store.download(&Machine::identity(&source));
+        std::fs::create_dir(&folder).unwrap();
+        let taken_in = folder.join("taken-in");
+        std::fs::write(&taken_in, "of another model").unwrap();
+        std::fs::hard_link(&taken_in, folder.join(digest.hex())).unwrap();
+        assert_eq!(here.fails(&source).await.0, "FetchFailed");
+        assert_eq!(std::fs::read(&taken_in).unwrap(), b"of another model");
+        assert_eq!(here.fetch(&source, None).await.unwrap().files["model.safetensors"], content);
+        let asked: Vec<_> = web.asked().iter().map(|asked| (asked.from(), asked.sent)).collect();
+        assert_eq!(asked, [(0, 60_000), (60_000, archive.len() - 60_000)]);
+        let wrong = Source::Url(UrlSource { location, digest: Digest::of(b"other").to_string() });
+        assert_eq!(here.fails(&wrong).await.0, "DigestMismatch");
+    }
+}
