@@ -2,9 +2,10 @@
 //!
 //! A device may not take a model, or be lost in the middle of a step (a driver that ended, an error of its memory). Then
 //! the graph is prepared on the spare, once, and the step is to be run again there; keys and values that the device held
-//! are gone. What must hold: only failures of a device move a model, and every one is told.
+//! are gone. What must hold: only failures of a device move a model, and every one is told; whoever asks where a model is
+//! has an answer at once, also while it moves.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use super::{Backend, Capabilities, Prepared, Step};
 use crate::EngineError;
@@ -55,15 +56,15 @@ pub(crate) enum Ran {
 pub(crate) struct Placed {
     graph: Arc<Graph>,
     pages: usize,
-    /// Written only when the graph moves.
+    /// Written only when the graph has moved, for a moment.
     now: RwLock<Now>,
+    /// Where to go from here. Held while the graph moves, which takes as long as packing its weights does.
+    spare: Mutex<Option<Arc<dyn Backend>>>,
 }
 
 struct Now {
     prepared: Box<dyn Prepared>,
     on: Capabilities,
-    /// Where to go from here.
-    spare: Option<Arc<dyn Backend>>,
     /// Why it is not on the device that was wanted.
     moved: Option<String>,
 }
@@ -71,40 +72,48 @@ struct Now {
 impl Placed {
     /// Puts a graph on a device, or where that does not take it on its spare.
     pub(crate) fn new(backend: &dyn Backend, graph: Arc<Graph>, pages: usize) -> Result<Self, EngineError> {
-        let now = match (backend.prepare(graph.clone(), pages), backend.spare()) {
+        let (now, spare) = match (backend.prepare(graph.clone(), pages), backend.spare()) {
             (Err(error @ EngineError::Device { .. }), Some(spare)) => {
                 let on = spare.capabilities();
                 tracing::warn!(%error, instead = on.name, "the device does not take the model");
                 let prepared = spare.prepare(graph.clone(), pages)?;
-                Now { prepared, on, spare: None, moved: Some(error.to_string()) }
+                (Now { prepared, on, moved: Some(error.to_string()) }, None)
             }
-            (prepared, spare) => Now { prepared: prepared?, on: backend.capabilities(), spare, moved: None },
+            (prepared, spare) => (Now { prepared: prepared?, on: backend.capabilities(), moved: None }, spare),
         };
-        Ok(Self { graph, pages, now: RwLock::new(now) })
+        Ok(Self { graph, pages, now: RwLock::new(now), spare: Mutex::new(spare) })
+    }
+
+    fn now(&self) -> RwLockReadGuard<'_, Now> {
+        self.now.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What it is on now, and why that is not the device that was wanted, if it is not.
     pub(crate) fn on(&self) -> (Capabilities, Option<String>) {
-        let now = self.now.read().unwrap_or_else(PoisonError::into_inner);
+        let now = self.now();
         (now.on.clone(), now.moved.clone())
     }
 
     /// See [`Prepared::run`].
     pub(crate) fn run(&self, plan: &Plan, step: &Step, answers: &mut Vec<f32>) -> Result<Ran, EngineError> {
-        let now = self.now.read().unwrap_or_else(PoisonError::into_inner);
+        let now = self.now();
         let (ran, was_moved) = (now.prepared.run(plan, step, answers), now.moved.is_some());
         drop(now);
         let Err(error @ EngineError::Device { .. }) = ran else { return ran.map(|()| Ran::Done) };
-        let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
-        if now.moved.is_some() && !was_moved {
+        let mut left = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.now().moved.is_some() && !was_moved {
             // Another step has found out first.
             return Ok(Ran::Moved);
         }
-        let Some(spare) = now.spare.take() else { return Err(error) };
+        // A spare that does not take the graph now is asked again when the next step fails.
+        let Some(spare) = left.clone() else { return Err(error) };
         let on = spare.capabilities();
         tracing::error!(%error, instead = on.name, "the device was lost; the model goes on elsewhere");
         let prepared = spare.prepare(self.graph.clone(), self.pages)?;
-        *now = Now { prepared, on, spare: None, moved: Some(error.to_string()) };
+        let new = Now { prepared, on, moved: Some(error.to_string()) };
+        // What the device held is given back after the lock.
+        let _old = std::mem::replace(&mut *self.now.write().unwrap_or_else(PoisonError::into_inner), new);
+        *left = None;
         Ok(Ran::Moved)
     }
 }
@@ -158,6 +167,34 @@ mod tests {
         Arc::new(g.finish(out, None))
     }
 
+    /// A spare that asks where the model is while it takes it, and does not take it the first time.
+    #[derive(Default)]
+    struct Slow {
+        placed: std::sync::OnceLock<std::sync::Weak<Placed>>,
+        asked: AtomicUsize,
+    }
+
+    impl Backend for Slow {
+        fn capabilities(&self) -> Capabilities {
+            crate::Reference.capabilities()
+        }
+
+        fn memory_bytes_free(&self) -> u64 {
+            1 << 30
+        }
+
+        fn prepare(&self, graph: Arc<Graph>, pages: usize) -> Result<Box<dyn Prepared>, EngineError> {
+            let placed = self.placed.get().and_then(std::sync::Weak::upgrade).unwrap();
+            let (sender, told) = std::sync::mpsc::channel();
+            std::thread::spawn(move || sender.send(placed.on().0.name));
+            assert_eq!(told.recv_timeout(std::time::Duration::from_secs(60)), Ok("frail"), "who asks need not wait");
+            if self.asked.fetch_add(1, Ordering::Relaxed) == 0 {
+                return Err(EngineError::Memory { bytes: 7, source: std::io::ErrorKind::OutOfMemory.into() });
+            }
+            crate::Reference.prepare(graph, pages)
+        }
+    }
+
     fn frail(steps: usize) -> WithSpare {
         let spare = Arc::new(crate::Reference);
         WithSpare::new(Box::new(Frail(Arc::new(AtomicUsize::new(steps)))), spare)
@@ -192,5 +229,18 @@ mod tests {
         let mut answers = Vec::new();
         assert_eq!(step(&placed, &mut answers).unwrap(), Ran::Done);
         assert_eq!(step(&placed, &mut answers).err().unwrap().to_string(), "frail: it fell off the bus");
+    }
+
+    #[test]
+    fn a_spare_takes_its_time_and_is_asked_again_when_it_had_no_room() {
+        let spare = Arc::new(Slow::default());
+        let device = WithSpare::new(Box::new(Frail(Arc::new(AtomicUsize::new(1)))), spare.clone());
+        let placed = Arc::new(Placed::new(&device, graph(), 0).unwrap());
+        spare.placed.set(Arc::downgrade(&placed)).unwrap();
+        let mut answers = Vec::new();
+        assert_eq!(step(&placed, &mut answers).unwrap(), Ran::Done);
+        assert!(matches!(step(&placed, &mut answers), Err(EngineError::Memory { .. })));
+        assert_eq!((step(&placed, &mut answers).unwrap(), placed.on().0.name), (Ran::Moved, "reference"));
+        assert_eq!((step(&placed, &mut answers).unwrap(), answers), (Ran::Done, vec![3.0]));
     }
 }
