@@ -8,6 +8,7 @@
 #![allow(unsafe_code, reason = "tasks of one stage write disjoint parts of shared buffers")]
 
 mod dense;
+mod experts;
 mod packed;
 mod pages;
 mod pool;
@@ -223,27 +224,18 @@ impl Matrix {
             Self::Quant(quant) => {
                 let width = quant::PANEL.min(quant.outputs - panel * quant::PANEL);
                 let bytes = bytes.expect("rows are made bytes for quantised weights");
-                let mut all = [[0.0; quant::PANEL]; PRODUCT_ROWS];
-                quant.add(simd, bytes, panel, &mut all[..rows]);
-                let all = all[..rows].iter_mut().enumerate();
-                all.for_each(|(row, sums)| put(row, panel * quant::PANEL, &mut sums[..width]));
+                let mut sum = |sums: &mut [[f32; quant::PANEL]]| {
+                    quant.add(simd, bytes, panel, sums);
+                    let all = sums.iter_mut().enumerate();
+                    all.for_each(|(row, sums)| put(row, panel * quant::PANEL, &mut sums[..width]));
+                };
+                // Clearing room for all rows would cost single ones dearly.
+                if rows <= quant::TILE_ROWS {
+                    sum(&mut [[0.0; quant::PANEL]; quant::TILE_ROWS][..rows]);
+                } else {
+                    sum(&mut [[0.0; quant::PANEL]; PRODUCT_ROWS][..rows]);
+                }
             }
-        }
-    }
-
-    /// The product of one row, by one thread.
-    fn single(&self, simd: Simd, x: &[f32], out: &mut [f32]) {
-        let (mut bytes, mut blocks) = (Vec::new(), Vec::new());
-        let rows = matches!(self, Self::Quant(_)).then(|| {
-            bytes.resize(x.len(), 0);
-            blocks.resize(x.len() / quant::BLOCK, Rounded::default());
-            simd.quantize(x, &mut bytes, &mut blocks);
-            Rows { bytes: &bytes, blocks: &blocks }
-        });
-        for panel in 0..self.panels() {
-            self.panel(simd, x, rows, 1, panel, &mut |_, first, sums| {
-                out[first..first + sums.len()].copy_from_slice(sums)
-            });
         }
     }
 }
@@ -269,6 +261,7 @@ struct Scratch {
     blocks: Shared<Rounded>,
     /// Cosine and sine for each way of turning: `rows × pairs × 2`.
     angles: Vec<Shared<f32>>,
+    experts: experts::Space,
 }
 
 /// A buffer that the tasks of one stage write in disjoint parts.
@@ -319,6 +312,11 @@ enum Work {
     /// An operation, in tasks of so many rows, queries or panels.
     Op {
         op: usize,
+    },
+    /// A part of a mixture of experts.
+    Experts {
+        op: usize,
+        part: experts::Part,
     },
 }
 
@@ -380,6 +378,7 @@ impl<'a> Run<'a> {
         let most = self.rows.max(self.outputs) * widest;
         scratch.bytes.resize(most);
         scratch.blocks.resize(most / quant::BLOCK);
+        self.plan.ops.iter().for_each(|op| scratch.experts.make_room(self, op));
     }
 
     /// Width of the rows that have to become bytes for an operation.
@@ -409,7 +408,12 @@ impl<'a> Run<'a> {
                     chunks * count.div_ceil(PRODUCT_ROWS)
                 }
                 Op::Attend { heads, .. } | Op::Paged { heads, .. } => self.queries.len() * heads.key,
-                Op::Experts { .. } => count,
+                Op::Experts { .. } => {
+                    stages.extend(
+                        experts::PARTS.map(|part| (Work::Experts { op: index, part }, experts::tasks(self, op, part))),
+                    );
+                    continue;
+                }
                 Op::Pool { .. } => self.step.sequences.len(),
                 _ => count.div_ceil(PLAIN_ROWS),
             };
@@ -437,6 +441,7 @@ impl<'a> Run<'a> {
             Work::Angles => self.angles(scratch, task),
             Work::Round { op } => self.round(scratch, op, task),
             Work::Op { op } => self.op(scratch, op, task),
+            Work::Experts { op, part } => experts::work(self, scratch, &self.plan.ops[op], part, task),
         }
     }
 
@@ -578,23 +583,7 @@ impl<'a> Run<'a> {
                     simd.gate(*activation, gate, up, write(*out, row, size));
                 }
             }
-            Op::Experts { x, router, experts, used, normalize, activation, out } => {
-                let x = read(*x, task, size);
-                let logits =
-                    read(*router, task, experts.len()).iter().map(|logit| f64::from(*logit)).collect::<Vec<_>>();
-                let (out, inner) = (write(*out, task, size), on.matrix(experts[0].gate).outputs());
-                let (mut a, mut b, mut c) = (vec![0.0; inner], vec![0.0; inner], vec![0.0; inner]);
-                let mut sum = vec![0.0; size];
-                out.fill(0.0);
-                for (expert, weight) in choose(&logits, *used, *normalize) {
-                    let Expert { gate, up, down } = experts[expert];
-                    on.matrix(gate).single(simd, x, &mut a);
-                    on.matrix(up).single(simd, x, &mut b);
-                    simd.gate(*activation, &a, &b, &mut c);
-                    on.matrix(down).single(simd, &c, &mut sum);
-                    simd.add_scaled(out, weight as f32, &sum);
-                }
-            }
+            Op::Experts { .. } => unreachable!("its stages are its parts"),
             Op::Add { x, y, out } => {
                 for row in Self::plain_rows(count, task) {
                     let out = write(*out, row, size);

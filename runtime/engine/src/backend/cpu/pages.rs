@@ -14,7 +14,7 @@ use crate::graph::{PAGE_TOKENS, Pages};
 /// All pages.
 pub(crate) struct Store {
     shape: Pages,
-    numbers: UnsafeCell<Vec<u16>>,
+    numbers: Box<[UnsafeCell<u16>]>,
 }
 
 // SAFETY: places are written and read through the unsafe functions below, whose callers keep them apart.
@@ -22,7 +22,10 @@ unsafe impl Sync for Store {}
 
 impl Store {
     pub(crate) fn new(shape: Pages, pages: usize) -> Self {
-        Self { shape, numbers: UnsafeCell::new(vec![0; shape.values() * pages]) }
+        // Made of zeros at once: memory that the system gives for them need not be touched.
+        let zeros = Box::into_raw(vec![0u16; shape.values() * pages].into_boxed_slice());
+        // SAFETY: a cell lies in memory as what is in it does.
+        Self { shape, numbers: unsafe { Box::from_raw(zeros as *mut [UnsafeCell<u16>]) } }
     }
 
     /// Where the keys of a head begin; its values follow them.
@@ -34,27 +37,15 @@ impl Store {
         self.shape.width * PAGE_TOKENS
     }
 
-    /// # Safety
-    /// Nobody else reads or writes those numbers meanwhile.
-    #[allow(clippy::mut_from_ref, reason = "the caller keeps places apart")]
-    unsafe fn numbers(&self, from: usize, length: usize) -> &mut [u16] {
-        // SAFETY: the vector itself never changes; the slice is made from its pointer and lies in it.
-        unsafe {
-            let all = &*self.numbers.get();
-            assert!(from <= all.len() && length <= all.len() - from, "the place is in a page");
-            std::slice::from_raw_parts_mut(all.as_ptr().cast_mut().add(from), length)
-        }
-    }
-
     /// Puts a key.
     ///
     /// # Safety
     /// Nobody reads or writes this token of this head meanwhile.
     pub(crate) unsafe fn put_key(&self, page: usize, layer: usize, head: usize, token: usize, key: &[f32]) {
-        let at = self.at(page, layer, head) + token;
-        for (dimension, value) in key.iter().enumerate() {
-            // SAFETY: the caller's promise, for one number.
-            unsafe { self.numbers(at + dimension * PAGE_TOKENS, 1)[0] = half::f16::from_f32(*value).to_bits() };
+        let places = self.numbers[self.at(page, layer, head)..][..self.head_length()].iter().skip(token);
+        for (place, value) in places.step_by(PAGE_TOKENS).zip(key) {
+            // SAFETY: the caller's promise.
+            unsafe { place.get().write(half::f16::from_f32(*value).to_bits()) };
         }
     }
 
@@ -64,9 +55,10 @@ impl Store {
     /// Nobody reads or writes this token of this head meanwhile.
     pub(crate) unsafe fn put_value(&self, page: usize, layer: usize, head: usize, token: usize, value: &[f32]) {
         let at = self.at(page, layer, head) + self.head_length() + token * self.shape.width;
-        // SAFETY: the caller's promise.
-        let place = unsafe { self.numbers(at, self.shape.width) };
-        place.iter_mut().zip(value).for_each(|(to, from)| *to = half::f16::from_f32(*from).to_bits());
+        for (place, value) in self.numbers[at..][..self.shape.width].iter().zip(value) {
+            // SAFETY: the caller's promise.
+            unsafe { place.get().write(half::f16::from_f32(*value).to_bits()) };
+        }
     }
 
     /// Keys and values of a head.
@@ -74,9 +66,9 @@ impl Store {
     /// # Safety
     /// Nobody writes this head of this page meanwhile.
     pub(crate) unsafe fn head(&self, page: usize, layer: usize, head: usize) -> (&[u16], &[u16]) {
-        // SAFETY: the caller's promise.
-        let all: &[u16] = unsafe { self.numbers(self.at(page, layer, head), 2 * self.head_length()) };
-        all.split_at(self.head_length())
+        let all = &self.numbers[self.at(page, layer, head)..][..2 * self.head_length()];
+        // SAFETY: cells lie in memory as what is in them does; that nobody writes them is the caller's promise.
+        unsafe { std::slice::from_raw_parts(all.as_ptr().cast::<u16>(), all.len()) }.split_at(self.head_length())
     }
 }
 
