@@ -9,6 +9,19 @@ use serde_json::{Map, Value, json};
 /// Most texts in one request, as at OpenAI.
 pub(crate) const INPUTS_MAX: usize = 2048;
 
+/// Longest name of a field, and longest reason, that a refusal tells, in bytes: over gRPC both stand in a header, and one
+/// beyond what a peer takes ends the connection and everybody's requests on it.
+const SHOWN_MAX: usize = 600;
+
+/// A text as it is shown: of a long one its beginning and its end, since what was asked stands in the midst of it.
+fn shown(text: String) -> String {
+    if text.len() <= SHOWN_MAX {
+        return text;
+    }
+    let (head, tail) = (SHOWN_MAX * 2 / 3, text.len() - SHOWN_MAX / 3);
+    format!("{} ... {}", &text[..text.floor_char_boundary(head)], &text[text.ceil_char_boundary(tail)..])
+}
+
 /// Why a request is refused.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Refusal {
@@ -19,11 +32,11 @@ pub(crate) struct Refusal {
 
 impl Refusal {
     pub(crate) fn field(field: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self { status: 400, field: Some(field.into()), reason: reason.into() }
+        Self { status: 400, field: Some(shown(field.into())), reason: shown(reason.into()) }
     }
 
     pub(crate) fn plain(status: u16, reason: impl Into<String>) -> Self {
-        Self { status, field: None, reason: reason.into() }
+        Self { status, field: None, reason: shown(reason.into()) }
     }
 
     /// In OpenAI's error shape.
@@ -192,6 +205,19 @@ mod tests {
             Err(refusal) => format!("{} {}", refusal.status, refusal.openai()["error"]["message"]),
         };
         assert!(said.contains(expected), "{said} does not say {expected}");
+    }
+
+    #[test]
+    fn a_refusal_is_short_whatever_was_asked() {
+        let long = "ä".repeat(500_000);
+        for refusal in
+            [unknown_model(&long, "m"), Refusal::field(long.clone(), long.as_str()), Refusal::plain(404, &long)]
+        {
+            let said = refusal.to_string();
+            assert!(said.len() < 2 * SHOWN_MAX + 20 && said.contains(" ... "), "{said}");
+        }
+        assert!(unknown_model(&long, "m").reason.ends_with("is not served here; \"m\" is"));
+        assert_eq!(Refusal::plain(404, "no").reason, "no");
     }
 
     #[test]
