@@ -25,6 +25,8 @@ const NO_DEVICE: u32 = 100;
 const JIT_COMPILER_NOT_FOUND: u32 = 221;
 const MAJOR: c_int = 75;
 const MINOR: c_int = 76;
+/// `CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS`.
+const READS_HOST_MEMORY: c_int = 88;
 /// `CU_STREAM_CAPTURE_MODE_THREAD_LOCAL`: what other threads do meanwhile is their affair.
 const THREAD_LOCAL: c_uint = 1;
 /// `CU_STREAM_NON_BLOCKING`: no waiting for the legacy default stream.
@@ -125,6 +127,8 @@ pub(crate) struct Driver {
     facts: Facts,
     device: CUdevice,
     context: CUcontext,
+    /// Whether it reads memory of the host that is not pinned by itself, so that a copy may go on after it was asked for.
+    reads_host_memory: bool,
     /// Where work goes.
     stream: CUstream,
     /// Where recordings are made; held while one is.
@@ -182,9 +186,10 @@ impl Driver {
             let mut value = 0;
             // SAFETY: see above.
             let code = unsafe { (api.device_attribute)(&mut value, which, device) };
-            api.check(code, "asking for the compute capability").map(|()| value as u32).map_err(on_device)
+            api.check(code, "asking what it can do").map(|()| value as u32).map_err(on_device)
         };
         let capability = (attribute(MAJOR)?, attribute(MINOR)?);
+        let reads_host_memory = attribute(READS_HOST_MEMORY)? != 0;
         let mut context = null_mut();
         // SAFETY: see above.
         api.check(unsafe { (api.context_retain)(&mut context, device) }, "opening a context").map_err(on_device)?;
@@ -195,6 +200,7 @@ impl Driver {
             facts,
             device,
             context,
+            reads_host_memory,
             stream: null_mut(),
             recorder: Mutex::new(null_mut()),
             modules: Mutex::default(),
@@ -273,9 +279,15 @@ impl Device for Driver {
 
     fn upload(&self, to: u64, bytes: &[u8]) -> Result<(), Fault> {
         self.enter()?;
-        // SAFETY: the bytes are read before this returns, since they are not pinned; the caller has allocated the rest.
-        let code = unsafe { (self.api.copy_in)(to, bytes.as_ptr().cast(), bytes.len(), self.stream) };
-        self.api.check(code, &format!("copying {} bytes to the device", bytes.len()))
+        // SAFETY: the bytes are read before this returns: what is not pinned is copied aside at once, but for devices that
+        // read it by themselves (Grace Hopper, and others with HMM), and those are waited for, also when the copy failed.
+        // The caller has allocated the rest.
+        let (copied, waited) = unsafe {
+            let copied = (self.api.copy_in)(to, bytes.as_ptr().cast(), bytes.len(), self.stream);
+            (copied, if self.reads_host_memory { (self.api.stream_wait)(self.stream) } else { 0 })
+        };
+        self.api.check(copied, &format!("copying {} bytes to the device", bytes.len()))?;
+        self.api.check(waited, "waiting for the device")
     }
 
     fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), Fault> {

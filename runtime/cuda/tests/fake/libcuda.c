@@ -7,7 +7,7 @@
 
 enum { OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_PTX = 218, NO_COMPILER = 221, UNSUPPORTED_PTX = 222, LOST = 719 };
 
-static int launches, lost;
+static int launches, lost, copying;
 
 static int plays(const char *part) {
     const char *said = getenv("KEDGE_FAKE_CUDA");
@@ -51,6 +51,10 @@ unsigned cuDeviceGetName(char *name, int length, int device) {
 }
 
 unsigned cuDeviceGetAttribute(int *value, int attribute, int device) {
+    if (attribute == 88) {
+        *value = plays("reads-host-memory");
+        return 0;
+    }
     *value = attribute == 75 ? (plays("old-device") ? 6 : 8) : (plays("old-device") ? 1 : 7);
     return 0;
 }
@@ -73,7 +77,10 @@ unsigned cuStreamDestroy_v2(void *stream) {
     return result();
 }
 
-unsigned cuStreamSynchronize(void *stream) { return result(); }
+unsigned cuStreamSynchronize(void *stream) {
+    copying = 0;
+    return result();
+}
 
 unsigned cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
     *free_bytes = 1 << 20;
@@ -94,6 +101,9 @@ unsigned cuMemFree_v2(uint64_t address) {
 }
 
 unsigned cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
+    // Whoever does not wait may have changed the bytes of the copy before.
+    if (copying) lost = 1;
+    copying = plays("reads-host-memory");
     memcpy((void *)to, from, bytes);
     return result();
 }
@@ -129,7 +139,7 @@ unsigned cuModuleGetFunction(void **function, void *module, const char *name) {
 
 unsigned cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                         unsigned shared, void *stream, void **parameters, void **extra) {
-    if (plays("lost") && ++launches > 6) lost = 1;
+    if (copying || (plays("lost") && ++launches > 6)) lost = 1;
     return result();
 }
 
