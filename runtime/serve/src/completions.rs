@@ -3,6 +3,8 @@
 //! What must hold: a refusal names the field; a field that would change the answer and is not supported is refused;
 //! others that are not known are left out with a warning that names them, since clients of many servers send them.
 
+use std::collections::BTreeSet;
+
 use kedge_engine::generate::{ChatTemplate, Choice, End, Message, Request, Sampling, TextTokenizer};
 use kedge_engine::{Decoder, EngineError};
 use serde_json::{Map, Value, json};
@@ -70,6 +72,15 @@ impl Body {
             .ok_or_else(|| Refusal::field(field, format!("must be a whole number from {least} to {most}, is {value}")))
     }
 
+    /// A number without a fraction.
+    fn whole(&mut self, field: &str, least: f64, most: f64) -> Result<Option<f64>, Refusal> {
+        let number = self.number(field, least, most)?;
+        match number.filter(|number| number.fract() != 0.0) {
+            Some(number) => Err(Refusal::field(field, format!("must be a whole number, is {number}"))),
+            None => Ok(number),
+        }
+    }
+
     fn flag(&mut self, field: &str) -> Result<bool, Refusal> {
         match self.take(field) {
             None => Ok(false),
@@ -104,7 +115,7 @@ pub(crate) fn parse(
     }
     let prompts = match kind {
         Kind::Chat => vec![talk(&mut body, decoder)?],
-        Kind::Text | Kind::Generate => texts(&mut body, decoder.tokenizer())?,
+        Kind::Text | Kind::Generate => texts(&mut body, decoder)?,
     };
     let context = decoder.config().context;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or_default();
@@ -149,12 +160,12 @@ pub(crate) fn parse(
     let sampling = Sampling {
         temperature: body.number("temperature", 0.0, 2.0)?.unwrap_or(1.0) as f32,
         top_p: body.number("top_p", 0.0, 1.0)?.unwrap_or(1.0) as f32,
-        top_k: body.number("top_k", -1.0, f64::from(u32::MAX))?.unwrap_or(0.0).max(0.0) as usize,
+        top_k: body.whole("top_k", -1.0, f64::from(u32::MAX))?.unwrap_or(0.0).max(0.0) as usize,
         min_p: body.number("min_p", 0.0, 1.0)?.unwrap_or(0.0) as f32,
         repetition_penalty: body.number("repetition_penalty", 0.01, 10.0)?.unwrap_or(1.0) as f32,
         presence_penalty: body.number("presence_penalty", -2.0, 2.0)?.unwrap_or(0.0) as f32,
         frequency_penalty: body.number("frequency_penalty", -2.0, 2.0)?.unwrap_or(0.0) as f32,
-        logit_bias: biases(&mut body)?,
+        logit_bias: biases(&mut body, decoder.config().vocabulary)?,
         seed: match body.take("seed") {
             None => seed,
             Some(value) => value
@@ -166,7 +177,7 @@ pub(crate) fn parse(
         logprobs: told,
     };
     let answers = body.count("n", 1, ANSWERS_MAX)?.unwrap_or(1);
-    let priority = body.number("priority", -1e6, 1e6)?.unwrap_or(0.0) as i32;
+    let priority = body.whole("priority", -1e6, 1e6)?.unwrap_or(0.0) as i32;
     let client = match body.take("user") {
         None => String::new(),
         Some(Value::String(user)) => user,
@@ -229,8 +240,9 @@ fn talk(body: &mut Body, decoder: &Decoder) -> Result<Vec<u32>, Refusal> {
         Some(_) => return Err(Refusal::field("messages", "must be an array of at least one message")),
         None => return Err(Refusal::field("messages", "is missing")),
     };
-    let messages = list.iter().enumerate().map(|(index, message)| read_message(index, message));
-    let messages = messages.collect::<Result<Vec<_>, _>>()?;
+    let (messages, ignored) = read_messages(&list)?;
+    // Told like any other field that is not known.
+    body.0.extend(ignored.into_iter().map(|field| (field, Value::Bool(true))));
     let template = decoder.template().ok_or_else(|| {
         Refusal::field("messages", "this model has no chat template; /v1/completions takes a prompt as it is")
     })?;
@@ -247,7 +259,26 @@ pub(crate) fn tokens_of_talk(
     tokenizer.encode(&template.render(messages).map_err(refused)?, false).map_err(refused)
 }
 
-pub(crate) fn read_message(index: usize, message: &Value) -> Result<Message, Refusal> {
+/// The messages of a talk, and their fields that are left out of account.
+pub(crate) fn read_messages(list: &[Value]) -> Result<(Vec<Message>, Vec<String>), Refusal> {
+    let messages = list.iter().enumerate().map(|(index, message)| read_message(index, message));
+    let messages = messages.collect::<Result<Vec<_>, _>>()?;
+    let is_told = |value: &Value| !(value.is_null() || *value == json!([]));
+    let mut ignored = BTreeSet::new();
+    let mut leave = |within: &str, known: &[&str], value: &Value| {
+        let fields = value.as_object().into_iter().flatten();
+        let fields = fields.filter(|(field, value)| !known.contains(&field.as_str()) && is_told(value));
+        ignored.extend(fields.map(|(field, _)| format!("{within}.{field}")));
+    };
+    for message in list {
+        leave("messages", &["role", "content"], message);
+        let parts = message["content"].as_array().into_iter().flatten();
+        parts.for_each(|part| leave("messages.content", &["type", "text"], part));
+    }
+    Ok((messages, ignored.into_iter().collect()))
+}
+
+fn read_message(index: usize, message: &Value) -> Result<Message, Refusal> {
     let at = |field: &str| format!("messages[{index}].{field}");
     let role = message["role"].as_str().ok_or_else(|| Refusal::field(at("role"), "must be a string"))?.to_owned();
     let content = match &message["content"] {
@@ -263,11 +294,18 @@ pub(crate) fn read_message(index: usize, message: &Value) -> Result<Message, Ref
         }
         other => return Err(Refusal::field(at("content"), format!("must be a string or a list of parts, is {other}"))),
     };
+    // What a model asked of tools is a part of the talk, and cannot be told to it.
+    for field in ["tool_calls", "function_call"] {
+        if message.get(field).is_some_and(|calls| !calls.is_null() && *calls != json!([])) {
+            return Err(Refusal::field(at(field), "is not supported"));
+        }
+    }
     Ok(Message { role, content })
 }
 
 /// The tokens of each prompt.
-fn texts(body: &mut Body, tokenizer: &TextTokenizer) -> Result<Vec<Vec<u32>>, Refusal> {
+fn texts(body: &mut Body, decoder: &Decoder) -> Result<Vec<Vec<u32>>, Refusal> {
+    let (tokenizer, vocabulary) = (decoder.tokenizer(), decoder.config().vocabulary);
     let prompt = body.take("prompt").ok_or_else(|| Refusal::field("prompt", "is missing"))?;
     let text = |field: &str, text: &str| {
         let tokens = tokenizer.encode(text, true).map_err(|error| Refusal::field(field, error.to_string()))?;
@@ -276,7 +314,12 @@ fn texts(body: &mut Body, tokenizer: &TextTokenizer) -> Result<Vec<Vec<u32>>, Re
     let ids = |field: &str, list: &[Value]| {
         let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
         let ids: Option<Vec<u32>> = list.iter().map(id).collect();
-        ids.filter(|ids| !ids.is_empty()).ok_or_else(|| Refusal::field(field, "must be a text or a list of token ids"))
+        let ids = ids.filter(|ids| !ids.is_empty());
+        let ids = ids.ok_or_else(|| Refusal::field(field, "must be a text or a list of token ids"))?;
+        match ids.iter().find(|id| **id as usize >= vocabulary) {
+            Some(id) => Err(Refusal::field(field, format!("{id} is no token: they are below {vocabulary}"))),
+            None => Ok(ids),
+        }
     };
     match &prompt {
         Value::String(one) => Ok(vec![text("prompt", one)?]),
@@ -316,7 +359,7 @@ fn stops(body: &mut Body) -> Result<Vec<String>, Refusal> {
     Ok(list)
 }
 
-fn biases(body: &mut Body) -> Result<Vec<(u32, f32)>, Refusal> {
+fn biases(body: &mut Body, vocabulary: usize) -> Result<Vec<(u32, f32)>, Refusal> {
     let Some(value) = body.take("logit_bias") else { return Ok(Vec::new()) };
     let wrong = || Refusal::field("logit_bias", "must map token ids to numbers from -100 to 100");
     let map = value.as_object().ok_or_else(wrong)?;
@@ -324,7 +367,11 @@ fn biases(body: &mut Body) -> Result<Vec<(u32, f32)>, Refusal> {
         let bias = bias.as_f64().filter(|bias| bias.abs() <= 100.0)?;
         Some((id.parse::<u32>().ok()?, bias as f32))
     };
-    map.iter().map(entry).collect::<Option<_>>().ok_or_else(wrong)
+    let biases = map.iter().map(entry).collect::<Option<Vec<_>>>().ok_or_else(wrong)?;
+    match biases.iter().find(|(id, _)| *id as usize >= vocabulary) {
+        Some((id, _)) => Err(Refusal::field("logit_bias", format!("{id} is no token: they are below {vocabulary}"))),
+        None => Ok(biases),
+    }
 }
 
 /// Looks for texts that end an answer in its text as it comes.
@@ -478,11 +525,8 @@ impl Frame {
     }
 }
 
-/// Probabilities of chosen tokens in the shape of the endpoint; null when they were not asked for.
+/// Probabilities of chosen tokens in the shape of the endpoint.
 pub(crate) fn logprobs(kind: Kind, tokenizer: &TextTokenizer, choices: &[Choice]) -> Value {
-    if choices.iter().all(|choice| choice.logprob.is_none()) {
-        return Value::Null;
-    }
     let text = |id: u32| tokenizer.decode(&[id]).unwrap_or_default();
     match kind {
         Kind::Chat => {

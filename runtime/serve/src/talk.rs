@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kedge_engine::Decoder;
-use kedge_engine::generate::{Choice, End, Event, Message, TextStream};
+use kedge_engine::generate::{Choice, End, Event, TextStream};
 use kedge_world::World;
 use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::api::{Refusal, object};
+use crate::api::{Refusal, object, unknown_model};
 use crate::completions::{self, Completion, Frame, Kind, Stops, Usage, Whole, logprobs, reason};
 use crate::life::Until;
 use crate::metrics::{Labels, Metrics};
@@ -147,19 +147,40 @@ impl Talk {
         Ok(running)
     }
 
+    /// The fields of a request that is no completion, without those that are null. It may say for which model it is.
+    fn fields(&self, body: &[u8], known: &[&str]) -> Result<Map<String, Value>, Refusal> {
+        let mut body = object(body)?;
+        body.retain(|_, value| !value.is_null());
+        match body.remove("model") {
+            None => {}
+            Some(Value::String(name)) if name == self.name => {}
+            Some(Value::String(name)) => return Err(unknown_model(&name, &self.name)),
+            Some(other) => return Err(Refusal::field("model", format!("must be a string, is {other}"))),
+        }
+        match body.keys().find(|field| !known.contains(&field.as_str())) {
+            Some(field) => Err(Refusal::field(field, "is not a field of this request")),
+            None => Ok(body),
+        }
+    }
+
     /// `POST /tokenize`, as vLLM has it.
     pub(crate) fn tokenize(&self, body: &[u8]) -> Result<Value, Refusal> {
-        let body = object(body)?;
+        let body = self.fields(body, &["prompt", "messages", "add_special_tokens", "add_generation_prompt"])?;
+        let begin = match body.get("add_special_tokens") {
+            None => true,
+            Some(Value::Bool(begin)) => *begin,
+            Some(other) => {
+                return Err(Refusal::field("add_special_tokens", format!("must be true or false, is {other}")));
+            }
+        };
+        if body.get("add_generation_prompt").is_some_and(|add| *add != true) {
+            return Err(Refusal::field("add_generation_prompt", "must be true: the model is to speak next"));
+        }
         let wrong = |error: kedge_engine::EngineError| Refusal::field("prompt", error.to_string());
         let tokens = match (&body.get("prompt"), &body.get("messages")) {
-            (Some(Value::String(text)), None) => {
-                let begin = body.get("add_special_tokens").and_then(Value::as_bool).unwrap_or(true);
-                self.decoder.tokenizer().encode(text, begin).map_err(wrong)?
-            }
+            (Some(Value::String(text)), None) => self.decoder.tokenizer().encode(text, begin).map_err(wrong)?,
             (None, Some(Value::Array(list))) => {
-                let messages =
-                    list.iter().enumerate().map(|(index, message)| completions::read_message(index, message));
-                let messages: Vec<Message> = messages.collect::<Result<_, _>>()?;
+                let (messages, _) = completions::read_messages(list)?;
                 let template = self.decoder.template();
                 let template = template.ok_or_else(|| Refusal::field("messages", "this model has no chat template"))?;
                 completions::tokens_of_talk(template, self.decoder.tokenizer(), &messages)?
@@ -171,7 +192,7 @@ impl Talk {
 
     /// `POST /detokenize`, as vLLM has it.
     pub(crate) fn detokenize(&self, body: &[u8]) -> Result<Value, Refusal> {
-        let body = object(body)?;
+        let body = self.fields(body, &["tokens"])?;
         let ids = body
             .get("tokens")
             .and_then(Value::as_array)
@@ -179,6 +200,10 @@ impl Talk {
         let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
         let ids: Option<Vec<u32>> = ids.iter().map(id).collect();
         let ids = ids.ok_or_else(|| Refusal::field("tokens", "must be a list of token ids"))?;
+        let vocabulary = self.decoder.config().vocabulary;
+        if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
+            return Err(Refusal::field("tokens", format!("{id} is no token: they are below {vocabulary}")));
+        }
         let text =
             self.decoder.tokenizer().decode(&ids).map_err(|error| Refusal::field("tokens", error.to_string()))?;
         Ok(json!({"prompt": text}))
@@ -345,7 +370,8 @@ impl Maker {
         if !self.completion.stream || (text.is_empty() && part.finish.is_none()) {
             return Ok(None);
         }
-        let told = logprobs(self.frame.kind, tokenizer, &part.choices[part.told..]);
+        let news = Some(&part.choices[part.told..]).filter(|news| self.completion.logprobs && !news.is_empty());
+        let told = news.map_or(Value::Null, |news| logprobs(self.frame.kind, tokenizer, news));
         part.told = part.choices.len();
         Ok(Some(self.frame.piece(index, &text, told, part.finish)))
     }

@@ -131,6 +131,12 @@ pub(crate) fn infer(task: Task, body: &[u8]) -> Result<Infer, Refusal> {
         Some(other) => Err(Refusal::field(field, format!("must be a list of tensors, is {other}"))),
     };
     let (inputs, outputs) = (list(&body, "inputs")?, list(&body, "outputs")?);
+    let known = |field: &&String| ["inputs", "outputs"].contains(&field.as_str());
+    let mut ignored: Vec<String> = body.keys().filter(|field| !known(field)).cloned().collect();
+    for fields in inputs.iter().filter_map(Value::as_object) {
+        let known = |field: &&String| ["name", "datatype", "shape", "data", "parameters"].contains(&field.as_str());
+        ignored.extend(fields.keys().filter(|field| !known(field)).map(|field| format!("inputs.{field}")));
+    }
     for (index, output) in outputs.iter().enumerate() {
         // An output is given as it is: it may be asked for by name, and as JSON, which Triton's client always says.
         let plain = output.as_object().is_some_and(|fields| {
@@ -166,7 +172,7 @@ pub(crate) fn infer(task: Task, body: &[u8]) -> Result<Infer, Refusal> {
     });
     let inputs = inputs.collect::<Result<Vec<_>, _>>()?;
     let outputs: Vec<&str> = outputs.iter().filter_map(|output| output["name"].as_str()).collect();
-    Infer { id, texts: texts(task, inputs, &outputs)?, parameters, ignored: Vec::new() }.checked(task)
+    Infer { id, texts: texts(task, inputs, &outputs)?, parameters, ignored }.checked(task)
 }
 
 fn data(input: usize, data: Option<&Value>) -> Result<Vec<String>, Refusal> {
@@ -312,6 +318,8 @@ mod tests {
         let asked = infer(VECTORS, body.as_bytes()).unwrap();
         assert_eq!((asked.id.as_deref(), asked.texts), (Some("7"), vec!["a".to_owned(), "b".to_owned()]));
         assert_eq!(asked.ignored, ["binary_data_output"]);
+        let more = body.replace("\"id\":\"7\"", "\"more\":1").replace("\"shape\"", "\"more\":1,\"shape\"");
+        assert_eq!(infer(VECTORS, more.as_bytes()).unwrap().ignored, ["more", "inputs.more", "binary_data_output"]);
     }
 
     #[test]

@@ -89,6 +89,17 @@ async fn settings_do_what_they_say() {
         response.headers().get_all("warning").iter().map(|warning| warning.to_str().unwrap()).collect();
     let expected = ["cache_prompt", "metadata", "parallel_tool_calls", "service_tier", "store"];
     assert_eq!(warnings, expected.map(|field| format!("299 kedge \"{field} is ignored\"")));
+    let part = json!({"type": "text", "text": "hello", "cache_control": {}});
+    let named = json!([{"role": "user", "content": [part], "name": "till-3", "audio": null}]);
+    let response = served.ask(CHAT, chat(&named, json!({"max_tokens": 1}))).await;
+    let warnings: Vec<&str> =
+        response.headers().get_all("warning").iter().map(|warning| warning.to_str().unwrap()).collect();
+    let expected = ["messages.content.cache_control", "messages.name"];
+    assert_eq!(warnings, expected.map(|field| format!("299 kedge \"{field} is ignored\"")));
+    let all: Vec<u32> = (0..4096).collect();
+    let at_once = json!({"model": "demo", "prompt": "On", "logprobs": 1, "stop_token_ids": all});
+    let (_, answer) = served.answer(TEXT, at_once).await;
+    assert_eq!(answer["choices"][0]["logprobs"]["tokens"], json!([]), "asked for, and none: {answer}");
     let many: serde_json::Map<String, Value> = (0..500).map(|field| (format!("f{field}"), json!(1))).collect();
     let response = served.ask(CHAT, chat(&messages, Value::Object(many))).await;
     assert_eq!((response.status().as_u16(), response.headers().get_all("warning").iter().count()), (200, 17));
@@ -110,6 +121,14 @@ async fn what_cannot_be_answered_is_refused_by_field() {
         (json!({"top_logprobs": 2}), 400, "top_logprobs"),
         (json!({"stop_token_ids": 7}), 400, "stop_token_ids"),
         (json!({"logit_bias": {"x": 1}}), 400, "logit_bias"),
+        (json!({"logit_bias": {"4294967295": 1}}), 400, "logit_bias"),
+        (json!({"top_k": 1.5}), 400, "top_k"),
+        (json!({"priority": 0.5}), 400, "priority"),
+        (
+            json!({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}),
+            400,
+            "messages[0].tool_calls",
+        ),
         (json!({"tools": [{}]}), 400, "tools"),
         (json!({"response_format": {"type": "json_object"}}), 400, "response_format"),
         (json!({"user": 7}), 400, "user"),
@@ -123,6 +142,18 @@ async fn what_cannot_be_answered_is_refused_by_field() {
     ] {
         let (found, answer) = served.answer(CHAT, chat(&hello, more.clone())).await;
         assert_eq!((found, answer["error"]["param"].as_str()), (status, Some(param)), "{more}: {answer}");
+    }
+    for (path, body, status, param) in [
+        (TEXT, json!({"model": "demo", "prompt": [999_999]}), 400, "prompt"),
+        (TEXT, json!({"model": "demo", "prompt": [[1], [2, 999_999]]}), 400, "prompt[1]"),
+        ("/tokenize", json!({"prompt": "a", "model": "other"}), 404, "model"),
+        ("/tokenize", json!({"prompt": "a", "add_special_tokens": "no"}), 400, "add_special_tokens"),
+        ("/tokenize", json!({"prompt": "a", "nonsense": 1}), 400, "nonsense"),
+        ("/detokenize", json!({"tokens": [1, 999_999]}), 400, "tokens"),
+        ("/detokenize", json!({"tokens": [1], "nonsense": 1}), 400, "nonsense"),
+    ] {
+        let (found, answer) = served.answer(path, body.clone()).await;
+        assert_eq!((found, answer["error"]["param"].as_str()), (status, Some(param)), "{path} {body}: {answer}");
     }
     let (status, answer) = served.answer("/v1/embeddings", json!({"model": "demo", "input": "a"})).await;
     assert_eq!(status, 404, "{answer}");
