@@ -42,11 +42,7 @@ impl Region {
     /// The region that was kept under that name in that folder, if it is there and as long as that.
     pub fn open(folder: &Path, name: &str, length: usize) -> io::Result<Option<Arc<Self>>> {
         let path = path(folder, name);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
+        let Some(file) = unless_gone(File::open(&path))? else { return Ok(None) };
         if file.metadata()?.len() != length as u64 {
             return Ok(None);
         }
@@ -112,18 +108,29 @@ fn path(folder: &Path, name: &str) -> PathBuf {
     folder.join(format!("{name}.{SUFFIX}"))
 }
 
-/// Removes files of regions until only the newest few are left. Whoever maps one keeps it.
+/// Removes files of regions until only the newest few are left. Whoever maps one keeps it; one that is gone meanwhile was
+/// removed by another process that does the same.
 fn prune(folder: &Path) -> io::Result<()> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
-        if entry.path().extension().is_some_and(|suffix| suffix == SUFFIX) {
-            all.push((entry.metadata()?.modified()?, entry.path()));
+        if entry.path().extension().is_some_and(|suffix| suffix == SUFFIX)
+            && let Some(about) = unless_gone(entry.metadata())?
+        {
+            all.push((about.modified()?, entry.path()));
         }
     }
     all.sort();
     let too_many = all.len().saturating_sub(KEPT_MAX);
-    all.into_iter().take(too_many).try_for_each(|(_, path)| std::fs::remove_file(path))
+    all.into_iter().take(too_many).try_for_each(|(_, path)| unless_gone(std::fs::remove_file(path)).map(drop))
+}
+
+fn unless_gone<T>(done: io::Result<T>) -> io::Result<Option<T>> {
+    match done {
+        Ok(done) => Ok(Some(done)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]
@@ -156,6 +163,18 @@ mod tests {
         }
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), KEPT_MAX);
         assert!(Region::open(folder.path(), "i", 1).unwrap().is_some());
+    }
+
+    #[test]
+    fn two_that_remove_old_ones_at_once_do_not_stumble_over_each_other() {
+        let folder = tempfile::tempdir().unwrap();
+        for round in 0..20 {
+            (0..40).for_each(|n| std::fs::write(folder.path().join(format!("{round}-{n}.{SUFFIX}")), "").unwrap());
+            std::thread::scope(|scope| {
+                let both = [(); 2].map(|()| scope.spawn(|| prune(folder.path())));
+                both.into_iter().for_each(|one| one.join().unwrap().unwrap());
+            });
+        }
     }
 
     #[test]
