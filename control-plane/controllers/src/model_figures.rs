@@ -26,16 +26,16 @@ struct Counts {
     waiting: f64,
 }
 
-/// When a pod's counts were asked for, and what they were.
-#[derive(Clone, Copy, Debug)]
-struct Asked {
+/// When the pods of a service were asked, and the tokens that each that answered had counted, by its uid.
+#[derive(Clone, Debug)]
+struct Round {
     at: Duration,
-    tokens: f64,
+    tokens: HashMap<String, f64>,
 }
 
-/// Remembers what each pod said last.
+/// Remembers what the pods of each service said last.
 #[derive(Default)]
-pub(crate) struct Controller(Mutex<HashMap<Key, HashMap<String, Asked>>>);
+pub(crate) struct Controller(Mutex<HashMap<Key, Round>>);
 
 impl Reconcile for Controller {
     type Error = kube::Error;
@@ -56,13 +56,14 @@ impl Reconcile for Controller {
             return Ok(Next::Change);
         };
         let now = context.world.clock.monotonic();
-        let due = self.lock().get(key).and_then(|pods| pods.values().map(|asked| asked.at + PERIOD).max());
-        if let Some(due) = due.filter(|due| now < *due) {
+        let before = self.lock().get(key).cloned();
+        if let Some(wait) =
+            before.as_ref().and_then(|before| (before.at + PERIOD).checked_sub(now)).filter(|w| !w.is_zero())
+        {
             // Something else about the service has changed.
-            return Ok(Next::After(due - now));
+            return Ok(Next::After(wait));
         }
-        let (mut rate, mut waiting, mut asked) = (0.0, 0.0, HashMap::new());
-        let before = self.lock().remove(key).unwrap_or_default();
+        let (mut rate, mut waiting, mut round) = (0.0, 0.0, Round { at: now, tokens: HashMap::new() });
         for pod in context.informers.of::<Pod>().list() {
             let own = pod.namespace().as_deref() == Some(&key.namespace) && pod.labels().get(LABEL) == Some(&key.name);
             if !own || !is_ready(&pod) {
@@ -70,13 +71,15 @@ impl Reconcile for Controller {
             }
             let Some(counts) = ask(context, key, &pod.name_any()).await? else { continue };
             let uid = pod.uid().unwrap_or_default();
-            rate += before.get(&uid).map_or(0.0, |last| per_second(*last, counts.tokens, now));
+            if let Some(before) = &before
+                && let Some(tokens) = before.tokens.get(&uid)
+            {
+                rate += per_second(*tokens, counts.tokens, now.saturating_sub(before.at));
+            }
             waiting += counts.waiting;
-            asked.insert(uid, Asked { at: now, tokens: counts.tokens });
+            round.tokens.insert(uid, counts.tokens);
         }
-        // Without any pod that said something the next question waits all the same.
-        asked.entry(String::new()).or_insert(Asked { at: now, tokens: 0.0 });
-        self.lock().insert(key.clone(), asked);
+        self.lock().insert(key.clone(), round);
         let mut changed = (*service).clone();
         let mut status = changed.status.clone().unwrap_or_default();
         (status.tokens_per_second, status.queue) = (Some(shown(rate)), Some(waiting as i32));
@@ -89,7 +92,7 @@ impl Reconcile for Controller {
 }
 
 impl Controller {
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, HashMap<String, Asked>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Round>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -129,9 +132,9 @@ fn counts(text: &str) -> Option<Counts> {
 }
 
 /// Tokens a second since a pod was asked last; one that began to count anew has made what it says since then.
-fn per_second(last: Asked, tokens: f64, now: Duration) -> f64 {
-    let made = if tokens < last.tokens { tokens } else { tokens - last.tokens };
-    made / now.saturating_sub(last.at).as_secs_f64().max(1.0)
+fn per_second(before: f64, tokens: f64, passed: Duration) -> f64 {
+    let made = if tokens < before { tokens } else { tokens - before };
+    made / passed.as_secs_f64().max(1.0)
 }
 
 /// Two digits are enough for a table, and change less often.
@@ -168,9 +171,8 @@ mod tests {
 
     #[test]
     fn rates_are_of_the_time_between_and_begin_anew_with_the_pod() {
-        let last = Asked { at: Duration::from_secs(100), tokens: 50.0 };
-        for (tokens, now, expected) in [(200.0, 115, 10.0), (50.0, 115, 0.0), (30.0, 115, 2.0), (51.0, 100, 1.0)] {
-            assert_eq!(per_second(last, tokens, Duration::from_secs(now)), expected);
+        for (tokens, passed, expected) in [(200.0, 15, 10.0), (50.0, 15, 0.0), (30.0, 15, 2.0), (51.0, 0, 1.0)] {
+            assert_eq!(per_second(50.0, tokens, Duration::from_secs(passed)), expected);
         }
     }
 
