@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use kedge_engine::Decoder;
 use kedge_engine::generate::{End, Event, Request, Sampling};
 use kedge_world::World;
 use serde::Serialize;
+
+use super::Output;
 
 /// Settings of `kedge infer bench`.
 #[derive(Args, Clone, Debug)]
@@ -48,14 +50,6 @@ Examples:
   kedge infer bench --model images/demo-decoder/model
   kedge infer bench --model ./model.gguf --prompt-tokens 512 --answer-tokens 128 --streams 8
   kedge infer bench --model ./model.gguf --streams 1 --requests 4 -o json";
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// A line each
-    Table,
-    /// One JSON object
-    Json,
-}
 
 /// One request, as it came.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -119,7 +113,7 @@ pub(crate) async fn run(flags: BenchFlags) -> Result<()> {
 
 fn measure(flags: &BenchFlags, decoder: &Arc<Decoder>, backend: String, threads: usize) -> Result<Found> {
     let clock = World::real().clock;
-    let deadline = clock.monotonic() + Duration::from_secs(flags.seconds);
+    let deadline = clock.monotonic().saturating_add(Duration::from_secs(flags.seconds));
     let bench = Bench { flags, decoder, world: World::real(), deadline };
     // The first makes plans and touches weights; the second is what counts.
     let alone = bench.request(0, flags.prompt_tokens, 1)?.and(bench.request(1, flags.prompt_tokens, 1)?);

@@ -115,12 +115,11 @@ impl Talk {
             if all.len() < context {
                 return Ok(Some((all, forgotten)));
             }
-            if self.said.len() < 2 {
+            if self.said.len() < 3 {
                 return Ok(None);
             }
-            let pair = self.said.len().min(2);
-            self.said.drain(..pair);
-            forgotten += pair;
+            self.said.drain(..2);
+            forgotten += 2;
         }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result, bail};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use kedge_engine::{Capabilities, Decoder};
 use kedge_serve::{Candidate, Device, InferOptions, Model, Opened, Placement, TelemetryOptions, TlsFiles};
 
@@ -43,8 +43,17 @@ enum InferVerb {
 #[derive(Args, Clone, Debug)]
 struct DevicesFlags {
     /// How to print them
-    #[arg(short, long, value_name = "table|json", value_parser = ["table", "json"], default_value = "table")]
-    output: String,
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+/// How a verb prints what it found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// A line each
+    Table,
+    /// JSON
+    Json,
 }
 
 const DEVICES_EXAMPLES: &str = "\
@@ -140,6 +149,7 @@ Examples:
     --api-key-file keys --tls-cert cert.pem --tls-key key.pem
   curl -s --cacert ca.pem -H \"Authorization: Bearer $KEY\" https://models.example:8443/v1/models
 
+  kedge infer devices
   kedge infer run images/demo-decoder/model
   kedge infer bench --model images/demo-decoder/model";
 
@@ -176,7 +186,7 @@ async fn serve(flags: ServeFlags) -> Result<()> {
 
 fn devices(flags: &DevicesFlags) -> Result<()> {
     let all = kedge_serve::candidates()?;
-    if flags.output == "json" {
+    if flags.output == Output::Json {
         let list: Vec<_> = all.iter().map(Candidate::to_json).collect();
         println!("{}", serde_json::to_string_pretty(&list).context("writing what was found")?);
         return Ok(());
