@@ -26,7 +26,6 @@ use crate::ServeError;
 use crate::answer::Server;
 use crate::auth::Keys;
 use crate::life::{Flights, Phase};
-
 use crate::socket::Patient;
 use crate::telemetry::TelemetryOptions;
 use crate::tls::Tls;
