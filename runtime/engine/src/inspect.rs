@@ -5,14 +5,15 @@ use std::path::Path;
 use crate::EngineError;
 use crate::encoder::{locate, read_tokenizer};
 use crate::generate::Decoder;
-use crate::model::config::read_json;
+use crate::model::config::{ENCODERS, read_json};
 use crate::model::{EncoderConfig, bert, gguf_file};
 
 /// Whether the model at `path` says of itself that it turns texts into vectors.
 pub fn is_encoder(path: &Path) -> bool {
     let (directory, _) = locate(path);
     let settings = read_json::<serde_json::Value>(&directory.join("config.json"));
-    gguf_file(path).is_none() && settings.is_ok_and(|settings| settings["model_type"] == "bert")
+    gguf_file(path).is_none()
+        && settings.is_ok_and(|settings| ENCODERS.iter().any(|family| settings["model_type"] == *family))
 }
 
 /// The format of the model at `path` (a folder, or its `.safetensors` file), such as `bert`. Reads its settings and the
@@ -26,7 +27,7 @@ pub fn inspect(path: &Path) -> Result<String, EngineError> {
     let config = EncoderConfig::read(&directory)?;
     bert::check(&weights, &config)?;
     read_tokenizer(&directory.join("tokenizer.json"), &config)?;
-    Ok("bert".into())
+    Ok(config.family.into())
 }
 
 /// Whether the model at `path` names the class of a decoder.

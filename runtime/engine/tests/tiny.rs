@@ -77,3 +77,36 @@ fn what_the_model_cannot_take_is_refused_by_name() {
     let said = Encoder::open(directory.path(), &Reference).err().unwrap().to_string();
     assert!(said.contains("model.safetensors: tensor ") && said.contains("claims bytes"), "{said}");
 }
+
+/// The weights of the tiny BERT under other names, with a table of positions that begins with two that are never met.
+#[test]
+fn a_roberta_is_a_bert_whose_positions_begin_later() {
+    let [bert, roberta] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    [&bert, &roberta].map(|folder| tiny(folder.path(), "mean_tokens"));
+    let weights = std::fs::read(bert.path().join("model.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&weights).unwrap();
+    let renamed: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, view)| {
+            let (mut shape, mut data) = (view.shape().to_vec(), view.data().to_vec());
+            if name.contains("position_embeddings") {
+                data = [vec![0x40; 2 * shape[1] * 4], data].concat();
+                shape[0] += 2;
+            }
+            (format!("roberta.{name}"), shape, data)
+        })
+        .collect();
+    let views = renamed.iter().map(|(name, shape, data)| {
+        (name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), data).unwrap())
+    });
+    let path = roberta.path().join("model.safetensors");
+    std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+    let path = roberta.path().join("config.json");
+    let settings = std::fs::read_to_string(&path).unwrap();
+    let settings = settings
+        .replace("\"bert\"", "\"xlm-roberta\",\"pad_token_id\":1")
+        .replace("embeddings\":20", "embeddings\":22");
+    std::fs::write(&path, settings).unwrap();
+    assert_eq!(kedge_engine::inspect(roberta.path()).unwrap(), "xlm-roberta");
+    assert_eq!(encode(roberta.path(), &Reference), encode(bert.path(), &Reference));
+}

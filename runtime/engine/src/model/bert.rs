@@ -1,6 +1,7 @@
-//! The weights of a BERT encoder, gathered by the names transformers gives them, and the graph they make.
+//! The weights of a BERT or RoBERTa encoder, gathered by the names transformers gives them, and the graph they make.
 //!
-//! What must hold: every tensor has the shape the configuration asks for. A `bert.` prefix (task models) is understood.
+//! What must hold: every tensor has the shape the configuration asks for. A prefix with the family's name (task models) is
+//! understood.
 
 use std::path::Path;
 
@@ -24,7 +25,9 @@ fn build(source: &Source, config: &EncoderConfig) -> Result<Graph, EngineError> 
     let (d, epsilon) = (config.hidden, config.epsilon);
     let mut g = Builder::default();
     let words = g.weight(source.tensor("embeddings.word_embeddings.weight", &[config.vocabulary, d])?);
-    let positions = Some(g.weight(source.tensor("embeddings.position_embeddings.weight", &[config.positions, d])?));
+    let table = config.first_position + config.positions;
+    let table = source.tensor("embeddings.position_embeddings.weight", &[table, d])?;
+    let positions = Some(g.weight(table.slice_rows(config.first_position..table.rows())));
     let types = Some(g.weight(source.tensor("embeddings.token_type_embeddings.weight", &[config.types, d])?));
     let sum = g.per_row(d);
     g.push(Op::Embed { words, positions, types, scale: 1.0, out: sum });
@@ -74,7 +77,8 @@ struct Source {
 impl Source {
     fn open(path: &Path, reads: bool) -> Result<Self, EngineError> {
         let tensors = Tensors::open_safetensors(path)?;
-        let prefix = if tensors.has("bert.embeddings.word_embeddings.weight") { "bert." } else { "" };
+        let has = |prefix: &&str| tensors.has(&format!("{prefix}embeddings.word_embeddings.weight"));
+        let prefix = ["bert.", "roberta."].into_iter().find(has).unwrap_or_default();
         Ok(Self { tensors, prefix, reads })
     }
 

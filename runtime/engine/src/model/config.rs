@@ -19,9 +19,14 @@ use crate::graph::Pooling;
 /// No settings file is larger than this; a larger one is refused unread.
 const SETTINGS_BYTES_MAX: u64 = 64 << 20;
 
+/// Families of encoders: BERT (MiniLM, BGE, E5 are such), and RoBERTa, whose positions begin later (multilingual E5, BGE-M3).
+pub(crate) const ENCODERS: [&str; 3] = ["bert", "roberta", "xlm-roberta"];
+
 /// The shape of an encoder and what surrounds it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EncoderConfig {
+    /// The family, as `model_type` names it.
+    pub family: &'static str,
     /// Width of a token's vector.
     pub hidden: usize,
     /// Number of layers.
@@ -34,6 +39,8 @@ pub struct EncoderConfig {
     pub vocabulary: usize,
     /// Longest sequence the position table knows.
     pub positions: usize,
+    /// The row of the table that the first token has.
+    pub first_position: usize,
     /// Number of token types (segments).
     pub types: usize,
     /// Added to the variance in layer norm.
@@ -51,18 +58,30 @@ impl EncoderConfig {
     pub fn read(directory: &Path) -> Result<Self, EngineError> {
         let path = directory.join("config.json");
         let file = Fields { json: read_json(&path)?, path };
-        file.must_be("model_type", &["bert"])?;
+        file.must_be("model_type", &ENCODERS)?;
+        let family = ENCODERS.into_iter().find(|family| file.json["model_type"] == *family).expect("it is one of them");
         file.must_be("hidden_act", &["gelu"])?;
         file.must_be_or_absent("position_embedding_type", &["absolute"])?;
         let (pooling, normalize) = read_modules(directory)?;
-        let positions = file.number("max_position_embeddings")?;
+        // RoBERTa's first token has the position behind that of padding, and those before it are never met.
+        let first_position = match family {
+            "bert" => 0,
+            _ if file.json["pad_token_id"].is_null() => 2,
+            _ => file.number("pad_token_id")? + 1,
+        };
+        let table = file.number("max_position_embeddings")?;
+        let positions = table.checked_sub(first_position).filter(|positions| *positions > 0).ok_or_else(|| {
+            file.wrong("max_position_embeddings", format!("{table} leaves none behind position {first_position}"))
+        })?;
         let config = Self {
+            family,
             hidden: file.number("hidden_size")?,
             layers: file.number("num_hidden_layers")?,
             heads: file.number("num_attention_heads")?,
             intermediate: file.number("intermediate_size")?,
             vocabulary: file.number("vocab_size")?,
             positions,
+            first_position,
             types: file.number("type_vocab_size")?,
             epsilon: file.positive("layer_norm_eps")?,
             pooling,
