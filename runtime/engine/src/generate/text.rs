@@ -233,6 +233,11 @@ fn split_of(pre: &str) -> Option<&'static str> {
     }
 }
 
+/// Tokens of one character: each has a byte of it at least.
+const CHARACTER_TOKENS_MAX: usize = 4;
+/// Tokens that may wait for one to become a character.
+const UNTOLD_MAX: usize = 16;
+
 /// The text of tokens as they come.
 #[derive(Debug, Default)]
 pub struct TextStream {
@@ -256,6 +261,9 @@ impl TextStream {
     }
 
     fn more(&mut self, tokenizer: &TextTokenizer, last: bool) -> Result<String, EngineError> {
+        if !last && self.ids.len() - self.told > UNTOLD_MAX {
+            return self.older(tokenizer);
+        }
         let before = tokenizer.decode(&self.ids[self.from..self.told])?;
         let now = tokenizer.decode(&self.ids[self.from..])?;
         // A character of which bytes are missing is shown as this until they come.
@@ -266,10 +274,30 @@ impl TextStream {
         (self.from, self.told) = (self.told, self.ids.len());
         Ok(new)
     }
+
+    /// What is certain of many tokens of which the last may still become a character: all but the last few. So a model that
+    /// says nothing but parts of characters does not have all it said read again for each of them.
+    fn older(&mut self, tokenizer: &TextTokenizer) -> Result<String, EngineError> {
+        let before = tokenizer.decode(&self.ids[self.from..self.told])?;
+        let now = tokenizer.decode(&self.ids[self.from..])?;
+        let latest = self.ids.len() - CHARACTER_TOKENS_MAX;
+        for end in (latest - CHARACTER_TOKENS_MAX + 1..=latest).rev() {
+            let certain = tokenizer.decode(&self.ids[self.from..end])?;
+            if now.starts_with(&certain) && certain.starts_with(&before) {
+                (self.from, self.told) = (self.told, end);
+                return Ok(certain[before.len()..].to_owned());
+            }
+        }
+        let new = now.get(before.len()..).unwrap_or_default().to_owned();
+        (self.from, self.told) = (self.told, self.ids.len());
+        Ok(new)
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use kedge_formats::gguf::write::{self, Value as Meta};
 
     use super::*;
@@ -300,6 +328,36 @@ mod tests {
 
     fn tokenizer(folder: &tempfile::TempDir) -> TextTokenizer {
         TextTokenizer::of_gguf(&Gguf::open(&folder.path().join("m.gguf")).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn parts_of_characters_without_end_are_told_in_time_and_as_they_are() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../images/demo-decoder/model/tokenizer.json");
+        let tokenizer = TextTokenizer::of_file(&file).unwrap();
+        // The model has no tokens of these characters but their bytes.
+        let bytes_of = |text: &str| text.bytes().zip(tokenizer.encode(text, false).unwrap()).collect::<Vec<_>>();
+        let known: BTreeMap<u8, u32> = ["€", "😀", "a"].into_iter().flat_map(bytes_of).collect();
+        let (euro, face) = ("€".as_bytes(), "😀".as_bytes());
+        let all: Vec<u8> = known.keys().copied().collect();
+        let random = (1u32..).map(|n| all[(n.wrapping_mul(0x9E37_79B9) >> 16) as usize % all.len()]);
+        for bytes in [
+            random.take(5_000).collect(),
+            euro[..1].repeat(300),
+            [&euro[..1].repeat(300)[..], euro, face, b"a", &euro[..1].repeat(40), face].concat(),
+            euro[..2].repeat(100),
+            [&euro[1..].repeat(51)[..], face].concat(),
+            face.repeat(30),
+            face[..3].repeat(30),
+        ] {
+            let ids: Vec<u32> = bytes.iter().map(|byte| known[byte]).collect();
+            let (mut stream, mut said) = (TextStream::default(), String::new());
+            for id in &ids {
+                said += &stream.push(&tokenizer, *id).unwrap();
+                assert!(stream.ids.len() - stream.from <= 3 * UNTOLD_MAX, "{bytes:?}");
+            }
+            said += &stream.finish(&tokenizer).unwrap();
+            assert_eq!(said, tokenizer.decode(&ids).unwrap(), "{bytes:?}");
+        }
     }
 
     #[test]
