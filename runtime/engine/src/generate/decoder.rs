@@ -297,6 +297,13 @@ impl Files {
         if let Some(file) = gguf_file(path) {
             return Self::of_gguf(&file);
         }
+        // Not the settings beside it are what is missing then.
+        let about = path.metadata().map_err(|source| EngineError::Read { path: path.to_owned(), source })?;
+        let is_weights = path.extension().is_some_and(|extension| extension == "safetensors" || extension == "json");
+        if !about.is_dir() && !(about.is_file() && is_weights) {
+            let reason = "is no model: a folder, a .safetensors file and a .gguf file are".into();
+            return Err(EngineError::Field { path: path.to_owned(), field: "(file)".into(), reason });
+        }
         let folder = if path.is_file() { path.parent().unwrap_or(Path::new(".")) } else { path };
         let config_path = folder.join("config.json");
         let config = DecoderConfig::of_json(&config_path)?;
@@ -476,5 +483,23 @@ impl Worker {
         set(&self.figures.waiting, waiting);
         set(&self.figures.running, running);
         set(&self.figures.tokens_free, self.schedule.tokens_free());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_model_is_told_by_its_own_name() {
+        for (path, says) in [
+            ("/nowhere/model", "reading /nowhere/model: No such file"),
+            ("/dev/null", "/dev/null: (file): is no model"),
+            (concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"), "Cargo.toml: (file): is no model"),
+            (env!("CARGO_MANIFEST_DIR"), "config.json: No such file"),
+        ] {
+            let error = Decoder::inspect(Path::new(path)).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
     }
 }
