@@ -8,10 +8,10 @@
 #![allow(unsafe_code, reason = "a file is mapped into memory")]
 #![allow(clippy::disallowed_methods, reason = "this file is the shell that maps packed weights")]
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -39,11 +39,19 @@ pub struct Region {
 }
 
 impl Region {
-    /// The region that was kept under that name in that folder, if it is there and as long as that.
+    /// The region that was kept under that name in that folder, if it is there and as long as that. A file of another user
+    /// is an error: what its owner writes or cuts is seen by whoever maps it.
     pub fn open(folder: &Path, name: &str, length: usize) -> io::Result<Option<Arc<Self>>> {
         let path = path(folder, name);
-        let Some(file) = unless_gone(File::open(&path))? else { return Ok(None) };
-        if file.metadata()?.len() != length as u64 {
+        // Something else than a file may let whoever opens it wait.
+        let opened = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&path);
+        let Some(file) = unless_gone(opened)? else { return Ok(None) };
+        let about = file.metadata()?;
+        if ![0, nix::unistd::geteuid().as_raw()].contains(&about.uid()) {
+            let reason = format!("{} belongs to user {}", path.display(), about.uid());
+            return Err(io::Error::new(ErrorKind::PermissionDenied, reason));
+        }
+        if !is_whole(&about, length) {
             return Ok(None);
         }
         // Those used last are kept: when that is not to be written down, as on a disk that is only read, it matters not.
@@ -81,9 +89,20 @@ impl Region {
         let Some((file, path)) = taken else { return Ok(()) };
         file.sync_all()?;
         let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
-        match nix::unistd::linkat(AT_FDCWD, unnamed.as_str(), AT_FDCWD, &path, AtFlags::AT_SYMLINK_FOLLOW) {
-            // Another process made the same.
-            Ok(()) | Err(nix::Error::EEXIST) => {}
+        let link =
+            |path: &Path| nix::unistd::linkat(AT_FDCWD, unnamed.as_str(), AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW);
+        match link(&path) {
+            Ok(()) => {}
+            // Another process made the same; or what lies there is not whole, and would stand in the way for ever.
+            Err(nix::Error::EEXIST) => {
+                if !std::fs::metadata(&path).is_ok_and(|about| is_whole(&about, self.map.len())) {
+                    let new = path.with_extension(format!("{}.new", std::process::id()));
+                    // One that was killed right here may have left it.
+                    unless_gone(std::fs::remove_file(&new))?;
+                    link(&new)?;
+                    std::fs::rename(&new, &path).inspect_err(|_| drop(std::fs::remove_file(&new)))?;
+                }
+            }
             Err(error) => return Err(error.into()),
         }
         let folder = path.parent().unwrap_or(Path::new("."));
@@ -102,6 +121,11 @@ impl Filling {
     pub fn finish(self) -> io::Result<Arc<Region>> {
         Ok(Arc::new(Region { map: self.map.make_read_only()?, file: Mutex::new(self.file) }))
     }
+}
+
+/// Whether that is a region's file with every byte of it.
+fn is_whole(about: &Metadata, length: usize) -> bool {
+    about.is_file() && about.len() == length as u64
 }
 
 fn path(folder: &Path, name: &str) -> PathBuf {
@@ -175,6 +199,40 @@ mod tests {
                 both.into_iter().for_each(|one| one.join().unwrap().unwrap());
             });
         }
+    }
+
+    #[test]
+    fn what_is_no_whole_file_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let there = path(folder.path(), "a");
+        let keep = || Region::create(folder.path(), "a", 100).unwrap().finish().unwrap().keep();
+        for wrong in ["cut", "fifo", "link to nothing"] {
+            match wrong {
+                "cut" => std::fs::write(&there, "a").unwrap(),
+                "fifo" => nix::unistd::mkfifo(&there, nix::sys::stat::Mode::S_IRWXU).unwrap(),
+                _ => std::os::unix::fs::symlink("nowhere", &there).unwrap(),
+            }
+            assert!(Region::open(folder.path(), "a", 100).unwrap().is_none(), "{wrong}");
+            keep().unwrap();
+            assert!(Region::open(folder.path(), "a", 100).unwrap().is_some(), "{wrong}");
+            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "{wrong}");
+            std::fs::remove_file(&there).unwrap();
+        }
+        std::fs::create_dir(&there).unwrap();
+        assert!(Region::open(folder.path(), "a", 100).unwrap().is_none());
+        assert!(keep().is_err(), "a folder is nobody's to remove");
+    }
+
+    #[test]
+    fn a_file_of_another_user_is_not_mapped() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        Region::create(folder.path(), "a", 100).unwrap().finish().unwrap().keep().unwrap();
+        nix::unistd::chown(&path(folder.path(), "a"), Some(12_345.into()), None).unwrap();
+        let error = Region::open(folder.path(), "a", 100).unwrap_err();
+        assert!(error.to_string().contains("belongs to user 12345"), "{error}");
     }
 
     #[test]
