@@ -266,38 +266,33 @@ struct Scratch {
 
 /// A buffer that the tasks of one stage write in disjoint parts.
 #[derive(Default)]
-struct Shared<T>(UnsafeCell<Vec<T>>);
+struct Shared<T>(Vec<UnsafeCell<T>>);
 
 // SAFETY: access goes through `read` and `write`, whose callers keep parts apart.
-unsafe impl<T: Send> Sync for Shared<T> {}
+unsafe impl<T: Send + Sync> Sync for Shared<T> {}
 
 impl<T: Copy + Default> Shared<T> {
     fn resize(&mut self, length: usize) {
-        let buffer = self.0.get_mut();
-        if buffer.len() < length {
-            buffer.resize(length, T::default());
+        if self.0.len() < length {
+            self.0.resize_with(length, UnsafeCell::default);
         }
     }
 
     /// # Safety
     /// Nobody writes that part meanwhile: a stage reads only what an earlier stage wrote.
     unsafe fn read(&self, from: usize, length: usize) -> &[T] {
-        // SAFETY: the vector itself is changed only by `resize`, between runs; the rest is the caller's promise.
-        let all = unsafe { &*self.0.get() };
-        &all[from..from + length]
+        let part = &self.0[from..from + length];
+        // SAFETY: cells lie in memory as what is in them does; the rest is the caller's promise.
+        unsafe { std::slice::from_raw_parts(part.as_ptr().cast(), length) }
     }
 
     /// # Safety
     /// Nobody else reads or writes that part meanwhile: tasks of a stage write disjoint parts.
     #[allow(clippy::mut_from_ref, reason = "the point of the type")]
     unsafe fn write(&self, from: usize, length: usize) -> &mut [T] {
-        // SAFETY: the vector itself is changed only by `resize`, between runs; the slice is made from its pointer, so
-        // that no reference to all of it exists.
-        unsafe {
-            let all = &*self.0.get();
-            assert!(from <= all.len() && length <= all.len() - from, "the part lies in the buffer");
-            std::slice::from_raw_parts_mut(all.as_ptr().cast_mut().add(from), length)
-        }
+        let part = &self.0[from..from + length];
+        // SAFETY: as above; what is in a cell may be written through a shared reference to it.
+        unsafe { std::slice::from_raw_parts_mut(UnsafeCell::raw_get(part.as_ptr()), length) }
     }
 }
 
@@ -331,7 +326,8 @@ impl Prepared for Loaded {
         self.pool.run(&tasks, &|stage, task| run.work(scratch_ref, works[stage], task));
         let count = step.answers(&self.graph) * self.graph.result_width();
         answers.clear();
-        answers.extend_from_slice(&scratch.values[plan.result].0.get_mut()[..count]);
+        // SAFETY: all tasks have ended.
+        answers.extend_from_slice(unsafe { scratch.values[plan.result].read(0, count) });
         Ok(())
     }
 }
