@@ -156,8 +156,8 @@ __device__ __forceinline__ u32 first_page(u32 oldest, u32 stream) {
 }
 
 // One part of a query's attention, for the heads that share a key head: those pages of its sequence whose streams are
-// this block's. Writes for each head the largest score, the total and the sums, or only that there is no score. Grid: rows, key heads by groups of
-// query heads, splits.
+// this block's. Writes for each head the largest score, the total and the sums, or only that there is no score. Grid:
+// rows, key heads by groups of query heads, splits.
 KERNEL(128, paged)(const float *queries, const u16 *store, const u32 *places, const u32 *sequences, const u32 *firsts,
                    const u32 *pages, float *partial, const u32 *count, u32 first_row, u32 query_heads, u32 key_heads,
                    u32 width, u32 layers, u32 layer, u32 window, float scale, float bound) {

@@ -5,7 +5,7 @@
 // - What a vector's answer is does not depend on what other vectors are in the step: sums are made in an order that
 //   follows from widths and positions alone. Where two kernels compute the same numbers for few and for many rows,
 //   multiplications and additions are written as intrinsics, so that both round alike.
-// - Kernels have plain parameters, eight-byte ones first; `src/launch.rs` names the same ones, and a test compares.
+// - Kernels have plain parameters, eight-byte ones first; `src/arguments.rs` names the same ones, and a test compares.
 
 typedef unsigned char u8;
 typedef unsigned short u16;

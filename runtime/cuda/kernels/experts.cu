@@ -64,8 +64,7 @@ KERNEL(32, lists)(const u32 *choice, u32 *list, u32 *counts, const u32 *count, u
     if (lane == 0) counts[expert] = found;
 }
 
-// The experts' answers for each row, weighed and added. Rows along x of the
-// grid, columns along y.
+// The experts' answers for each row, weighed and added. Rows along x of the grid, columns along y.
 KERNEL(256, mix)(const float *answers, const float *weights, float *out, const u32 *count, u32 width, u32 used) {
     u32 i = blockIdx.y * blockDim.x + threadIdx.x, row = blockIdx.x;
     if (row >= *count || i >= width) return;

@@ -2,7 +2,7 @@
 
 #include "common.cuh"
 
-// A number as GGUF stores it (ggml-common.h); kinds as src/launch.rs numbers them. A block's scale comes first, except
+// A number as GGUF stores it (ggml-common.h); kinds as src/model.rs numbers them. A block's scale comes first, except
 // in the last kind.
 __device__ __noinline__ float stored(u32 kind, const u8 *base, u64 index) {
     switch (kind) {

@@ -6,9 +6,9 @@
 //! races; masks of shuffles, votes and matrix products for lanes that are elsewhere; barriers for warps that never come.
 //! What it does not know it refuses when the text is read.
 //!
-//! How a launch runs: blocks one after the other, in an order that no kernel should count on; the warps of a block one after the other, each up to its next
-//! barrier; the lanes of a warp in step, apart only between a branch and the nearest place where its ways meet
-//! ([`flow`]). Copies by `cp.async` arrive when they are waited for, not before.
+//! How a launch runs: blocks one after the other, in an order that no kernel should count on; the warps of a block one
+//! after the other, each up to its next barrier; the lanes of a warp in step, apart only between a branch and the nearest
+//! place where its ways meet ([`flow`]). Copies by `cp.async` arrive when they are waited for, not before.
 //!
 //! Numbers: f32 and f64 as IEEE 754 has them, `fma` rounded once; 16-bit arithmetic rounded once; approximations
 //! (`ex2.approx` and the like) right to the last place or so, which is nearer than any GPU promises; sums of `mma`
