@@ -56,6 +56,12 @@ pub(crate) fn median<T: Ord + Copy>(values: &mut [T]) -> T {
     values[values.len() / 2]
 }
 
+/// The same of numbers that have no order of their own.
+pub(crate) fn median_of(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
 /// What some processes have used so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Usage {

@@ -13,6 +13,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use kedge_formats::Dtype;
 
+use crate::machine::median_of;
 use contender::Contender;
 use models::{MIDDLE, SMALL, Shape};
 
@@ -165,13 +166,9 @@ fn compare(
             }
         }
     }
-    let middle = |mut seconds: Vec<f64>| {
-        seconds.sort_by(f64::total_cmp);
-        seconds[seconds.len() / 2]
-    };
     let column = |(contender, times): (&Contender, Vec<Vec<f64>>)| Column {
         name: contender.name.clone(),
-        seconds: times.into_iter().map(middle).collect(),
+        seconds: times.into_iter().map(median_of).collect(),
     };
     let columns = all.iter().zip(times).map(column).collect();
     Ok(Comparison { model, questions, columns, bytes_read })

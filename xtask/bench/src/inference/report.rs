@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::serving::{PREFIX, ROUNDS, STREAMS, SUFFIX};
 use super::{Comparison, Found};
 use crate::machine::Machine;
 
@@ -75,14 +76,18 @@ pub(super) fn text(machine: &Machine, found: &Found) -> String {
     let row = |what: &str, value: String, goal: &str| format!("| {what} | {value} | {goal} |\n");
     let _ = write!(
         text,
-        "\n`kedge infer` over HTTP, 0.25 B Q8_0, medians of 5:\n\n| what | Kedge | goal |\n| --- | ---: | --- |\n{}{}{}{}{}{}",
+        "\n`kedge infer` over HTTP, 0.25 B Q8_0, medians of {ROUNDS}:\n\n| what | Kedge | goal |\n| --- | ---: | --- |\n{}{}{}{}{}{}",
         row("start → ready, weights in the page cache (ms)", format!("{:.0}", s.ready.as_secs_f64() * 1e3), "≤ 1500"),
         row("the first start, which packs them (ms)", format!("{:.0}", s.ready_first.as_secs_f64() * 1e3), ""),
         row("memory that is no file's, after all of this (MB)", format!("{:.0}", s.memory as f64 / 1e6), "≤ 200"),
         row("one client (tokens a second)", format!("{:.1}", s.one), ""),
-        row("32 clients together (tokens a second)", format!("{:.1}, {:.1} × one", s.many, s.many / s.one), "≥ 4 ×",),
         row(
-            "first token after 3,016 tokens, 3,000 of them known (ms)",
+            &format!("{STREAMS} clients together (tokens a second)"),
+            format!("{:.1}, {:.1} × one", s.many, s.many / s.one),
+            "≥ 4 ×"
+        ),
+        row(
+            &format!("first token after {} tokens, {PREFIX} of them known (ms)", PREFIX + SUFFIX),
             format!(
                 "{:.1}, not known {:.0}: {:.0} ×",
                 s.warm.as_secs_f64() * 1e3,

@@ -10,16 +10,18 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::machine::median;
+use crate::machine::{median, median_of};
 
 /// How often each figure is taken; medians count.
-const ROUNDS: usize = 5;
+pub(super) const ROUNDS: usize = 5;
 /// Clients at once.
-const STREAMS: usize = 32;
+pub(super) const STREAMS: usize = 32;
 /// Tokens of each of their answers.
 const ANSWER: usize = 32;
 /// Tokens of the beginning that requests share.
-const PREFIX: usize = 3_000;
+pub(super) const PREFIX: usize = 3_000;
+/// Tokens that follow it.
+pub(super) const SUFFIX: usize = 16;
 
 /// What was found.
 #[derive(Debug)]
@@ -146,21 +148,17 @@ pub(crate) async fn measure(kedge: &Path, model: &Path, threads: usize, cache: &
         }
         many.push((STREAMS * ANSWER) as f64 / begin.elapsed().as_secs_f64());
         let long = prompt(number + 50, PREFIX);
-        let ask = async |last: u32| server.complete([long.clone(), vec![last; 16]].concat(), 1).await;
+        let ask = async |last: u32| server.complete([long.clone(), vec![last; SUFFIX]].concat(), 1).await;
         cold.push(Duration::from_secs_f64(ask(301).await?));
         warm.push(Duration::from_secs_f64(ask(302).await?));
     }
     let memory = anonymous_bytes(server.child.id())?;
-    let middle = |mut values: Vec<f64>| {
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
-    };
     Ok(Figures {
         ready: median(&mut ready),
         ready_first: median(&mut ready_first),
         memory,
-        one: middle(one),
-        many: middle(many),
+        one: median_of(one),
+        many: median_of(many),
         cold: median(&mut cold),
         warm: median(&mut warm),
     })
