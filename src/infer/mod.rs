@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result, bail};
+use clap::builder::{NonEmptyStringValueParser, RangedU64ValueParser};
 use clap::{Args, Subcommand, ValueEnum};
 use kedge_engine::{Capabilities, Decoder};
 use kedge_serve::{Candidate, Device, InferOptions, Model, Opened, Placement, TelemetryOptions, TlsFiles};
@@ -70,7 +71,7 @@ struct PlacementFlags {
     #[arg(long, value_name = "auto|cpu|cuda", default_value = "auto")]
     device: Device,
     /// Threads that compute (default: the processors that this process may use)
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     threads: Option<usize>,
     /// Where weights are kept in the order that this processor wants, so that the next start need not sort them
     /// (default: kedge in $XDG_CACHE_HOME, or in ~/.cache); the eight files used last stay
@@ -95,7 +96,7 @@ struct ServeFlags {
     #[arg(long, value_name = "DIR|FILE", required = true)]
     model: Option<PathBuf>,
     /// The name under which clients ask for it
-    #[arg(long, value_name = "NAME", required = true)]
+    #[arg(long, value_name = "NAME", required = true, value_parser = NonEmptyStringValueParser::new())]
     name: Option<String>,
     /// Where to listen
     #[arg(long, value_name = "HOST:PORT", value_parser = host_port, default_value = "127.0.0.1:8000")]
