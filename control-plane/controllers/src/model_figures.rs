@@ -5,9 +5,11 @@
 //! table shows has changed, which a service that nobody asks never does.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::AsyncReadExt;
 use k8s_openapi::api::core::v1::Pod;
 use kedge_client::{Context, Key, Next, Reconcile, Trigger};
 use kedge_own::ModelService;
@@ -18,6 +20,10 @@ use crate::write;
 
 /// Between two questions.
 const PERIOD: Duration = Duration::from_secs(15);
+
+/// How long an answer of a pod may take, and how long it may be: anybody's pod can carry the label.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+const ANSWER_BYTES_MAX: u64 = 1 << 20;
 
 /// What a pod has counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -64,9 +70,8 @@ impl Reconcile for Controller {
             return Ok(Next::After(wait));
         }
         let (mut rate, mut waiting, mut round) = (0.0, 0.0, Round { at: now, tokens: HashMap::new() });
-        for pod in context.informers.of::<Pod>().list() {
-            let own = pod.namespace().as_deref() == Some(&key.namespace) && pod.labels().get(LABEL) == Some(&key.name);
-            if !own || !is_ready(&pod) {
+        for pod in context.informers.of::<Pod>().list_in(&key.namespace) {
+            if pod.labels().get(LABEL) != Some(&key.name) || !is_ready(&pod) {
                 continue;
             }
             let Some(counts) = ask(context, key, &pod.name_any()).await? else { continue };
@@ -103,15 +108,21 @@ fn is_ready(pod: &Pod) -> bool {
         && conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
-/// What a pod says; none when it cannot say it now.
+/// What a pod says; none when it cannot say it now, or says more than these counts ever are.
 async fn ask(context: &Context, key: &Key, pod: &str) -> kube::Result<Option<Counts>> {
     let path = format!("/api/v1/namespaces/{}/pods/{pod}:{PORT}/proxy/metrics", key.namespace);
     let request = http::Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)?;
-    match context.informers.client().request_text(request).await {
-        Ok(text) => Ok(counts(&text)),
+    let said = async {
+        let answer = context.informers.client().request_stream(request).await?;
+        let mut text = String::new();
+        let read = pin!(answer).take(ANSWER_BYTES_MAX).read_to_string(&mut text).await;
+        Ok((read.is_ok_and(|bytes| (bytes as u64) < ANSWER_BYTES_MAX)).then_some(text))
+    };
+    match tokio::time::timeout(ANSWER_MAX, said).await {
+        Ok(Ok(text)) => Ok(text.as_deref().and_then(counts)),
         // It may be gone, or not reached; the service's condition tells more.
-        Err(kube::Error::Api(_)) => Ok(None),
-        Err(error) => Err(error),
+        Ok(Err(kube::Error::Api(_))) | Err(_) => Ok(None),
+        Ok(Err(error)) => Err(error),
     }
 }
 
