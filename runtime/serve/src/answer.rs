@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody};
-use hyper::body::{Body as _, Frame, Incoming, SizeHint};
+use hyper::body::{Frame, Incoming, SizeHint};
 use kedge_world::World;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -211,15 +211,12 @@ impl Server {
     /// The whole body, within its bounds.
     pub(crate) async fn body(&self, body: Incoming) -> Result<Bytes, Refusal> {
         let max = self.options.body_bytes_max;
-        let too_long = || Refusal::plain(413, format!("the body is longer than {max} bytes"));
-        // Who says so beforehand need not send it.
-        if body.size_hint().lower() > max as u64 {
-            return Err(too_long());
-        }
         let read = tokio::time::timeout(self.options.read_timeout, Limited::new(body, max).collect()).await;
         match read {
             Err(_) => Err(Refusal::plain(408, "the body did not arrive in time")),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_long()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                Err(Refusal::plain(413, format!("the body is longer than {max} bytes")))
+            }
             Ok(Err(error)) => Err(Refusal::plain(400, format!("reading the body: {error}"))),
             Ok(Ok(body)) => Ok(body.to_bytes()),
         }

@@ -215,6 +215,9 @@ async fn text_over_grpc() {
     let asked = proto::ModelMetadataRequest { name: "other".into(), version: String::new() };
     assert_eq!(client.model_metadata(asked).await.unwrap_err().code(), Code::NotFound);
 
+    let long = ModelInferRequest { model_name: "m".repeat(1 << 20), ..typed("text_input", &["x"]) };
+    assert_eq!(client.model_infer(long).await.unwrap_err().code(), Code::NotFound, "and the connection goes on");
+
     let large = typed("text_input", &[&"x".repeat(3 << 20)]);
     assert_eq!(client.model_infer(large).await.unwrap_err().code(), Code::ResourceExhausted);
 
