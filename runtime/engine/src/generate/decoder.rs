@@ -300,7 +300,8 @@ impl Files {
         // Not the settings beside it are what is missing then.
         let about = path.metadata().map_err(|source| EngineError::Read { path: path.to_owned(), source })?;
         let is_weights = path.extension().is_some_and(|extension| extension == "safetensors" || extension == "json");
-        if !about.is_dir() && !(about.is_file() && is_weights) {
+        let may_be_one = about.is_dir() || about.is_file() && is_weights;
+        if !may_be_one {
             let reason = "is no model: a folder, a .safetensors file and a .gguf file are".into();
             return Err(EngineError::Field { path: path.to_owned(), field: "(file)".into(), reason });
         }
