@@ -59,12 +59,21 @@ struct Run {
     made: usize,
 }
 
+/// On what.
+#[derive(Debug, PartialEq, Serialize)]
+struct On {
+    backend: String,
+    threads: usize,
+    /// Why on no GPU, where one was wanted or would have been taken.
+    no_gpu: Option<String>,
+}
+
 /// What was found.
 #[derive(Debug, PartialEq, Serialize)]
 struct Found {
     model: String,
-    backend: String,
-    threads: usize,
+    #[serde(flatten)]
+    on: On,
     prompt_tokens: usize,
     answer_tokens: usize,
     streams: usize,
@@ -95,14 +104,13 @@ pub(crate) async fn run(flags: BenchFlags) -> Result<()> {
     if flags.streams > 256 {
         bail!("--streams: must be at most 256, is {}", flags.streams);
     }
-    let (decoder, on) = super::open(&flags.model, &flags.placement).await?;
+    let (decoder, no_gpu) = super::open(&flags.model, &flags.placement).await?;
     let context = decoder.config().context;
     if flags.prompt_tokens.saturating_add(flags.answer_tokens) > context {
         bail!("--prompt-tokens and --answer-tokens: prompt and answer may have {context} tokens together");
     }
     let output = flags.output;
-    let backend = format!("{} ({})", on.name, on.features);
-    let measured = tokio::task::spawn_blocking(move || measure(&flags, &decoder, backend, on.threads)).await;
+    let measured = tokio::task::spawn_blocking(move || measure(&flags, &decoder, no_gpu)).await;
     let found = measured.context("measuring")??;
     match output {
         Output::Table => print!("{}", table(&found)),
@@ -111,7 +119,7 @@ pub(crate) async fn run(flags: BenchFlags) -> Result<()> {
     Ok(())
 }
 
-fn measure(flags: &BenchFlags, decoder: &Arc<Decoder>, backend: String, threads: usize) -> Result<Found> {
+fn measure(flags: &BenchFlags, decoder: &Arc<Decoder>, no_gpu: Option<String>) -> Result<Found> {
     let clock = World::real().clock;
     let deadline = clock.monotonic().saturating_add(Duration::from_secs(flags.seconds));
     let bench = Bench { flags, decoder, world: World::real(), deadline };
@@ -145,7 +153,10 @@ fn measure(flags: &BenchFlags, decoder: &Arc<Decoder>, backend: String, threads:
     #[allow(clippy::disallowed_methods, reason = "what the kernel says of this process is no file of anybody's")]
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let memory = memory_peak(&status);
-    Ok(found(flags, backend, threads, &runs, cut.into_inner(), took, alone, memory))
+    // A device may have been lost meanwhile.
+    let (on, moved) = decoder.on();
+    let on = On { backend: format!("{} ({})", on.name, on.features), threads: on.threads, no_gpu: moved.or(no_gpu) };
+    Ok(found(flags, on, &runs, cut.into_inner(), took, alone, memory))
 }
 
 struct Bench<'a> {
@@ -223,8 +234,7 @@ fn memory_peak(status: &str) -> u64 {
 #[allow(clippy::too_many_arguments, reason = "one place puts all of it together")]
 fn found(
     flags: &BenchFlags,
-    backend: String,
-    threads: usize,
+    on: On,
     runs: &[Run],
     requests_cut: u64,
     took: Duration,
@@ -237,8 +247,7 @@ fn found(
     let made: usize = runs.iter().map(|run| run.made).sum();
     Found {
         model: flags.model.display().to_string(),
-        backend,
-        threads,
+        on,
         prompt_tokens: flags.prompt_tokens,
         answer_tokens: flags.answer_tokens,
         streams: flags.streams,
@@ -257,9 +266,11 @@ fn found(
 fn table(found: &Found) -> String {
     let Found { requests, requests_cut, streams, prompt_tokens, answer_tokens, seconds, .. } = found;
     let cut = if *requests_cut > 0 { format!(", {requests_cut} cut at the end") } else { String::new() };
+    let On { backend, threads, no_gpu } = &found.on;
+    let no_gpu = no_gpu.as_ref().map_or_else(String::new, |why| format!("; no GPU: {why}"));
     let rows = [
         ("MODEL", found.model.clone()),
-        ("BACKEND", format!("{}, {} threads", found.backend, found.threads)),
+        ("BACKEND", format!("{backend}, {threads} threads{no_gpu}")),
         ("REQUESTS", format!("{requests} in {seconds:.1} s, {streams} at once{cut}")),
         ("TOKENS", format!("{prompt_tokens} of a prompt, {answer_tokens} of an answer")),
         ("FIRST TOKEN P50", format!("{:.3} s", found.time_to_first_token_p50_seconds)),

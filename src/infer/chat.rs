@@ -41,7 +41,7 @@ pub(crate) struct RunFlags {
     seed: Option<u64>,
     #[command(flatten)]
     placement: super::PlacementFlags,
-    /// Say after each answer how fast it came
+    /// Say after each answer how fast it came, and first why no GPU computes it
     #[arg(long)]
     verbose: bool,
 }
@@ -159,7 +159,10 @@ pub(crate) async fn run(flags: RunFlags) -> Result<()> {
     if flags.max_tokens == Some(0) {
         bail!("--max-tokens: must be at least 1");
     }
-    let (decoder, _) = super::open(&flags.model, &flags.placement).await?;
+    let (decoder, no_gpu) = super::open(&flags.model, &flags.placement).await?;
+    if let Some(why) = no_gpu.filter(|_| flags.verbose) {
+        eprintln!("Computing on the processor: {why}");
+    }
     let world = World::real();
     let seed = flags.seed.unwrap_or_else(|| world.random.number());
     let interrupt = signal(SignalKind::interrupt()).context("cannot listen for Ctrl-C")?;

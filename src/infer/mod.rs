@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Error, Result, bail};
 use clap::builder::{NonEmptyStringValueParser, RangedU64ValueParser};
 use clap::{Args, Subcommand, ValueEnum};
-use kedge_engine::{Capabilities, Decoder};
+use kedge_engine::Decoder;
 use kedge_serve::{Candidate, Device, InferOptions, Model, Opened, Placement, TelemetryOptions, TlsFiles};
 
 use crate::logs;
@@ -199,12 +199,12 @@ fn devices(flags: &DevicesFlags) -> Result<()> {
     Ok(())
 }
 
-/// Opens a model that makes text.
-async fn open(model: &Path, flags: &PlacementFlags) -> Result<(Arc<Decoder>, Capabilities)> {
+/// Opens a model that makes text; also why it is not on a GPU, where one was wanted or would have been taken.
+async fn open(model: &Path, flags: &PlacementFlags) -> Result<(Arc<Decoder>, Option<String>)> {
     let (path, placement) = (model.to_owned(), flags.clone().placement());
     let opened = tokio::task::spawn_blocking(move || kedge_serve::open(&path, &placement)).await;
     match opened.context("opening the model")?? {
-        Opened { model: Model::Decoder(decoder), on, .. } => Ok((decoder, on)),
+        Opened { model: Model::Decoder(decoder), no_gpu, .. } => Ok((decoder, no_gpu)),
         Opened { model: Model::Encoder(_), .. } => {
             bail!("{} makes vectors; this takes a model that makes text", model.display())
         }

@@ -110,6 +110,9 @@ fn an_answer_goes_on_without_a_gpu_that_is_lost_or_cannot_be_used() {
     let environment = [("KEDGE_FAKE_CUDA", "old"), ("LD_LIBRARY_PATH", libraries)];
     let (ok, _, errors) = infer_in(&environment, &["run", model, "--device", "cuda", "hello"], "");
     assert!(!ok && errors.contains("no GPU can be used: the NVIDIA driver speaks CUDA 11.3"), "{errors}");
+    let short = ["--model", model, "--prompt-tokens", "8", "--answer-tokens", "4", "--requests", "1", "--streams", "1"];
+    let (ok, table, errors) = infer_in(&environment, &[&["bench"][..], &short].concat(), "");
+    assert!(ok && table.contains("threads; no GPU: the NVIDIA driver speaks CUDA 11.3"), "{table}{errors}");
 }
 
 #[test]
