@@ -30,8 +30,10 @@ pub(crate) struct Figures {
     pub(crate) ready: Duration,
     /// The same without anything packed before.
     pub(crate) ready_first: Duration,
-    /// Memory of the process that is no file's, after the requests below, in bytes.
+    /// Memory of the process that is no file's after one short answer, in bytes.
     pub(crate) memory: u64,
+    /// The same after all requests below, of whose beginnings keys and values are kept.
+    pub(crate) memory_after: u64,
     /// Tokens a second that one client gets.
     pub(crate) one: f64,
     /// Tokens a second that [`STREAMS`] clients get together.
@@ -137,6 +139,8 @@ pub(crate) async fn measure(kedge: &Path, model: &Path, threads: usize, cache: &
         ready.push(Server::start(kedge, model, threads, cache).await?.1);
     }
     let (server, _) = Server::start(kedge, model, threads, cache).await?;
+    server.complete(prompt(9_999, 8), ANSWER).await?;
+    let memory = anonymous_bytes(server.child.id())?;
     let (mut one, mut many, mut cold, mut warm) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for round in 0..ROUNDS {
         let number = round * 100;
@@ -152,11 +156,12 @@ pub(crate) async fn measure(kedge: &Path, model: &Path, threads: usize, cache: &
         cold.push(Duration::from_secs_f64(ask(301).await?));
         warm.push(Duration::from_secs_f64(ask(302).await?));
     }
-    let memory = anonymous_bytes(server.child.id())?;
+    let memory_after = anonymous_bytes(server.child.id())?;
     Ok(Figures {
         ready: median(&mut ready),
         ready_first: median(&mut ready_first),
         memory,
+        memory_after,
         one: median_of(one),
         many: median_of(many),
         cold: median(&mut cold),
