@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kedge_engine::backend::{Prepared, Step};
-use kedge_engine::generate::{Request, Sampling};
+use kedge_engine::generate::{End, Request, Sampling};
 use kedge_engine::graph::{Graph, PAGE_TOKENS};
 use kedge_engine::plan::Plan;
 use kedge_engine::{Backend, Capabilities, Cpu, Decoder, DecoderOptions, EngineError, Reference, WithSpare};
@@ -236,6 +236,24 @@ fn answers_go_on_elsewhere_when_a_device_is_lost() {
             }
         });
         assert_eq!((moving.on().0.name, moving.on().1.as_deref()), ("cpu", Some("frail: it fell off the bus")));
+    }
+}
+
+#[test]
+fn a_decoder_whose_device_is_lost_for_good_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    write_gguf(&path, Dtype::Q8_0);
+    let frail = Frail { cpu: Cpu::new(Some(1)).unwrap(), steps: Arc::new(AtomicUsize::new(2)) };
+    let options = DecoderOptions { tokens_kept: Some(512), rows_max: 24, running_max: 8 };
+    let alone = Decoder::open(&path, &frail, options).unwrap();
+    for attempt in 1..=4 {
+        let (_, end) = alone.complete(request(1, 30)).unwrap();
+        let expected = if attempt < 4 { "frail: it fell off the bus" } else { "the decoder's thread has ended" };
+        assert_eq!(end, End::Failed(expected.into()), "attempt {attempt}");
+    }
+    while alone.is_served() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
     }
 }
 

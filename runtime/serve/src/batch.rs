@@ -5,6 +5,7 @@
 //! requests, and one request in texts, so memory is bounded; the thread ends when the last [`Queue`] is dropped, or
 //! when the engine panics. The latter nobody mends from within: [`Queue::ended`] tells, and the server ends too.
 
+use kedge_engine::backend::spare::FAILURES_MAX;
 use kedge_engine::{Embedding, EngineError, Tokens};
 use tokio::sync::{mpsc, oneshot};
 
@@ -98,7 +99,8 @@ impl Task {
 
 fn work(encode: &impl Fn(&[Tokens]) -> Result<Vec<Embedding>, EngineError>, mut jobs: mpsc::Receiver<Job>) {
     let mut tasks: Vec<Task> = Vec::new();
-    loop {
+    let mut failures = 0;
+    while failures < FAILURES_MAX {
         if tasks.is_empty() {
             let Some(job) = jobs.blocking_recv() else { return };
             tasks.push(Task::new(job));
@@ -115,12 +117,14 @@ fn work(encode: &impl Fn(&[Tokens]) -> Result<Vec<Embedding>, EngineError>, mut 
         let inputs: Vec<Tokens> = parts.cloned().collect();
         match encode(&inputs) {
             Ok(vectors) => {
+                failures = 0;
                 let mut vectors = vectors.into_iter();
                 for (task, share) in tasks.iter_mut().zip(&shares) {
                     task.vectors.extend(vectors.by_ref().take(*share));
                 }
             }
             Err(error) => {
+                failures += u32::from(matches!(error, EngineError::Device { .. }));
                 // The receiver may have gone in the meantime; nobody is left to tell.
                 tasks.drain(..).for_each(|task| drop(task.answer.send(Err(error.to_string()))));
             }
@@ -129,6 +133,7 @@ fn work(encode: &impl Fn(&[Tokens]) -> Result<Vec<Embedding>, EngineError>, mut 
             drop(done.answer.send(Ok(done.vectors)));
         }
     }
+    tracing::error!("the device is lost; the inference thread ends");
 }
 
 /// How many texts of each request go into the next batch, given what each still has: a request of thousands leaves room

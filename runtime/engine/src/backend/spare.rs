@@ -12,6 +12,10 @@ use crate::EngineError;
 use crate::graph::Graph;
 use crate::plan::Plan;
 
+/// So many steps one after the other that a device without a usable spare failed: it is lost, and whoever runs it ends, to
+/// be started anew.
+pub const FAILURES_MAX: u32 = 3;
+
 /// A device with a spare.
 pub struct WithSpare {
     device: Box<dyn Backend>,

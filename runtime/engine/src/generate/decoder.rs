@@ -15,7 +15,7 @@ use super::sample;
 use super::schedule::{Batch, End, Event, Limits, Request, RequestId, Schedule};
 use super::text::TextTokenizer;
 use crate::EngineError;
-use crate::backend::spare::{Placed, Ran};
+use crate::backend::spare::{FAILURES_MAX, Placed, Ran};
 use crate::backend::{Backend, Capabilities};
 use crate::graph::{Graph, PAGE_TOKENS, Pages};
 use crate::model::config::read_json;
@@ -146,6 +146,7 @@ impl Decoder {
             figures: figures.clone(),
             when_ended: when_ended.clone(),
             ended: 0,
+            failures: 0,
         };
         let thread = std::thread::Builder::new().name("kedge-decoder".into());
         let worker = thread.spawn(move || worker.work(&inbox));
@@ -286,8 +287,10 @@ fn tokens_kept(graph: &Graph, config: &DecoderConfig, backend: &dyn Backend, opt
     let context_pages = config.context.div_ceil(PAGE_TOKENS);
     let wanted = options.tokens_kept.map(|tokens| tokens.div_ceil(PAGE_TOKENS));
     let weights: u64 = graph.weights.iter().map(|tensor| tensor.bytes().len() as u64).sum();
-    let free = backend.memory_bytes_free().saturating_sub(weights);
-    let affordable = (free / PAGE_SHARE / page_bytes).clamp(2, 1 << 20) as usize;
+    let share = |backend: &dyn Backend| backend.memory_bytes_free().saturating_sub(weights) / PAGE_SHARE;
+    // A spare has to have room for them, too.
+    let spare = backend.spare().map_or(u64::MAX, |spare| share(&*spare));
+    let affordable = (share(backend).min(spare) / page_bytes).clamp(2, 1 << 20) as usize;
     // Room for eight full requests is enough unless more is asked for.
     wanted.unwrap_or_else(|| (8 * context_pages).min(affordable)).max(2) * PAGE_TOKENS
 }
@@ -387,6 +390,8 @@ struct Worker {
     when_ended: WhenEnded,
     /// Requests that ended since they were last counted.
     ended: u64,
+    /// Steps that the device failed, one after the other.
+    failures: u32,
 }
 
 impl Worker {
@@ -407,6 +412,10 @@ impl Worker {
                 self.step(&batch, &mut answers);
             }
             self.count();
+            if self.failures >= FAILURES_MAX {
+                tracing::error!("the device is lost; the decoder ends");
+                return;
+            }
         }
     }
 
@@ -432,9 +441,10 @@ impl Worker {
         let shape = Shape { rows: bucket(batch.step.ids.len()), outputs };
         let plan = self.plans.entry(shape).or_insert_with(|| Plan::new(&self.graph, shape));
         match self.placed.run(plan, &batch.step, answers) {
-            Ok(Ran::Done) => {}
+            Ok(Ran::Done) => self.failures = 0,
             Ok(Ran::Moved) => return self.schedule.start_over(),
             Err(error) => {
+                self.failures += u32::from(matches!(error, EngineError::Device { .. }));
                 for id in self.schedule.clear() {
                     let end = End::Failed(error.to_string());
                     self.tell(id, Event::End { end, cached_tokens: 0 });

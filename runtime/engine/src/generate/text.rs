@@ -210,7 +210,12 @@ fn bos_of(file: &Gguf) -> Result<Option<u32>, EngineError> {
     if !wanted || !file.has("tokenizer.ggml.bos_token_id") {
         return Ok(None);
     }
-    Ok(u32::try_from(file.number("tokenizer.ggml.bos_token_id")?).ok())
+    let (key, count) = ("tokenizer.ggml.bos_token_id", file.texts("tokenizer.ggml.tokens")?.len());
+    let id = file.number(key)?;
+    match u32::try_from(id).ok().filter(|id| (*id as usize) < count) {
+        Some(id) => Ok(Some(id)),
+        None => Err(wrong(file.tensors.path(), key, format!("is {id}, and there are {count} tokens"))),
+    }
 }
 
 fn wrong(path: &Path, field: &str, reason: String) -> EngineError {
@@ -399,6 +404,7 @@ mod tests {
             ("tokenizer.ggml.token_type", Meta::Signed(vec![1; 3]), "has 3 kinds for 480 tokens"),
             ("tokenizer.ggml.tokens", Meta::Texts(vec!["a".into(), "a".into()]), "has 480 kinds for 2 tokens"),
             ("tokenizer.ggml.model", Meta::Text("t5".into()), "\"t5\" is not supported"),
+            ("tokenizer.ggml.bos_token_id", Meta::Unsigned(480), "is 480, and there are 480 tokens"),
         ] {
             let (folder, _) = sentence_piece_file(vec![(key.into(), value)]);
             let refused = TextTokenizer::of_gguf(&Gguf::open(&folder.path().join("m.gguf")).unwrap()).unwrap_err();

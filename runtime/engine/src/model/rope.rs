@@ -228,8 +228,14 @@ impl Turning {
         pairs: Pairs,
     ) -> Result<Self, EngineError> {
         let at = |key: &str| format!("{name}.rope.{key}");
+        let wrong =
+            |field: String, reason: String| EngineError::Field { path: file.tensors.path().to_owned(), field, reason };
         let float = |key: &str| -> Result<Option<f64>, EngineError> {
-            if file.has(&at(key)) { Ok(Some(file.float(&at(key))?)) } else { Ok(None) }
+            if !file.has(&at(key)) {
+                return Ok(None);
+            }
+            let value = file.float(&at(key))?;
+            if value > 0.0 { Ok(Some(value)) } else { Err(wrong(at(key), "must be a number above zero".into())) }
         };
         let factor = float("scaling.factor")?.unwrap_or(1.0);
         let key = at("scaling.original_context_length");
@@ -237,6 +243,9 @@ impl Turning {
         let attention = float("scaling.attn_factor")?;
         let divisors = |tensor: &str, magnitude: f64| -> Result<Scaling, EngineError> {
             let divisors = file.tensors.values(tensor, &[turned / 2])?;
+            if divisors.iter().any(|divisor| *divisor <= 0.0) {
+                return Err(file.tensors.wrong(tensor, "has a divisor that is not above zero").into());
+            }
             Ok(Scaling::Divisors { divisors: divisors.into_iter().map(f64::from).collect(), magnitude })
         };
         let kind = file.text(&at("scaling.type"));
@@ -259,11 +268,8 @@ impl Turning {
                     magnitude: yarn_magnitude(factor, 1.0),
                 },
                 Ok(other) => {
-                    return Err(EngineError::Field {
-                        path: file.tensors.path().to_owned(),
-                        field: at("scaling.type"),
-                        reason: format!("{other:?} is not supported; none, linear, yarn and longrope are"),
-                    });
+                    let reason = format!("{other:?} is not supported; none, linear, yarn and longrope are");
+                    return Err(wrong(at("scaling.type"), reason));
                 }
             }
         };
