@@ -143,7 +143,9 @@ impl Server {
                 let request = api::embeddings(&body, &self.options.name, encoder.dimensions())?;
                 let labels = self.labels();
                 let vectors = until.bound(self.engine.vectors(request.items, &self.metrics, &labels, watch)).await?;
-                Ok(json_reply(&api::embeddings_answer(&self.options.name, &vectors, request.base64)))
+                let mut response = json_reply(&api::embeddings_answer(&self.options.name, &vectors, request.base64));
+                warn(&mut response, &request.ignored);
+                Ok(response)
             }
             (Route::Infer, _) => {
                 let mut asked = v2::infer(self.task(), &body)?;

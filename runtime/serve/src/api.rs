@@ -79,6 +79,8 @@ pub(crate) enum Item {
 pub(crate) struct EmbeddingsRequest {
     pub(crate) items: Vec<Item>,
     pub(crate) base64: bool,
+    /// Fields that were left out of account.
+    pub(crate) ignored: Vec<String>,
 }
 
 pub(crate) fn object(body: &[u8]) -> Result<Map<String, Value>, Refusal> {
@@ -129,10 +131,8 @@ pub(crate) fn embeddings(body: &[u8], model: &str, dimensions: usize) -> Result<
         return Err(Refusal::field("user", format!("must be a string, is {user}")));
     }
     let items = inputs(body.remove("input").ok_or_else(|| Refusal::field("input", "is missing"))?)?;
-    match body.keys().next() {
-        Some(field) => Err(Refusal::field(field, "is not a field of this request")),
-        None => Ok(EmbeddingsRequest { items, base64 }),
-    }
+    let ignored = body.into_iter().filter(|(_, value)| !value.is_null()).map(|(field, _)| field).collect();
+    Ok(EmbeddingsRequest { items, base64, ignored })
 }
 
 fn inputs(input: Value) -> Result<Vec<Item>, Refusal> {
@@ -201,7 +201,7 @@ mod tests {
 
     fn check(body: &str, expected: &str) {
         let said = match embeddings(body.as_bytes(), "m", 4) {
-            Ok(request) => format!("{:?} {}", request.items, request.base64),
+            Ok(request) => format!("{:?} {} {}", request.items, request.base64, request.ignored.join(" ")),
             Err(refusal) => format!("{} {}", refusal.status, refusal.openai()["error"]["message"]),
         };
         assert!(said.contains(expected), "{said} does not say {expected}");
@@ -241,7 +241,7 @@ mod tests {
         check(r#"{"model":"m","input":"a","dimensions":2}"#, "dimensions: 2 is not supported");
         check(r#"{"model":"m","input":"a","encoding_format":"hex"}"#, "encoding_format: ");
         check(r#"{"model":"m","input":"a","user":7}"#, "user: must be a string");
-        check(r#"{"model":"m","input":"a","truncate":1}"#, "truncate: is not a field");
+        check(r#"{"model":"m","input":"a","truncate":1,"null":null}"#, r#"[Text("a")] false truncate"#);
         check("[]", "the body is not a JSON object");
     }
 

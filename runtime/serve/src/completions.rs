@@ -144,6 +144,7 @@ pub(crate) fn parse(
     };
     for (index, id) in listed.iter().enumerate() {
         let known = id.as_u64().and_then(|id| u32::try_from(id).ok());
+        let known = known.filter(|id| (*id as usize) < decoder.config().vocabulary);
         stop.push(known.ok_or_else(|| Refusal::field(format!("stop_token_ids[{index}]"), "must be a token id"))?);
     }
     let told = match kind {

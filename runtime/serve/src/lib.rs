@@ -3,7 +3,8 @@
 //!
 //! [`run`] opens a model and serves it until the process is told to stop; [`serve`] is the same on a listener and a
 //! stop signal handed in. What must hold: nothing is computed on the async threads; every queue has a bound, and a
-//! full one is said with 429 and `Retry-After`; a field that is not supported is refused by name.
+//! full one is said with 429 and `Retry-After`; a field that would change the answer and is not supported is refused by
+//! name, any other that is not known is named in a warning.
 //! Not here: several models; who a client is beyond whether it may ask.
 
 mod answer;

@@ -62,6 +62,11 @@ impl TelemetryOptions {
                 return Err(format!("{protocol}: grpc is not supported; http/json is"));
             }
         }
+        // A client's word on sampling is heeded, and whoever says nothing is told of.
+        let sampler = variable("OTEL_TRACES_SAMPLER");
+        if let Some(sampler) = sampler.filter(|sampler| sampler != "parentbased_always_on") {
+            return Err(format!("OTEL_TRACES_SAMPLER: {sampler:?} is not supported; parentbased_always_on is"));
+        }
         let wrong = |reason: &str| format!("{name}: {url:?} {reason}");
         let url: Uri = url.parse().map_err(|_| wrong("is no URL"))?;
         if url.scheme_str() != Some("http") {
@@ -318,6 +323,7 @@ mod tests {
             ((all, "https://c:4318"), "OTEL_EXPORTER_OTLP_ENDPOINT: \"https://c:4318/v1/traces\" is not http://"),
             ((all, "::"), "OTEL_EXPORTER_OTLP_ENDPOINT: "),
             (("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"), "OTEL_EXPORTER_OTLP_PROTOCOL: grpc is not supported"),
+            (("OTEL_TRACES_SAMPLER", "always_off"), "OTEL_TRACES_SAMPLER: \"always_off\" is not supported"),
             (("OTEL_EXPORTER_OTLP_HEADERS", "a"), "OTEL_EXPORTER_OTLP_HEADERS: must be key=value"),
             (("OTEL_EXPORTER_OTLP_HEADERS", "a b=c"), "OTEL_EXPORTER_OTLP_HEADERS: \"a b\" cannot be sent"),
         ] {

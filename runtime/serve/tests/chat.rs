@@ -96,7 +96,7 @@ async fn settings_do_what_they_say() {
         response.headers().get_all("warning").iter().map(|warning| warning.to_str().unwrap()).collect();
     let expected = ["messages.content.cache_control", "messages.name"];
     assert_eq!(warnings, expected.map(|field| format!("299 kedge \"{field} is ignored\"")));
-    let all: Vec<u32> = (0..4096).collect();
+    let all: Vec<u32> = (0..2048).collect();
     let at_once = json!({"model": "demo", "prompt": "On", "logprobs": 1, "stop_token_ids": all});
     let (_, answer) = served.answer(TEXT, at_once).await;
     assert_eq!(answer["choices"][0]["logprobs"]["tokens"], json!([]), "asked for, and none: {answer}");
@@ -120,6 +120,7 @@ async fn what_cannot_be_answered_is_refused_by_field() {
         (json!({"stop": [""]}), 400, "stop"),
         (json!({"top_logprobs": 2}), 400, "top_logprobs"),
         (json!({"stop_token_ids": 7}), 400, "stop_token_ids"),
+        (json!({"stop_token_ids": [100_000_000]}), 400, "stop_token_ids[0]"),
         (json!({"logit_bias": {"x": 1}}), 400, "logit_bias"),
         (json!({"logit_bias": {"4294967295": 1}}), 400, "logit_bias"),
         (json!({"top_k": 1.5}), 400, "top_k"),
