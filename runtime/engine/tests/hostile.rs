@@ -201,6 +201,11 @@ fn models(folder: &Path) -> Vec<(PathBuf, Vec<PathBuf>)> {
         write_gguf(&path, dtype);
         all.push((path.clone(), vec![path]));
     }
+    for (name, family, more) in tiny_decoders::as_gguf::cases() {
+        let path = folder.join(format!("{name}.gguf"));
+        tiny_decoders::as_gguf::write(&path, family, &more);
+        all.push((path.clone(), vec![path]));
+    }
     all
 }
 

@@ -5,6 +5,7 @@
 //! passed over. Sources: transformers' `configuration_*.py` for the settings and `modeling_*.py` for the order of
 //! operations; ggml's `gguf.md` and llama.cpp's `llama-arch.cpp` for the keys and names of tensors in GGUF.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use kedge_formats::{Gguf, Tensor, Tensors};
@@ -264,17 +265,23 @@ impl DecoderConfig {
         let count = number_or("expert_count", 0)?;
         let experts = match count {
             0 => None,
-            count => Some(Experts { count, used: number("expert_used_count")?, normalize: true }),
+            count => {
+                let key = at("expert_weights_norm");
+                let normalize = if file.has(&key) { file.flag(&key)? } else { true };
+                Some(Experts { count, used: number("expert_used_count")?, normalize })
+            }
         };
+        for (key, harmless) in HARMLESS {
+            let key = at(key);
+            let told = if !file.has(&key) { harmless } else { file.float(&key).or(file.flag(&key).map(f64::from))? };
+            if told != harmless {
+                return Err(wrong(&key, format!("{told} is not supported; {harmless} is")));
+            }
+        }
         let inner = if experts.is_some() && file.has(&at("expert_feed_forward_length")) {
             "expert_feed_forward_length"
         } else {
             "feed_forward_length"
-        };
-        let window = if family.window == Window::Never || !file.has(&at("attention.sliding_window")) {
-            None
-        } else {
-            Some(number("attention.sliding_window")?)
         };
         // The largest Gemmas scale by another width, which their files do not say; llama.cpp knows them by their layers.
         let layers = number("block_count")?;
@@ -292,7 +299,7 @@ impl DecoderConfig {
             scale,
             rope: turning.all,
             rope_window: turning.window,
-            window,
+            window: gguf_window(file, family, layers)?,
             softcap: float("attn_logit_softcapping")?,
             softcap_logits: float("final_logit_softcapping")?,
             activation: if family.gemma { Activation::GeluTanh } else { Activation::Silu },
@@ -362,6 +369,70 @@ impl Fields {
     }
 }
 
+/// Keys of an architecture with the only value that is supported: with any other, numbers would change.
+const HARMLESS: [(&str, f64); 15] = [
+    ("attention.causal", 1.0),
+    ("attention.clamp_kqv", 0.0),
+    ("attention.scale", 0.0),
+    ("attention.shared_kv_layers", 0.0),
+    ("embedding_scale", 1.0),
+    ("residual_scale", 1.0),
+    ("logit_scale", 1.0),
+    ("expert_gating_func", 1.0),
+    ("expert_group_count", 0.0),
+    ("expert_shared_count", 0.0),
+    ("expert_shared_feed_forward_length", 0.0),
+    ("expert_weights_scale", 1.0),
+    ("leading_dense_block_count", 0.0),
+    ("moe_every_n_layers", 0.0),
+    ("use_parallel_residual", 0.0),
+];
+
+/// How far back layers look of which the family says that they have a window; zero in a file is none. A `llama` that has
+/// one is a Mistral, with a window in every layer.
+fn gguf_window(file: &Gguf, family: &Family, layers: usize) -> Result<Option<usize>, EngineError> {
+    let at = |key: &str| format!("{}.attention.{key}", family.gguf);
+    let wrong =
+        |key: &str, reason: String| EngineError::Field { path: file.tensors.path().to_owned(), field: at(key), reason };
+    let told = match (file.has(&at("sliding_window")), family.gguf) {
+        (true, _) => file.number(&at("sliding_window"))?,
+        (false, "gemma2") => GEMMA2_WINDOW,
+        (false, _) => 0,
+    };
+    if told == 0 {
+        return Ok(None);
+    }
+    let is_windowed = |layer: usize| match family.window {
+        Window::AllBut(every) => !(layer + 1).is_multiple_of(every),
+        Window::Every => true,
+        Window::Never => family.gguf == "llama",
+    };
+    if !(0..layers).any(is_windowed) {
+        return Err(wrong("sliding_window", format!("{told} is not supported; models of this architecture have none")));
+    }
+    let key = "sliding_window_pattern";
+    if file.has(&at(key)) {
+        // A list says which layers have it; a number, each how many'th has none, and zero that all have it.
+        let fits = match file.number(&at(key)) {
+            Ok(every) => (0..layers).all(|layer| is_windowed(layer) == (every == 0 || (layer as u64 + 1) % every != 0)),
+            Err(_) => {
+                let list = file.floats(&at(key))?;
+                list.len() == layers && list.iter().enumerate().all(|(layer, on)| is_windowed(layer) == (*on != 0.0))
+            }
+        };
+        if !fits {
+            return Err(wrong(key, "is another than models of this architecture have".into()));
+        }
+    }
+    match usize::try_from(told) {
+        Ok(window) if window <= 1 << 24 => Ok(Some(window)),
+        _ => Err(wrong("sliding_window", format!("{told} is not between 0 and {}", 1 << 24))),
+    }
+}
+
+/// The window of Gemma 2 where its file does not say it (llama.cpp's `gemma2.cpp`).
+const GEMMA2_WINDOW: u64 = 4096;
+
 fn activation(file: &Fields) -> Result<Activation, EngineError> {
     let field = if file.json["hidden_activation"].is_null() { "hidden_act" } else { "hidden_activation" };
     match file.json[field].as_str() {
@@ -402,11 +473,13 @@ struct Writer<'a> {
     source: &'a Source,
     config: &'a DecoderConfig,
     family: &'static Family,
+    /// Names of the tensors that are used.
+    used: BTreeSet<String>,
 }
 
 /// The graph of a decoder.
 pub(crate) fn graph(source: &Source, config: &DecoderConfig) -> Result<Graph, EngineError> {
-    let mut w = Writer { g: Builder::default(), source, config, family: config.family() };
+    let mut w = Writer { g: Builder::default(), source, config, family: config.family(), used: BTreeSet::new() };
     let d = config.hidden;
     let table = source.name("model.embed_tokens.weight", "token_embd.weight");
     let words = w.weight(&table, &[config.vocabulary, d])?;
@@ -439,13 +512,23 @@ pub(crate) fn graph(source: &Source, config: &DecoderConfig) -> Result<Graph, En
     if let Some(bound) = config.softcap_logits {
         logits = w.g.softcap(logits, bound);
     }
+    // Files of Hugging Face have tensors that nobody needs. In GGUF each has a use, if only for a model that is not this.
+    if source.is_gguf() {
+        w.used.extend(super::rope::TENSORS.map(str::to_owned));
+        if let Some(name) = source.tensors().names().find(|name| !w.used.contains(*name)) {
+            let reason = format!("is in the file, and models of the architecture {} have none", config.family);
+            return Err(source.tensors().wrong(name, reason).into());
+        }
+    }
     let pages = Pages { layers: config.layers, heads: config.heads.key, width: config.heads.width };
     Ok(w.g.finish(logits, Some(pages)))
 }
 
 impl Writer<'_> {
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, EngineError> {
-        Ok(self.source.tensors().get(name, shape)?)
+    fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, EngineError> {
+        let tensor = self.source.tensors().get(name, shape)?;
+        self.used.insert(name.to_owned());
+        Ok(tensor)
     }
 
     fn weight(&mut self, name: &str, shape: &[usize]) -> Result<usize, EngineError> {

@@ -16,6 +16,9 @@ use crate::graph::{Pairs, Rope};
 /// What frequencies are without a word on them.
 const THETA: f64 = 10_000.0;
 
+/// Tensors that say how a model in GGUF turns.
+pub(super) const TENSORS: [&str; 3] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
+
 /// How a decoder turns.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Turning {
@@ -237,46 +240,62 @@ impl Turning {
             let value = file.float(&at(key))?;
             if value > 0.0 { Ok(Some(value)) } else { Err(wrong(at(key), "must be a number above zero".into())) }
         };
-        let factor = float("scaling.factor")?.unwrap_or(1.0);
+        // Each has a meaning in llama.cpp for other architectures, and turns nothing when it is this.
+        for (key, harmless) in
+            [("scaling.yarn_ext_factor", 1.0), ("scaling.yarn_log_multiplier", 0.0), ("scaling.alpha", 0.0)]
+        {
+            if file.has(&at(key)) && file.float(&at(key))? != harmless {
+                return Err(wrong(at(key), format!("only {harmless} is supported")));
+            }
+        }
+        // The second is what the key was called at first.
+        let factor = float("scaling.factor")?.or(float("scale_linear")?).unwrap_or(1.0);
         let key = at("scaling.original_context_length");
         let original = if file.has(&key) { file.number(&key)? as f64 } else { context as f64 };
         let attention = float("scaling.attn_factor")?;
-        let divisors = |tensor: &str, magnitude: f64| -> Result<Scaling, EngineError> {
+        let kind = if file.has(&at("scaling.type")) { file.text(&at("scaling.type"))? } else { "linear" };
+        let divisors = |tensor: &str, factor: f64, magnitude: f64| -> Result<Scaling, EngineError> {
             let divisors = file.tensors.values(tensor, &[turned / 2])?;
             if divisors.iter().any(|divisor| *divisor <= 0.0) {
                 return Err(file.tensors.wrong(tensor, "has a divisor that is not above zero").into());
             }
-            Ok(Scaling::Divisors { divisors: divisors.into_iter().map(f64::from).collect(), magnitude })
+            let divisors = divisors.into_iter().map(|divisor| f64::from(divisor) * factor).collect();
+            Ok(Scaling::Divisors { divisors, magnitude })
         };
-        let kind = file.text(&at("scaling.type"));
         let scaling = if file.tensors.has("rope_factors_long.weight") {
             let long = context as f64 > original;
             let magnitude = if attention.is_some() { 1.0 } else { long_magnitude(context as f64 / original, original) };
-            divisors(if long { "rope_factors_long.weight" } else { "rope_factors_short.weight" }, magnitude)?
-        } else if file.tensors.has("rope_freqs.weight") {
-            divisors("rope_freqs.weight", 1.0)?
+            divisors(if long { "rope_factors_long.weight" } else { "rope_factors_short.weight" }, 1.0, magnitude)?
         } else {
             match kind {
-                Ok("none") | Err(_) => Scaling::None,
-                Ok("linear") => Scaling::Linear(factor),
-                Ok("yarn") => Scaling::Yarn {
+                "none" | "linear" => {
+                    let factor = if kind == "none" { 1.0 } else { factor };
+                    if file.tensors.has("rope_freqs.weight") {
+                        divisors("rope_freqs.weight", factor, 1.0)?
+                    } else {
+                        Scaling::Linear(factor)
+                    }
+                }
+                "yarn" if !file.tensors.has("rope_freqs.weight") => Scaling::Yarn {
                     factor,
                     original,
                     fast: float("scaling.yarn_beta_fast")?.unwrap_or(32.0),
                     slow: float("scaling.yarn_beta_slow")?.unwrap_or(1.0),
                     whole: true,
-                    magnitude: yarn_magnitude(factor, 1.0),
+                    magnitude: float("scaling.yarn_attn_factor")?.unwrap_or(yarn_magnitude(factor, 1.0)),
                 },
-                Ok(other) => {
-                    let reason = format!("{other:?} is not supported; none, linear, yarn and longrope are");
+                other => {
+                    let reason = format!("{other:?} is not supported here; none, linear, yarn and longrope are");
                     return Err(wrong(at("scaling.type"), reason));
                 }
             }
         };
         let mut all = scaling.rope(float("freq_base")?.unwrap_or(THETA), turned, pairs);
         all.magnitude *= attention.unwrap_or(1.0);
-        // Its layers with a window are turned as before the context was made longer, which their files do not say.
-        let window = (name == "gemma3").then(|| Scaling::None.rope(THETA, turned, pairs));
+        // Layers with a window are turned as before the context was made longer, which older files do not say.
+        let local = float("freq_base_swa")?;
+        let local = if name == "gemma3" { Some(local.unwrap_or(THETA)) } else { local };
+        let window = local.map(|theta| Scaling::None.rope(theta, turned, pairs));
         Ok(Self { all, window })
     }
 }
@@ -326,6 +345,31 @@ mod tests {
             ("scaling.original_context_length", Meta::Unsigned(64)),
             ("freq_base", Meta::Float(5000.0)),
         ];
+        // Without a word on its kind a factor stretches all, as llama.cpp has it; the other key is the older one.
+        for key in ["scaling.factor", "scale_linear"] {
+            let stretched = of_json(json!({"rope_scaling": {"type": "linear", "factor": 4.0}}));
+            near(&of_gguf(&[(key, Meta::Float(4.0))], &[]), &stretched, key);
+        }
+        let both = of_gguf(&[("scaling.factor", Meta::Float(4.0))], &[("rope_freqs.weight", &[2.0; 8])]);
+        near(&both, &of_json(json!({"rope_scaling": {"type": "linear", "factor": 8.0}})), "a factor and divisors");
+        let none = [("scaling.type", text("none")), ("scaling.factor", Meta::Float(4.0))];
+        near(&of_gguf(&none, &[]), &of_json(json!({})), "none");
+        let told = [
+            ("scaling.yarn_beta_fast", Meta::Float(8.0)),
+            ("scaling.yarn_beta_slow", Meta::Float(2.0)),
+            ("scaling.yarn_attn_factor", Meta::Float(1.5)),
+        ];
+        near(
+            &of_gguf(&[&yarn[..], &told[..]].concat(), &[]),
+            &of_json(json!({
+                "rope_theta": 5000.0,
+                "rope_scaling": {
+                    "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 8.0,
+                    "beta_slow": 2.0, "attention_factor": 1.5,
+                },
+            })),
+            "yarn, told more",
+        );
         near(
             &of_gguf(&yarn, &[]),
             &of_json(json!({

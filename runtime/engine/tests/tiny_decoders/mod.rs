@@ -3,6 +3,8 @@
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "each test uses a part of it")]
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests write model files")]
 
+pub mod as_gguf;
+
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -135,19 +137,27 @@ pub fn tokenizer() -> String {
     .to_string()
 }
 
-pub fn write_model(folder: &Path, family: &str, more: &Value, dtype: Dtype) {
-    let config = config(family, more);
-    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
-    std::fs::write(folder.join("tokenizer.json"), tokenizer()).unwrap();
+/// The tensors of a family with their numbers.
+pub fn values(family: &str, config: &Value) -> Vec<(String, Vec<usize>, Vec<f32>)> {
     let mut random = Random(7);
-    let made: Vec<(String, Vec<usize>, Vec<u8>)> = tensors(family, &config)
+    tensors(family, config)
         .into_iter()
         .map(|(name, shape)| {
             let count = shape.iter().product();
             let values =
                 if name.contains("norm") { random.values(count, 0.3, 1.0) } else { random.values(count, 0.25, 0.0) };
-            (name, shape, quant::quantize(dtype, &values))
+            (name, shape, values)
         })
+        .collect()
+}
+
+pub fn write_model(folder: &Path, family: &str, more: &Value, dtype: Dtype) {
+    let config = config(family, more);
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    std::fs::write(folder.join("tokenizer.json"), tokenizer()).unwrap();
+    let made: Vec<(String, Vec<usize>, Vec<u8>)> = values(family, &config)
+        .into_iter()
+        .map(|(name, shape, values)| (name, shape, quant::quantize(dtype, &values)))
         .collect();
     let kind = if dtype == Dtype::Bf16 { safetensors::Dtype::BF16 } else { safetensors::Dtype::F32 };
     let views: HashMap<&str, _> = made
