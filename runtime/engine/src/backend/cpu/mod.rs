@@ -3,10 +3,12 @@
 //!
 //! An operation is one or two stages of tasks ([`pool`]); a task computes a few rows, heads or panels of outputs. What
 //! must hold: what a task computes does not depend on which thread it runs on, on how many there are, or on what else is
-//! in the step, so the same tokens give the same bits every time. Not here: NUMA placement, AMX.
+//! in the step, so the same tokens give the same bits every time. Not here: NUMA placement.
 
 #![allow(unsafe_code, reason = "tasks of one stage write disjoint parts of shared buffers")]
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod dense;
 mod experts;
 mod packed;

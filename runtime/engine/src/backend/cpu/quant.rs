@@ -6,7 +6,8 @@
 //! Four-bit numbers share a byte with those 16 inputs further on. What the sign or the minimum adds is known from the
 //! sum of `x` alone: `Σ (u − o)·x = Σ u·x − o·Σ x`. What must hold: packing loses nothing, so the products are exactly
 //! those of the stored weights with the rounded `x`; sums of floats are made in the order of the blocks whatever rows are
-//! in the tile, so a row's answer does not depend on its neighbours.
+//! in the tile, so a row's answer does not depend on its neighbours. Tiles of whole numbers ([`super::amx`]) give the same
+//! bits as AVX-512: whole sums are exact in any order, and floats are added by the same code.
 
 #![allow(unsafe_code, reason = "vector instructions")]
 
@@ -14,6 +15,8 @@ use std::ops::Range;
 
 use kedge_formats::{Dtype, Tensor, quant};
 
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 use super::packed::Part;
 use super::simd::{Simd, dispatch};
 
@@ -162,6 +165,11 @@ impl Quant {
         assert!(panel < self.panels() && rows.bytes.len() == sums.len() * self.inputs);
         assert!(rows.blocks.len() == sums.len() * blocks && self.inputs == blocks * BLOCK);
         let panel = &self.panels[panel * layout.panel()..][..layout.panel()];
+        #[cfg(target_arch = "x86_64")]
+        if simd == Simd::Amx && sums.len() > TILE_ROWS {
+            // SAFETY: the level is only made when tiles may be used.
+            return unsafe { by_tiles(&mut amx::Instructions, simd, layout, rows, panel, sums) };
+        }
         for first in (0..blocks).step_by(STRETCH) {
             let stretch = first..blocks.min(first + STRETCH);
             for (index, tile) in sums.chunks_mut(TILE_ROWS).enumerate() {
@@ -173,6 +181,129 @@ impl Quant {
                     avx2::tile(layout, rows, panel, stretch, tile),
                     avx512::tile(layout, rows, panel, stretch, tile)
                 );
+            }
+        }
+    }
+}
+
+/// Blocks whose sums are made one after the other before they are weighed: one alone would be waited for.
+#[cfg(target_arch = "x86_64")]
+const AT_ONCE: usize = 4;
+
+/// [`Quant::add`] by tiles: a stretch of the panel meets sixteen rows after sixteen. Where rows are no multiple of that, the
+/// last sixteen overlap with those before, and only what is new is kept.
+///
+/// # Safety
+/// The unit may be used on this thread: see [`amx::Offer::Granted`].
+#[cfg(target_arch = "x86_64")]
+unsafe fn by_tiles<U: amx::Unit>(
+    unit: &mut U,
+    simd: Simd,
+    layout: Layout,
+    rows: Rows,
+    panel: &[u8],
+    sums: &mut [[f32; PANEL]],
+) {
+    let (inputs, parts) = (layout.blocks * BLOCK, if layout.scheme == Scheme::Halves { 2 } else { 1 });
+    let (height, width) = (sums.len().min(amx::ROWS), BLOCK / parts);
+    // SAFETY: the caller's promise.
+    let mut tiles = unsafe { amx::Multiplier::new(unit, height, width) };
+    let mut opened = Opened([[0; PANEL * BLOCK]; STRETCH]);
+    let mut products = [amx::Sums([[0; PANEL]; amx::ROWS]); 2 * AT_ONCE];
+    for first in (0..layout.blocks).step_by(STRETCH) {
+        let stretch = first..layout.blocks.min(first + STRETCH);
+        if layout.four_bits {
+            for (block, opened) in stretch.clone().zip(&mut opened.0) {
+                let stored = &panel[block_at(layout, block)..][..layout.numbers()];
+                match simd {
+                    // SAFETY: the level is only made when the machine has what the function is compiled for.
+                    Simd::Avx512 | Simd::Amx => unsafe { avx512::open(stored, opened) },
+                    Simd::Portable | Simd::Avx2 => open(stored, opened),
+                }
+            }
+        }
+        let mut done = 0;
+        while done < sums.len() {
+            let from = done.min(sums.len() - height);
+            for blocks in stretch.clone().step_by(AT_ONCE) {
+                let blocks = blocks..stretch.end.min(blocks + AT_ONCE);
+                let each = blocks.clone().flat_map(|block| (0..parts).map(move |part| (block, part)));
+                for (turn, ((block, part), products)) in each.zip(&mut products).enumerate() {
+                    let weights = match layout.four_bits {
+                        true => &opened.0[block - first],
+                        false => &panel[block_at(layout, block)..][..layout.numbers()],
+                    };
+                    let x = &rows.bytes[from * inputs + block * BLOCK + part * width..];
+                    tiles.multiply(turn, x, inputs, &weights[part * width * PANEL..], products);
+                }
+                let new = rows.slice(inputs, done, from + height - done);
+                let (skip, sums) = (done - from, &mut sums[done..from + height]);
+                match simd {
+                    // SAFETY: as above.
+                    Simd::Avx512 | Simd::Amx => unsafe {
+                        avx512::weigh(layout, new, panel, blocks, &products, skip, sums);
+                    },
+                    Simd::Portable | Simd::Avx2 => weigh(layout, new, panel, blocks, &products, skip, sums),
+                }
+            }
+            done = from + height;
+        }
+    }
+}
+
+/// A stretch of four-bit numbers, a byte each.
+#[cfg(target_arch = "x86_64")]
+#[repr(C, align(64))]
+struct Opened([[u8; PANEL * BLOCK]; STRETCH]);
+
+/// Gives each four-bit number of a block a byte.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn open(stored: &[u8], to: &mut [u8; PANEL * BLOCK]) {
+    let (low, high) = to.split_at_mut(PANEL * BLOCK / 2);
+    for ((stored, low), high) in stored.iter().zip(low).zip(high) {
+        (*low, *high) = (stored & 15, stored >> 4);
+    }
+}
+
+/// Adds to `sums` the whole-number products of a few blocks, weighed by their scales: what [`avx512::weigh`] does, with the
+/// same bits. The first `skip` rows of each of the products are others'.
+#[cfg(target_arch = "x86_64")]
+fn weigh(
+    layout: Layout,
+    rows: Rows,
+    panel: &[u8],
+    blocks: Range<usize>,
+    products: &[amx::Sums],
+    skip: usize,
+    sums: &mut [[f32; PANEL]],
+) {
+    let parts = if layout.scheme == Scheme::Halves { 2 } else { 1 };
+    for (block, products) in blocks.zip(products.chunks_exact(parts)) {
+        let head = block_at(layout, block / SUPER * SUPER) - layout.scheme.head();
+        let scales = block_at(layout, block) + layout.numbers();
+        for (row, lane) in (0..sums.len()).flat_map(|row| (0..PANEL).map(move |lane| (row, lane))) {
+            let known = rows.blocks[row * layout.blocks + block];
+            let product = |part: usize| products[part].0[skip + row][lane] as f32;
+            let unit = |at: usize| half_at(panel, head + 2 * (at * PANEL + lane));
+            let byte = |at: usize| panel[scales + at * PANEL + lane];
+            let sum = &mut sums[row][lane];
+            match layout.scheme {
+                Scheme::Plain => {
+                    let offset = if layout.four_bits { 8.0 } else { 128.0 };
+                    let product = product(0).mul_add(known.scale, -(offset * known.sum));
+                    *sum = product.mul_add(half_at(panel, scales + 2 * lane), *sum);
+                }
+                Scheme::Minimum => {
+                    *sum = (product(0) * known.scale).mul_add(unit(0) * f32::from(byte(0)), *sum);
+                    *sum = (unit(1) * f32::from(byte(1))).mul_add(-known.sum, *sum);
+                }
+                Scheme::Halves => {
+                    for part in 0..2 {
+                        let product = product(part).mul_add(known.scale, -(32.0 * known.halves[part]));
+                        *sum = product.mul_add(unit(0) * f32::from(byte(part) as i8), *sum);
+                    }
+                }
             }
         }
     }
@@ -457,23 +588,14 @@ mod avx512 {
         let mut totals = [_mm512_setzero_ps(); R];
         // SAFETY: a row of the tile is sixteen floats; the load may be unaligned.
         totals.iter_mut().zip(&*tile).for_each(|(total, row)| *total = unsafe { _mm512_loadu_ps(row.as_ptr()) });
-        let (mut unit, mut unit_min) = (_mm512_setzero_ps(), _mm512_setzero_ps());
-        let offset = _mm512_set1_ps(match (SCHEME, FOUR) {
-            (0, true) => 8.0,
-            (0, false) => 128.0,
-            _ => 32.0,
-        });
+        let mut units = [_mm512_setzero_ps(); 2];
         // SAFETY: all reads of the panel lie in a block below `layout.blocks` or in the units in front of it, and those
         // of the rows in one of their blocks; the lengths are asserted above. Loads may be unaligned.
         unsafe {
             for block in stretch {
                 let at = panel.as_ptr().add(block_at(layout, block));
                 if SCHEME != 0 && block % SUPER == 0 {
-                    let head = at.sub(layout.scheme.head());
-                    unit = _mm512_cvtph_ps(_mm256_loadu_si256(head.cast()));
-                    if SCHEME == 1 {
-                        unit_min = _mm512_cvtph_ps(_mm256_loadu_si256(head.add(2 * PANEL).cast()));
-                    }
+                    units = units_at::<SCHEME>(at.sub(layout.scheme.head()));
                 }
                 let mut w = [_mm512_setzero_si512(); BLOCK / GROUP];
                 if FOUR {
@@ -488,54 +610,149 @@ mod avx512 {
                         *w = _mm512_loadu_si512(at.add(group * PANEL * GROUP).cast());
                     }
                 }
-                let w_scales = at.add(layout.numbers());
-                let bytes = |from: *const u8| _mm_loadu_si128(from.cast());
-                let (scale, second) = match SCHEME {
-                    0 => (_mm512_cvtph_ps(_mm256_loadu_si256(w_scales.cast())), _mm512_setzero_ps()),
-                    1 => (
-                        _mm512_mul_ps(unit, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes(w_scales)))),
-                        _mm512_mul_ps(unit_min, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes(w_scales.add(PANEL))))),
-                    ),
-                    _ => (
-                        _mm512_mul_ps(unit, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes(w_scales)))),
-                        _mm512_mul_ps(unit, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes(w_scales.add(PANEL))))),
-                    ),
-                };
+                let scales = scales_at::<SCHEME>(at.add(layout.numbers()), units);
                 for (row, total) in totals.iter_mut().enumerate() {
                     let x = rows.bytes.as_ptr().add(row * inputs + block * BLOCK).cast::<i32>();
                     let known = rows.blocks.get_unchecked(row * layout.blocks + block);
-                    let by = _mm512_set1_ps(known.scale);
-                    let products = |groups: Range<usize>| {
+                    let product = |part: usize| {
                         let mut sum = _mm512_setzero_si512();
-                        for group in groups {
+                        for group in if SCHEME == 2 { 4 * part..4 * part + 4 } else { 0..8 } {
                             sum = _mm512_dpbusd_epi32(sum, w[group], _mm512_set1_epi32(x.add(group).read_unaligned()));
                         }
-                        _mm512_cvtepi32_ps(sum)
+                        sum
                     };
-                    match SCHEME {
-                        0 => {
-                            let product = products(0..8);
-                            let off = _mm512_mul_ps(offset, _mm512_set1_ps(known.sum));
-                            *total = _mm512_fmadd_ps(_mm512_fmsub_ps(product, by, off), scale, *total);
-                        }
-                        1 => {
-                            *total = _mm512_fmadd_ps(_mm512_mul_ps(products(0..8), by), scale, *total);
-                            *total = _mm512_fnmadd_ps(second, _mm512_set1_ps(known.sum), *total);
-                        }
-                        _ => {
-                            for (half, scale) in [scale, second].into_iter().enumerate() {
-                                let product = products(4 * half..4 * half + 4);
-                                let off = _mm512_mul_ps(offset, _mm512_set1_ps(known.halves[half]));
-                                *total = _mm512_fmadd_ps(_mm512_fmsub_ps(product, by, off), scale, *total);
-                            }
-                        }
-                    }
+                    *total = weighed::<SCHEME, FOUR>(product, known, scales, *total);
                 }
             }
         }
         for (total, out) in totals.iter().zip(tile) {
             // SAFETY: `out` is sixteen floats; the store may be unaligned.
             unsafe { _mm512_storeu_ps(out.as_mut_ptr(), *total) };
+        }
+    }
+
+    /// The units of scale and of minimum at the head of eight blocks.
+    ///
+    /// # Safety
+    /// As many bytes as the scheme's head has lie there.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")]
+    unsafe fn units_at<const SCHEME: u8>(head: *const u8) -> [__m512; 2] {
+        // SAFETY: the caller's promise; sixteen 16-bit floats of each kind that the scheme has.
+        unsafe {
+            let units = |at: usize| _mm512_cvtph_ps(_mm256_loadu_si256(head.add(2 * PANEL * at).cast()));
+            [units(0), if SCHEME == 1 { units(1) } else { _mm512_setzero_ps() }]
+        }
+    }
+
+    /// The scales of a block: of its numbers and of what is taken off, or of its halves.
+    ///
+    /// # Safety
+    /// A block's 32 bytes of scales lie there.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")]
+    unsafe fn scales_at<const SCHEME: u8>(at: *const u8, [unit, unit_min]: [__m512; 2]) -> [__m512; 2] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let bytes = |part: usize| _mm_loadu_si128(at.add(part * PANEL).cast());
+            let plain = |part: usize| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes(part)));
+            let signed = |part: usize| _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes(part)));
+            match SCHEME {
+                0 => [_mm512_cvtph_ps(_mm256_loadu_si256(at.cast())), _mm512_setzero_ps()],
+                1 => [_mm512_mul_ps(unit, plain(0)), _mm512_mul_ps(unit_min, plain(1))],
+                _ => [_mm512_mul_ps(unit, signed(0)), _mm512_mul_ps(unit, signed(1))],
+            }
+        }
+    }
+
+    /// Adds the whole-number products of one row with a block, or with its halves, to its total: the order of this is what a row's bits are.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")]
+    fn weighed<const SCHEME: u8, const FOUR: bool>(
+        product: impl Fn(usize) -> __m512i,
+        known: &Rounded,
+        [scale, second]: [__m512; 2],
+        mut total: __m512,
+    ) -> __m512 {
+        let by = _mm512_set1_ps(known.scale);
+        match SCHEME {
+            0 => {
+                let off = _mm512_set1_ps(if FOUR { 8.0 } else { 128.0 } * known.sum);
+                total = _mm512_fmadd_ps(_mm512_fmsub_ps(_mm512_cvtepi32_ps(product(0)), by, off), scale, total);
+            }
+            1 => {
+                total = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(product(0)), by), scale, total);
+                total = _mm512_fnmadd_ps(second, _mm512_set1_ps(known.sum), total);
+            }
+            _ => {
+                for (half, scale) in [scale, second].into_iter().enumerate() {
+                    let off = _mm512_set1_ps(32.0 * known.halves[half]);
+                    total = _mm512_fmadd_ps(_mm512_fmsub_ps(_mm512_cvtepi32_ps(product(half)), by, off), scale, total);
+                }
+            }
+        }
+        total
+    }
+
+    /// See [`super::open`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")]
+    pub(super) fn open(stored: &[u8], to: &mut [u8; PANEL * BLOCK]) {
+        super::open(stored, to);
+    }
+
+    /// See [`super::weigh`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")]
+    pub(super) fn weigh(
+        layout: Layout,
+        rows: Rows,
+        panel: &[u8],
+        blocks: Range<usize>,
+        products: &[amx::Sums],
+        skip: usize,
+        sums: &mut [[f32; PANEL]],
+    ) {
+        match (layout.scheme, layout.four_bits) {
+            (Scheme::Plain, false) => weigh_as::<0, false>(layout, rows, panel, blocks, products, skip, sums),
+            (Scheme::Plain, true) => weigh_as::<0, true>(layout, rows, panel, blocks, products, skip, sums),
+            (Scheme::Minimum, _) => weigh_as::<1, false>(layout, rows, panel, blocks, products, skip, sums),
+            (Scheme::Halves, _) => weigh_as::<2, false>(layout, rows, panel, blocks, products, skip, sums),
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")]
+    fn weigh_as<const SCHEME: u8, const FOUR: bool>(
+        layout: Layout,
+        rows: Rows,
+        panel: &[u8],
+        blocks: Range<usize>,
+        products: &[amx::Sums],
+        skip: usize,
+        sums: &mut [[f32; PANEL]],
+    ) {
+        let (parts, count) = (if SCHEME == 2 { 2 } else { 1 }, blocks.len());
+        assert!(panel.len() == layout.panel() && blocks.end <= layout.blocks && count <= AT_ONCE);
+        assert!(rows.blocks.len() == sums.len() * layout.blocks && products.len() >= count * parts);
+        assert!(skip + sums.len() <= amx::ROWS);
+        let mut scales = [[_mm512_setzero_ps(); 2]; AT_ONCE];
+        for (block, scales) in blocks.clone().zip(&mut scales) {
+            let head = block_at(layout, block / SUPER * SUPER) - layout.scheme.head();
+            // SAFETY: the head and the scales of a block below `layout.blocks`, in a panel as long as asserted.
+            *scales = unsafe {
+                let units =
+                    if SCHEME == 0 { [_mm512_setzero_ps(); 2] } else { units_at::<SCHEME>(panel[head..].as_ptr()) };
+                scales_at::<SCHEME>(panel[block_at(layout, block) + layout.numbers()..].as_ptr(), units)
+            };
+        }
+        for (row, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: a row of sums is sixteen numbers, here and below; loads and stores may be unaligned.
+            let mut total = unsafe { _mm512_loadu_ps(sums.as_ptr()) };
+            let known = &rows.blocks[row * layout.blocks + blocks.start..][..count];
+            for ((known, scales), products) in known.iter().zip(&scales).zip(products.chunks_exact(parts)) {
+                let product = |part: usize| unsafe { _mm512_loadu_si512(products[part].0[skip + row].as_ptr().cast()) };
+                total = weighed::<SCHEME, FOUR>(product, known, *scales, total);
+            }
+            // SAFETY: as above.
+            unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), total) };
         }
     }
 }
@@ -592,6 +809,60 @@ mod tests {
                             }
                         }
                     }
+                }
+            }
+        }
+    }
+
+    /// The products of so many rows with each panel, by the model of tiles or by a level.
+    #[cfg(target_arch = "x86_64")]
+    fn products(packed: &Quant, simd: Simd, tiles: bool, rows: Rows, count: usize) -> Vec<f32> {
+        let mut all = Vec::new();
+        for panel in 0..packed.panels() {
+            let mut sums = vec![[0.0; PANEL]; count];
+            if tiles {
+                let (layout, unit) = (packed.layout, &mut amx::tests::Model::default());
+                let panel = &packed.panels[panel * layout.panel()..][..layout.panel()];
+                // SAFETY: the model may be used everywhere.
+                unsafe { by_tiles(unit, simd, layout, rows, panel, &mut sums) };
+                assert!(unit.is_released());
+            } else {
+                packed.add(simd, rows, panel, &mut sums);
+            }
+            all.extend(sums.into_flattened());
+        }
+        all
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn products_by_tiles_are_the_portable_ones_with_the_bits_of_avx512() {
+        for dtype in TYPES {
+            let lengths: &[usize] = if dtype.block().0 == 32 { &[32, 96, 32 * 45] } else { &[256, 1280] };
+            for (inputs, outputs) in lengths.iter().flat_map(|inputs| [(*inputs, 5), (*inputs, 37)]) {
+                let mut weights = numbers(inputs * outputs, 11);
+                weights[..inputs].iter_mut().enumerate().for_each(|(i, w)| *w = if i % 2 == 0 { 1.0 } else { -1.0 });
+                let bytes = quant::quantize(dtype, &weights);
+                let packed = quant(&Tensor::of_bytes(dtype, &[outputs, inputs], bytes).unwrap());
+                for count in [1, 2, 9, 15, 16, 17, 31, 32, 33, 96] {
+                    let mut x = numbers(count * inputs, count as u32);
+                    x[..inputs].copy_from_slice(&weights[..inputs]);
+                    let (bytes, blocks, _) = rounded(&x);
+                    let all = Rows { bytes: &bytes, blocks: &blocks };
+                    let found = products(&packed, Simd::Portable, true, all, count);
+                    let what = format!("{dtype:?}, {count} rows of {inputs}");
+                    let expected = products(&packed, Simd::Portable, false, all, count);
+                    let far = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                    assert!(far < 1e-3, "{what}: off by {far}");
+                    for simd in Simd::available().into_iter().filter(|simd| *simd >= Simd::Avx512) {
+                        assert_eq!(found, products(&packed, simd, false, all, count), "{what} by {simd:?}");
+                        assert_eq!(found, products(&packed, simd, true, all, count), "{what} weighed by {simd:?}");
+                    }
+                    // One row by itself.
+                    let row = count / 2;
+                    let alone = products(&packed, Simd::Portable, true, all.slice(inputs, row, 1), 1);
+                    let of = |panel: usize| &found[(panel * count + row) * PANEL..][..PANEL];
+                    assert_eq!((0..packed.panels()).flat_map(of).copied().collect::<Vec<_>>(), alone, "{what} alone");
                 }
             }
         }

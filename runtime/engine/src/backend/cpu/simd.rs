@@ -1,17 +1,19 @@
 //! Which vector instructions are used, and the loops over vectors: written once in plain Rust, compiled again for each
 //! level.
 //!
-//! What must hold: [`Simd::Avx2`] and [`Simd::Avx512`] exist only after the machine was asked, which is what makes calls
+//! What must hold: all levels but the portable one exist only after the machine was asked, which is what makes calls
 //! of functions compiled for them sound; all levels agree within the tolerances of the tests below, and each gives the
 //! same bits for the same numbers every time.
 
 #![allow(unsafe_code, reason = "vector instructions, and calls to functions compiled for them")]
 
+#[cfg(target_arch = "x86_64")]
+use super::amx::{self, Offer};
 use super::quant::Rounded;
 use crate::graph::{Activation, PAGE_TOKENS};
 
 /// Which instructions are used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Simd {
     /// What the compiler may assume of every machine.
     Portable,
@@ -21,6 +23,10 @@ pub(crate) enum Simd {
     /// AVX-512 F, BW, VL, DQ and VNNI; made by [`Simd::available`] only.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// All of AVX-512's, and tiles of bytes ([`super::amx`]) for products of many rows, with the same bits; made by
+    /// [`Simd::available`] only.
+    #[cfg(target_arch = "x86_64")]
+    Amx,
 }
 
 /// Calls the build of a function for the level of this machine.
@@ -32,8 +38,8 @@ macro_rules! dispatch {
             // SAFETY: `Simd::Avx2` is only made when the machine has what the function is compiled for.
             $crate::backend::cpu::simd::Simd::Avx2 => unsafe { $avx2 },
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `Simd::Avx512` is only made when the machine has what the function is compiled for.
-            $crate::backend::cpu::simd::Simd::Avx512 => unsafe { $avx512 },
+            // SAFETY: these are only made when the machine has what the function is compiled for.
+            $crate::backend::cpu::simd::Simd::Avx512 | $crate::backend::cpu::simd::Simd::Amx => unsafe { $avx512 },
         }
     };
 }
@@ -49,6 +55,9 @@ impl Simd {
                 levels.push(Simd::Avx2);
                 if ["f", "bw", "vl", "dq", "vnni"].into_iter().all(has_avx512) {
                     levels.push(Simd::Avx512);
+                    if amx::offer() == Offer::Granted {
+                        levels.push(Simd::Amx);
+                    }
                 }
             }
         }
@@ -61,7 +70,11 @@ impl Simd {
             #[cfg(target_arch = "x86_64")]
             Simd::Avx2 => "avx2,fma,f16c",
             #[cfg(target_arch = "x86_64")]
+            Simd::Avx512 if amx::offer() == Offer::Refused => "avx512,vnni (the kernel refuses amx)",
+            #[cfg(target_arch = "x86_64")]
             Simd::Avx512 => "avx512,vnni",
+            #[cfg(target_arch = "x86_64")]
+            Simd::Amx => "avx512,vnni,amx",
         }
     }
 }
