@@ -20,7 +20,7 @@ const PTXAS: &str = "nvidia/cu13/bin/ptxas";
 /// Sources, and where what is made of them goes.
 const SOURCES: &str = "runtime/cuda/kernels";
 const HEADER: &str = "common.cuh";
-const NAMES: [&str; 4] = ["rows", "linear", "attention", "experts"];
+const NAMES: [&str; 5] = ["rows", "linear", "attention", "experts", "sample"];
 const MADE: &str = "runtime/cuda/ptx";
 const LEDGER: &str = "runtime/cuda/ptx/ledger.tsv";
 

@@ -112,4 +112,6 @@ arguments! {
     Lists of ["kedge_lists"] { choice: u64, list: u64, counts: u64, count: u64, used: u32, list_step: u32, }
     /// Experts' answers added.
     Mix of ["kedge_mix"] { answers: u64, weights: u64, out: u64, count: u64, width: u32, used: u32, }
+    /// Tokens chosen.
+    Choose of ["kedge_choose"] { logits: u64, draws: u64, changes: u64, found: u64, width: u32, found_step: u32, }
 }

@@ -8,7 +8,7 @@ pub struct Set {
     /// What it is called in [`kedge_engine::Capabilities`].
     pub name: &'static str,
     /// PTX texts.
-    pub texts: [&'static str; 4],
+    pub texts: [&'static str; 5],
 }
 
 macro_rules! texts {
@@ -18,6 +18,7 @@ macro_rules! texts {
             include_str!(concat!("../ptx/", $architecture, "/linear.ptx")),
             include_str!(concat!("../ptx/", $architecture, "/attention.ptx")),
             include_str!(concat!("../ptx/", $architecture, "/experts.ptx")),
+            include_str!(concat!("../ptx/", $architecture, "/sample.ptx")),
         ]
     };
 }

@@ -6,10 +6,11 @@
 //! steps of few rows run as one recording. [`device`] is all that is known of devices.
 //!
 //! What must hold: a failure is an error with its reason, never a panic, also without a driver; a row's answer has the
-//! same bits whatever else is in the step. Not here: several devices, choosing tokens on the device, sharing memory with
-//! the host.
+//! same bits whatever else is in the step, and a token chosen is the one that the host would choose ([`choose`]). Not here:
+//! several devices, sharing memory with the host.
 
 mod arguments;
+mod choose;
 pub mod device;
 mod driver;
 pub mod kernels;
@@ -21,11 +22,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kedge_engine::EngineError;
-use kedge_engine::backend::{Backend, Capabilities, Prepared, Step};
+use kedge_engine::backend::{Backend, Capabilities, Chosen, Prepared, Step, run_and_choose};
+use kedge_engine::generate::sample::Draw;
 use kedge_engine::graph::Graph;
 use kedge_engine::plan::{Plan, Shape};
 
 pub use arguments::layouts;
+use choose::Choices;
 use device::Recording;
 pub use device::{Device, Facts, Fault};
 use kernels::Set;
@@ -190,6 +193,9 @@ struct State {
     blocks: Vec<Block>,
     /// Plans that ran on these blocks. A plan that comes again is recorded.
     plans: HashMap<Shape, Seen>,
+    /// Draws, and what was found: no recording has their places.
+    draws: Option<Block>,
+    found: Option<Block>,
 }
 
 enum Seen {
@@ -201,17 +207,77 @@ enum Seen {
 
 impl Prepared for Loaded {
     fn run(&self, plan: &Plan, step: &Step, answers: &mut Vec<f32>) -> Result<(), EngineError> {
-        step.check(&self.graph, plan, self.pages)?;
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        self.on_device(&mut state, plan, step, answers).map_err(|fault| EngineError::Device {
-            device: self.device.facts().name.clone(),
-            reason: format!("running {} rows: {fault}", step.ids.len()),
+        self.whole(plan, step, |state| {
+            let (result, count) = self.compute(state, plan, step)?;
+            let mut raw = vec![0; 4 * count * self.graph.result_width()];
+            self.device.download(result, &mut raw)?;
+            answers.clear();
+            answers.extend(raw.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+            Ok(())
+        })
+    }
+
+    fn choose(
+        &self,
+        plan: &Plan,
+        step: &Step,
+        draws: &[Draw],
+        room: &mut Vec<f32>,
+        choices: &mut Vec<Chosen>,
+    ) -> Result<(), EngineError> {
+        if draws.len() != step.answers(&self.graph) {
+            let (expected, actual) = (format!("{} draws", step.answers(&self.graph)), draws.len().to_string());
+            return Err(EngineError::Shape { expected, actual });
+        }
+        let wanted = match Choices::of(draws, self.graph.result_width()) {
+            Some(wanted) if !draws.is_empty() => wanted,
+            _ => return run_and_choose(self, plan, step, draws, room, choices),
+        };
+        self.whole(plan, step, |state| {
+            let (logits, _) = self.compute(state, plan, step)?;
+            let mut found = vec![0; wanted.found_bytes()];
+            let table = self.room(&mut state.draws, 4 * wanted.table.len())?;
+            let answers = self.room(&mut state.found, found.len())?;
+            self.device.upload(table, &bytes(&wanted.table))?;
+            self.device.launch(&wanted.launch(logits, table, answers))?;
+            self.device.download(answers, &mut found)?;
+            choices.clear();
+            choices.extend(wanted.read(draws, &found).map(|found| found.map(Into::into)));
+            Ok(())
         })
     }
 }
 
 impl Loaded {
-    fn on_device(&self, state: &mut State, plan: &Plan, step: &Step, answers: &mut Vec<f32>) -> Result<(), Fault> {
+    /// Does the work of a step: one at a time.
+    fn whole(
+        &self,
+        plan: &Plan,
+        step: &Step,
+        work: impl FnOnce(&mut State) -> Result<(), Fault>,
+    ) -> Result<(), EngineError> {
+        step.check(&self.graph, plan, self.pages)?;
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        work(&mut state).map_err(|fault| EngineError::Device {
+            device: self.device.facts().name.clone(),
+            reason: format!("running {} rows: {fault}", step.ids.len()),
+        })
+    }
+
+    /// Makes a block that nothing else knows at least so large.
+    fn room(&self, block: &mut Option<Block>, bytes: usize) -> Result<u64, Fault> {
+        match block {
+            Some(block) if block.bytes >= bytes => Ok(block.address),
+            _ => {
+                *block = None;
+                let new = Block::new(&self.device, bytes.next_power_of_two().max(INPUT_BYTES_MIN))?;
+                Ok(block.insert(new).address)
+            }
+        }
+    }
+
+    /// Runs a plan's launches: where its answers lie on the device, and how many they are.
+    fn compute(&self, state: &mut State, plan: &Plan, step: &Step) -> Result<(u64, usize), Fault> {
         let count = step.answers(&self.graph);
         let (table, pages) = Table::new(plan.shape).of(step, count);
         let places = self.make_room(state, plan, table.len(), pages.len())?;
@@ -250,12 +316,7 @@ impl Loaded {
                 }
             }
         }
-        let width = self.graph.result_width();
-        let mut raw = vec![0; 4 * count * width];
-        self.device.download(places.buffers[plan.result], &mut raw)?;
-        answers.clear();
-        answers.extend(raw.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
-        Ok(())
+        Ok((places.buffers[plan.result], count))
     }
 
     fn launch(&self, launches: &[launch::Launch]) -> Result<(), Fault> {

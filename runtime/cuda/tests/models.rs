@@ -11,8 +11,9 @@ mod tiny_decoders;
 
 use std::path::Path;
 
-use devices::{Tested, each};
-use kedge_engine::{Encoder, Reference};
+use devices::{Tested, Window, each};
+use kedge_engine::generate::{End, Request, Sampling};
+use kedge_engine::{Decoder, DecoderOptions, Encoder, Reference};
 use kedge_formats::Dtype;
 use tiny_bert::cosine;
 use tiny_decoders::{distance, families, graph_of, logits_of, write_gguf, write_model};
@@ -55,6 +56,51 @@ fn every_quantisation_agrees_with_the_plain_backend() {
         let path = folder.path().join("m.gguf");
         write_gguf(&path, dtype);
         check(dtype.name(), &path, QUANT_TOLERANCE, [34, 5], &[17]);
+    }
+}
+
+#[test]
+fn a_decoder_says_the_same_alone_and_in_company_and_chooses_on_the_device() {
+    let (family, more) = families().remove(0);
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path(), family, &more, Dtype::F32);
+    let sampling = |seed| Sampling {
+        top_p: 0.9,
+        top_k: 20,
+        repetition_penalty: 1.1,
+        logprobs: Some(2),
+        seed,
+        ..Sampling::default()
+    };
+    let request = |seed| Request {
+        prompt: vec![1, 2, 3 + seed as u32],
+        tokens_max: 12,
+        sampling: if seed == 0 { Sampling::greedy() } else { sampling(seed) },
+        ..Request::default()
+    };
+    for Tested { name: on, backend, window } in each() {
+        let options = DecoderOptions { tokens_kept: Some(256), ..DecoderOptions::default() };
+        let decoder = Decoder::open(folder.path(), &*backend, options).unwrap();
+        let alone: Vec<_> = (0..3).map(|seed| decoder.complete(request(seed)).unwrap()).collect();
+        let downloaded = window.as_ref().map(Window::downloaded);
+        let together: Vec<_> = std::thread::scope(|scope| {
+            let ask = |seed| {
+                scope.spawn({
+                    let decoder = &decoder;
+                    move || decoder.complete(request(seed)).unwrap()
+                })
+            };
+            let asked: Vec<_> = (0..3).map(ask).collect();
+            asked.into_iter().map(|asked| asked.join().unwrap()).collect()
+        });
+        assert_eq!(alone, together, "{on}");
+        assert!(alone.iter().all(|(tokens, end)| tokens.len() == 12 && *end == End::Length), "{on}: {alone:?}");
+        if let (Some(window), Some(before)) = (window, downloaded) {
+            assert!(window.replays() > 0, "steps of one shape are recorded");
+            // For each a token, a total and two of the likeliest at most.
+            let came = window.downloaded() - before;
+            assert!(came <= 3 * 12 * 40, "{on}: only what was chosen comes back, not {came} bytes");
+        }
     }
 }
 

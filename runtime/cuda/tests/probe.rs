@@ -9,6 +9,7 @@ use std::sync::Arc;
 use kedge_cuda::Cuda;
 use kedge_engine::Backend;
 use kedge_engine::backend::{Sequence, Step};
+use kedge_engine::generate::sample::Draw;
 use kedge_engine::graph::{Builder, Graph, Heads, Op, Pages, Part};
 use kedge_engine::plan::{Plan, Shape};
 use kedge_formats::Tensor;
@@ -31,7 +32,7 @@ fn graph() -> Graph {
     g.finish(result, Some(Pages { layers: 1, heads: 1, width: 16 }))
 }
 
-/// Looks for a device and runs three steps on it; what is said at the end.
+/// Looks for a device, runs three steps on it and chooses a token; what is said at the end.
 fn attempt() -> String {
     let cuda = match Cuda::probe() {
         Ok(cuda) => cuda,
@@ -53,6 +54,12 @@ fn attempt() -> String {
         if let Err(error) = prepared.run(&plan, &step, &mut Vec::new()) {
             return format!("step {attempt}: {error}");
         }
+    }
+    let (draws, mut choices) = ([Draw::default()], Vec::new());
+    match prepared.choose(&plan, &step, &draws, &mut Vec::new(), &mut choices) {
+        // The library's answers are all zeros.
+        Ok(()) => assert!(matches!(&choices[..], [Ok(choice)] if choice.token == 0)),
+        Err(error) => return format!("choosing: {error}"),
     }
     format!("{} ran on {:?}", cuda.capabilities().features, cuda.facts())
 }

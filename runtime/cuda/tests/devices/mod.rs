@@ -16,6 +16,7 @@ struct State {
     memory: Memory,
     recordings: Vec<Vec<Launch>>,
     replays: usize,
+    downloaded: usize,
 }
 
 /// The device. Whatever a kernel must not do (read what nobody wrote, reach beyond a buffer) is a fault.
@@ -30,6 +31,11 @@ pub struct Window(Arc<Mutex<State>>);
 impl Window {
     pub fn replays(&self) -> usize {
         self.0.lock().unwrap().replays
+    }
+
+    /// Bytes that came back.
+    pub fn downloaded(&self) -> usize {
+        self.0.lock().unwrap().downloaded
     }
 }
 
@@ -95,7 +101,9 @@ impl Device for Interpreter {
     }
 
     fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), Fault> {
-        let read = self.state.lock().unwrap().memory.read(from, bytes.len());
+        let mut state = self.state.lock().unwrap();
+        state.downloaded += bytes.len();
+        let read = state.memory.read(from, bytes.len());
         bytes.copy_from_slice(&read.map_err(|error| failed("downloading", error))?);
         Ok(())
     }

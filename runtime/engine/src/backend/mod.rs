@@ -11,6 +11,7 @@ pub mod spare;
 use std::sync::Arc;
 
 use crate::EngineError;
+use crate::generate::sample::{self, Choice, Draw, NotFinite};
 use crate::graph::{Graph, Op, PAGE_TOKENS};
 use crate::plan::Plan;
 
@@ -43,6 +44,40 @@ pub trait Backend: Send + Sync {
 pub trait Prepared: Send + Sync {
     /// Runs a plan of the graph; `answers` becomes one vector for each output of the step.
     fn run(&self, plan: &Plan, step: &Step, answers: &mut Vec<f32>) -> Result<(), EngineError>;
+
+    /// Runs a plan whose answers are logits, and makes of each the choice that its draw says. What must hold: a choice is
+    /// that of [`sample::choose`] for these logits. `room` is kept for the next step.
+    fn choose(
+        &self,
+        plan: &Plan,
+        step: &Step,
+        draws: &[Draw],
+        room: &mut Vec<f32>,
+        choices: &mut Vec<Chosen>,
+    ) -> Result<(), EngineError> {
+        run_and_choose(self, plan, step, draws, room, choices)
+    }
+}
+
+/// A choice, or why there is none.
+pub type Chosen = Result<Choice, NotFinite>;
+
+/// Runs a plan, and chooses here: what a backend does that has no better way.
+pub fn run_and_choose<P: Prepared + ?Sized>(
+    prepared: &P,
+    plan: &Plan,
+    step: &Step,
+    draws: &[Draw],
+    room: &mut Vec<f32>,
+    choices: &mut Vec<Chosen>,
+) -> Result<(), EngineError> {
+    prepared.run(plan, step, room)?;
+    let width = room.len() / draws.len().max(1);
+    choices.clear();
+    choices.extend(
+        draws.iter().zip(room.chunks_exact_mut(width.max(1))).map(|(draw, logits)| sample::choose(logits, draw)),
+    );
+    Ok(())
 }
 
 /// Tokens to run a plan on: the new ones of a few sequences, one sequence after the other.

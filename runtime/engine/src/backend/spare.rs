@@ -7,8 +7,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
-use super::{Backend, Capabilities, Prepared, Step};
+use super::{Backend, Capabilities, Chosen, Prepared, Step};
 use crate::EngineError;
+use crate::generate::sample::Draw;
 use crate::graph::Graph;
 use crate::plan::Plan;
 
@@ -100,8 +101,24 @@ impl Placed {
 
     /// See [`Prepared::run`].
     pub(crate) fn run(&self, plan: &Plan, step: &Step, answers: &mut Vec<f32>) -> Result<Ran, EngineError> {
+        self.attempt(|prepared| prepared.run(plan, step, answers))
+    }
+
+    /// See [`Prepared::choose`].
+    pub(crate) fn choose(
+        &self,
+        plan: &Plan,
+        step: &Step,
+        draws: &[Draw],
+        room: &mut Vec<f32>,
+        choices: &mut Vec<Chosen>,
+    ) -> Result<Ran, EngineError> {
+        self.attempt(|prepared| prepared.choose(plan, step, draws, room, choices))
+    }
+
+    fn attempt(&self, work: impl FnOnce(&dyn Prepared) -> Result<(), EngineError>) -> Result<Ran, EngineError> {
         let now = self.now();
-        let (ran, was_moved) = (now.prepared.run(plan, step, answers), now.moved.is_some());
+        let (ran, was_moved) = (work(&*now.prepared), now.moved.is_some());
         drop(now);
         let Err(error @ EngineError::Device { .. }) = ran else { return ran.map(|()| Ran::Done) };
         let mut left = self.spare.lock().unwrap_or_else(PoisonError::into_inner);

@@ -11,7 +11,7 @@ use kedge_formats::{Gguf, Tensors};
 use serde_json::Value;
 
 use super::chat::ChatTemplate;
-use super::sample;
+use super::sample::Draw;
 use super::schedule::{Batch, End, Event, Limits, Request, RequestId, Schedule};
 use super::text::TextTokenizer;
 use crate::EngineError;
@@ -396,7 +396,7 @@ struct Worker {
 
 impl Worker {
     fn work(&mut self, inbox: &Receiver<Command>) {
-        let mut answers = Vec::new();
+        let mut room = Vec::new();
         loop {
             // Sleeps while there is nothing to do; else takes what has come and goes on.
             if self.schedule.counts() == (0, 0) {
@@ -409,7 +409,7 @@ impl Worker {
                 self.obey(command);
             }
             if let Some(batch) = self.schedule.next_batch() {
-                self.step(&batch, &mut answers);
+                self.step(&batch, &mut room);
             }
             self.count();
             if self.failures >= FAILURES_MAX {
@@ -435,12 +435,18 @@ impl Worker {
         }
     }
 
-    fn step(&mut self, batch: &Batch, answers: &mut Vec<f32>) {
+    fn step(&mut self, batch: &Batch, room: &mut Vec<f32>) {
         let bucket = |count: usize| count.next_power_of_two();
         let outputs = bucket(batch.step.outputs.len().max(1)).min(bucket(self.limits.running_max));
         let shape = Shape { rows: bucket(batch.step.ids.len()), outputs };
         let plan = self.plans.entry(shape).or_insert_with(|| Plan::new(&self.graph, shape));
-        match self.placed.run(plan, &batch.step, answers) {
+        let draw = |id: &RequestId| {
+            let (sampling, history) = self.schedule.sampling(*id).expect("who is in a step runs");
+            Draw::new(sampling, history)
+        };
+        let draws: Vec<Draw> = batch.answers.iter().map(draw).collect();
+        let mut choices = Vec::new();
+        match self.placed.choose(plan, &batch.step, &draws, room, &mut choices) {
             Ok(Ran::Done) => self.failures = 0,
             Ok(Ran::Moved) => return self.schedule.start_over(),
             Err(error) => {
@@ -452,13 +458,7 @@ impl Worker {
                 return;
             }
         }
-        let width = self.graph.result_width();
-        let logits = answers.chunks_exact_mut(width);
-        let chosen = batch.answers.iter().zip(logits).map(|(id, logits)| {
-            let (sampling, history) = self.schedule.sampling(*id).expect("who is in a step runs");
-            sample::choose(logits, sampling, history).map_err(|error| error.to_string())
-        });
-        let chosen: Vec<_> = chosen.collect();
+        let chosen: Vec<_> = choices.into_iter().map(|choice| choice.map_err(|error| error.to_string())).collect();
         let made = chosen.iter().filter(|choice| choice.is_ok()).count() as u64;
         self.figures.made_tokens.fetch_add(made, Ordering::Relaxed);
         let prompt = (batch.step.ids.len() - batch.answers.len()) as u64;
