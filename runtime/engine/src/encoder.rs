@@ -8,13 +8,15 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use kedge_formats::Gguf;
 use tokenizers::{PostProcessor, Tokenizer, TruncationParams};
 
 use crate::EngineError;
 use crate::backend::spare::{Placed, Ran};
 use crate::backend::{Backend, Capabilities, Sequence, Step};
+use crate::generate::text;
 use crate::graph::Graph;
-use crate::model::{EncoderConfig, bert};
+use crate::model::{EncoderConfig, bert, gguf_file};
 use crate::plan::{Plan, Shape};
 
 /// Most texts in one run of a plan.
@@ -53,12 +55,11 @@ pub struct Embedding {
 }
 
 impl Encoder {
-    /// Opens the model at `path`: a directory, or a `.safetensors` file whose settings lie beside it.
+    /// Opens the model at `path`: a directory, a `.safetensors` file whose settings lie beside it, a `.gguf` file, or a
+    /// folder with nothing but one.
     pub fn open(path: &Path, backend: &dyn Backend) -> Result<Self, EngineError> {
-        let (directory, weights) = locate(path);
-        let config = EncoderConfig::read(&directory)?;
-        let tokenizer = read_tokenizer(&directory.join("tokenizer.json"), &config)?;
-        let graph = Arc::new(bert::read(&weights, &config)?);
+        let (config, tokenizer, graph) = read(path, true)?;
+        let graph = Arc::new(graph);
         let placed = Placed::new(backend, graph.clone(), 0)?;
         Ok(Self { config, tokenizer, graph, placed, plans: Mutex::default() })
     }
@@ -160,9 +161,40 @@ pub(crate) fn locate(path: &Path) -> (PathBuf, PathBuf) {
     (path.to_owned(), path.join("model.safetensors"))
 }
 
-pub(crate) fn read_tokenizer(path: &Path, config: &EncoderConfig) -> Result<Tokenizer, EngineError> {
+/// The settings, the tokenizer and the graph of the model at `path`; whether its numbers are sound is looked at where `reads`
+/// says so.
+pub(crate) fn read(path: &Path, reads: bool) -> Result<(EncoderConfig, Tokenizer, Graph), EngineError> {
+    if let Some(path) = gguf_file(path) {
+        let file = Gguf::open(&path)?;
+        let config = EncoderConfig::of_gguf(&file)?;
+        let beside = path.with_file_name("tokenizer.json");
+        let tokenizer = if beside.is_file() {
+            read_tokenizer(&beside, &config)?
+        } else {
+            fitted(text::word_piece(&file)?, &path, &config)?
+        };
+        let graph = bert::of_gguf(&file, &config, reads)?;
+        return Ok((config, tokenizer, graph));
+    }
+    let (directory, weights) = locate(path);
+    let config = EncoderConfig::read(&directory)?;
+    let graph = bert::read(&weights, &config, reads)?;
+    let tokenizer = read_tokenizer(&directory.join("tokenizer.json"), &config)?;
+    Ok((config, tokenizer, graph))
+}
+
+fn read_tokenizer(path: &Path, config: &EncoderConfig) -> Result<Tokenizer, EngineError> {
+    let tokenizer = Tokenizer::from_file(path).map_err(|error| EngineError::Field {
+        path: path.to_owned(),
+        field: "(file)".into(),
+        reason: error.to_string(),
+    })?;
+    fitted(tokenizer, path, config)
+}
+
+/// The tokenizer as this engine uses it: it fills nothing up, and cuts where the model's longest sequence ends.
+fn fitted(mut tokenizer: Tokenizer, path: &Path, config: &EncoderConfig) -> Result<Tokenizer, EngineError> {
     let wrong = |reason: String| EngineError::Field { path: path.to_owned(), field: "(file)".into(), reason };
-    let mut tokenizer = Tokenizer::from_file(path).map_err(|error| wrong(error.to_string()))?;
     tokenizer.with_padding(None);
     let special = tokenizer.get_post_processor().map_or(0, |processor| processor.added_tokens(false));
     if special >= config.sequence_max {

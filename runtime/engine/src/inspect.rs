@@ -2,31 +2,33 @@
 
 use std::path::Path;
 
+use kedge_formats::Gguf;
+
 use crate::EngineError;
-use crate::encoder::{locate, read_tokenizer};
+use crate::encoder::{locate, read};
 use crate::generate::Decoder;
-use crate::model::config::{ENCODERS, read_json};
-use crate::model::{EncoderConfig, bert, gguf_file};
+use crate::model::config::{ENCODERS, GGUF_ENCODER, read_json};
+use crate::model::gguf_file;
 
 /// Whether the model at `path` says of itself that it turns texts into vectors.
 pub fn is_encoder(path: &Path) -> bool {
+    if let Some(path) = gguf_file(path) {
+        return Gguf::open(&path)
+            .is_ok_and(|file| file.text("general.architecture").is_ok_and(|name| name == GGUF_ENCODER));
+    }
     let (directory, _) = locate(path);
     let settings = read_json::<serde_json::Value>(&directory.join("config.json"));
-    gguf_file(path).is_none()
-        && settings.is_ok_and(|settings| ENCODERS.iter().any(|family| settings["model_type"] == *family))
+    settings.is_ok_and(|settings| ENCODERS.iter().any(|family| settings["model_type"] == *family))
 }
 
-/// The format of the model at `path` (a folder, or its `.safetensors` file), such as `bert`. Reads its settings and the
-/// tokenizer, and the header of its weights: every tensor by its shape. The numbers are looked at when the model is opened.
+/// The format of the model at `path` (a folder, or its file), such as `bert`. Reads its settings and the tokenizer, and the
+/// header of its weights: every tensor by its shape. The numbers are looked at when the model is opened.
 pub fn inspect(path: &Path) -> Result<String, EngineError> {
     // What says nothing of itself is told what an encoder lacks, as before there were others.
-    if gguf_file(path).is_some() || is_decoder(path) {
+    if gguf_file(path).is_some() && !is_encoder(path) || is_decoder(path) {
         return Decoder::inspect(path);
     }
-    let (directory, weights) = locate(path);
-    let config = EncoderConfig::read(&directory)?;
-    bert::check(&weights, &config)?;
-    read_tokenizer(&directory.join("tokenizer.json"), &config)?;
+    let (config, ..) = read(path, false)?;
     Ok(config.family.into())
 }
 
@@ -34,6 +36,8 @@ pub fn inspect(path: &Path) -> Result<String, EngineError> {
 fn is_decoder(path: &Path) -> bool {
     let (directory, _) = locate(path);
     let settings = read_json::<serde_json::Value>(&directory.join("config.json"));
-    settings
-        .is_ok_and(|settings| settings["architectures"][0].as_str().is_some_and(|name| name.ends_with("ForCausalLM")))
+    gguf_file(path).is_none()
+        && settings.is_ok_and(|settings| {
+            settings["architectures"][0].as_str().is_some_and(|name| name.ends_with("ForCausalLM"))
+        })
 }

@@ -196,6 +196,9 @@ fn models(folder: &Path) -> Vec<(PathBuf, Vec<PathBuf>)> {
     tiny_bert::tiny(&bert, "mean_tokens");
     let files = ["config.json", "tokenizer.json", "model.safetensors", "modules.json", "1_Pooling/config.json"];
     all.push((bert.clone(), files.map(|name| bert.join(name)).to_vec()));
+    let path = folder.join("bert.gguf");
+    std::fs::write(&path, tiny_bert::as_gguf::bytes(&bert, Dtype::F32)).unwrap();
+    all.push((path.clone(), vec![path]));
     for dtype in [Dtype::Q4K, Dtype::Q8_0, Dtype::F16] {
         let path = folder.join(format!("{}.gguf", dtype.name()));
         write_gguf(&path, dtype);

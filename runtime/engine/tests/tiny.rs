@@ -8,7 +8,9 @@ mod tiny_bert;
 use std::path::Path;
 
 use kedge_engine::{Backend, Cpu, Embedding, Encoder, Reference};
-use tiny_bert::{cosine, texts, tiny};
+use kedge_formats::gguf::write::{Value as Meta, to_bytes};
+use kedge_formats::{Dtype, Tensor};
+use tiny_bert::{as_gguf, cosine, texts, tiny};
 
 /// Cosine distance allowed between 32-bit and 64-bit arithmetic.
 const COSINE_MIN: f64 = 0.999_999;
@@ -111,4 +113,81 @@ fn a_roberta_is_a_bert_whose_positions_begin_later() {
     std::fs::write(&path, settings).unwrap();
     assert_eq!(kedge_engine::inspect(roberta.path()).unwrap(), "xlm-roberta");
     assert_eq!(encode(roberta.path(), &Reference), encode(bert.path(), &Reference));
+}
+
+/// The tiny BERT as GGUF, with keys changed or gone, and tensors added.
+fn gguf(folder: &Path, file: &Path, keys: &[(&str, Option<Meta>)], tensors: &[&str]) {
+    let mut metadata = as_gguf::metadata(folder);
+    metadata.retain(|(key, _)| keys.iter().all(|(other, _)| key != other));
+    metadata.extend(keys.iter().filter_map(|(key, value)| Some(((*key).to_owned(), value.clone()?))));
+    let mut all = as_gguf::tensors(folder, Dtype::F32);
+    all.extend(tensors.iter().map(|name| ((*name).to_owned(), Tensor::of_f32(&[2], &[1.0; 2]))));
+    std::fs::write(file, to_bytes(&metadata, &all)).unwrap();
+}
+
+#[test]
+fn a_gguf_file_has_the_vectors_of_the_folder_it_was_made_of() {
+    for pooling in ["mean_tokens", "cls_token"] {
+        let [folder, apart] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        tiny(folder.path(), pooling);
+        let file = apart.path().join("m.gguf");
+        gguf(folder.path(), &file, &[], &[]);
+        // The longest sequence is nowhere in GGUF.
+        std::fs::copy(folder.path().join("sentence_bert_config.json"), apart.path().join("sentence_bert_config.json"))
+            .unwrap();
+        for path in [&file, apart.path()] {
+            assert!(kedge_engine::is_encoder(path));
+            assert_eq!(kedge_engine::inspect(path).unwrap(), "bert");
+            assert_eq!(encode(path, &Reference), encode(folder.path(), &Reference));
+        }
+        std::fs::remove_file(apart.path().join("sentence_bert_config.json")).unwrap();
+        assert_eq!(encode(&file, &Reference)[7].tokens, 20, "a long text is cut at the last position");
+        // As newer or other files are: no types of tokens, and a tokenizer beside it.
+        gguf(folder.path(), &file, &[("tokenizer.ggml.model", Some(Meta::Text("t5".into())))], &[]);
+        std::fs::copy(folder.path().join("tokenizer.json"), apart.path().join("tokenizer.json")).unwrap();
+        assert_eq!(encode(&file, &Reference)[..7], encode(folder.path(), &Reference)[..7]);
+    }
+}
+
+#[test]
+fn what_a_gguf_file_says_is_meant_or_refused_by_name() {
+    let [folder, apart] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    tiny(folder.path(), "mean_tokens");
+    let file = apart.path().join("m.gguf");
+    let texts = |words: &[&str]| Some(Meta::Texts(words.iter().map(|word| (*word).to_owned()).collect()));
+    let twelve = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "▁edge", "▁box", "▁a", "▁a", "▁model", "▁runs", "▁.", "▁!"];
+    for (key, value, expected) in [
+        ("bert.pooling_type", Some(Meta::Unsigned(4)), "4 is not supported; 1 (mean)"),
+        ("bert.attention.causal", Some(Meta::Bool(true)), "true is not supported"),
+        ("bert.attention.layer_norm_epsilon", Some(Meta::Float(0.0)), "0 is not between 0 and 1"),
+        ("bert.block_count", Some(Meta::Unsigned(0)), "0 is not between 1"),
+        ("bert.context_length", None, "is not in the metadata"),
+        ("tokenizer.ggml.model", Some(Meta::Text("t5".into())), "\"t5\" is not supported; bert and a tokenizer.json"),
+        ("tokenizer.ggml.tokens", texts(&twelve), "has a token twice"),
+        ("tokenizer.ggml.bos_token_id", Some(Meta::Unsigned(12)), "is 12, and there are 12 tokens"),
+        ("tokenizer.ggml.add_bos_token", Some(Meta::Bool(false)), "false is not supported"),
+    ] {
+        gguf(folder.path(), &file, &[(key, value)], &[]);
+        for said in [kedge_engine::inspect(&file).unwrap_err(), Encoder::open(&file, &Reference).err().unwrap()] {
+            assert!(said.to_string().contains(&format!("{key}: {expected}")), "{said}");
+        }
+    }
+    gguf(folder.path(), &file, &[], &["cls.weight"]);
+    let said = kedge_engine::inspect(&file).unwrap_err().to_string();
+    assert!(said.contains("tensor cls.weight: is in the file, and an encoder that makes vectors has none"), "{said}");
+    // Texts keep their large letters where a file says so, or where its words have some.
+    let ids = |keys: &[(&str, Option<Meta>)]| {
+        gguf(folder.path(), &file, keys, &[]);
+        Encoder::open(&file, &Reference).unwrap().tokenize(0, "a Edge").unwrap().ids
+    };
+    let lowercase = |on| [("tokenizer.ggml.normalizer.lowercase", Some(Meta::Bool(on)))];
+    let cased = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "▁edge", "▁Edge", "▁a", "s", "▁model", "▁runs", "▁.", "▁!"];
+    assert_eq!(ids(&[]), [2, 6, 4, 3]);
+    assert_eq!(ids(&lowercase(false)), [2, 6, 1, 3]);
+    assert_eq!(ids(&[("tokenizer.ggml.tokens", texts(&cased))]), [2, 6, 5, 3]);
+    // What older files call the first token, and what is taken where none is told.
+    assert_eq!(
+        ids(&[("tokenizer.ggml.bos_token_id", None), ("tokenizer.ggml.cls_token_id", Some(Meta::Unsigned(0)))]),
+        [0, 6, 4, 3]
+    );
 }

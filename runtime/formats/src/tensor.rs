@@ -162,6 +162,11 @@ impl Tensors {
         self.named.keys().map(String::as_str)
     }
 
+    /// The tensor of that name, whatever it is.
+    pub fn any(&self, name: &str) -> Option<&Tensor> {
+        self.named.get(name)
+    }
+
     /// The tensor of that name; it must have that shape and a type whose values can be read.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor, FormatError> {
         let tensor = self.named.get(name).ok_or_else(|| self.wrong(name, "is not in the file"))?;

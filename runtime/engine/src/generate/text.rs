@@ -195,6 +195,71 @@ fn sentence_piece(file: &Gguf, words: &Words) -> Result<Value, EngineError> {
     }))
 }
 
+/// The tokenizer of an encoder from the metadata of a GGUF file: WordPiece, whose tokens GGUF marks the other way round: what
+/// begins a word has `▁` before it, and what goes on has lost its `##` (llama.cpp's `conversion/bert.py`).
+pub(crate) fn word_piece(file: &Gguf) -> Result<Tokenizer, EngineError> {
+    let path = file.tensors.path();
+    let words = Words::of(file)?;
+    let model = file.text("tokenizer.ggml.model")?;
+    if model != "bert" {
+        let reason = format!("{model:?} is not supported; bert and a tokenizer.json beside the file are");
+        return Err(wrong(path, "tokenizer.ggml.model", reason));
+    }
+    let mut pieces = HashMap::with_capacity(words.tokens.len());
+    for (id, token) in words.tokens.iter().enumerate() {
+        let piece = match token.strip_prefix('▁') {
+            _ if words.kinds[id] == CONTROL => (*token).to_owned(),
+            Some(word) => word.to_owned(),
+            None => format!("##{token}"),
+        };
+        if pieces.insert(piece, id).is_some() {
+            return Err(wrong(path, "tokenizer.ggml.tokens", format!("has {token:?} twice")));
+        }
+    }
+    // What llama.cpp takes where a file does not say it.
+    let special = |keys: [&str; 2], usual: u64| -> Result<(&str, u64), EngineError> {
+        let told = keys.into_iter().map(|key| format!("tokenizer.ggml.{key}_token_id")).find(|key| file.has(key));
+        let id = told.as_ref().map_or(Ok(usual), |key| file.number(key))?;
+        let token = usize::try_from(id).ok().and_then(|id| words.tokens.get(id));
+        token.map(|token| (token.strip_prefix('▁').unwrap_or(token), id)).ok_or_else(|| {
+            let reason = format!("is {id}, and there are {} tokens", words.tokens.len());
+            wrong(path, &told.unwrap_or_else(|| format!("tokenizer.ggml.{}_token_id", keys[0])), reason)
+        })
+    };
+    let (first, last) = (special(["cls", "bos"], 101)?, special(["seperator", "eos"], 102)?);
+    let (unknown, _) = special(["unknown", "unknown"], 100)?;
+    for key in ["tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_sep_token"] {
+        if file.has(key) && !file.flag(key)? {
+            return Err(wrong(path, key, "false is not supported; texts stand between two special tokens".into()));
+        }
+    }
+    let flag = |key: &str| if file.has(key) { file.flag(key).map(Some) } else { Ok(None) };
+    // Older files do not say whether letters become small; a vocabulary that has large ones knows them.
+    let large = words.tokens.iter().enumerate();
+    let large =
+        large.filter(|(id, token)| words.kinds[*id] != CONTROL && token.chars().any(char::is_uppercase)).count();
+    let lowercase = flag("tokenizer.ggml.normalizer.lowercase")?.unwrap_or(large * CASED_SHARE < words.tokens.len());
+    let made = json!({
+        "version": "1.0",
+        "added_tokens": words.added(),
+        "normalizer": {
+            "type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "lowercase": lowercase,
+            "strip_accents": flag("tokenizer.ggml.normalizer.strip_accents")?,
+        },
+        "pre_tokenizer": { "type": "BertPreTokenizer" },
+        "post_processor": { "type": "BertProcessing", "sep": last, "cls": first },
+        "model": {
+            "type": "WordPiece", "vocab": pieces, "unk_token": unknown, "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+        },
+    });
+    let tokenizer = Tokenizer::from_bytes(made.to_string());
+    tokenizer.map_err(|error| wrong(path, "tokenizer.ggml", error.to_string()))
+}
+
+/// Of so many tokens one has a large letter where large letters matter; of BERT's cased vocabularies it is every third.
+const CASED_SHARE: usize = 20;
+
 /// Longest piece that is cut in two, in bytes: a hostile file's pieces are long.
 const PIECE_MAX: usize = 512;
 

@@ -1,24 +1,35 @@
-//! The weights of a BERT or RoBERTa encoder, gathered by the names transformers gives them, and the graph they make.
+//! The weights of a BERT or RoBERTa encoder, gathered by the names transformers or GGUF gives them, and the graph they make.
 //!
 //! What must hold: every tensor has the shape the configuration asks for. A prefix with the family's name (task models) is
-//! understood.
+//! understood. Of GGUF every tensor is used: one more would be of a model that is not this.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use kedge_formats::{Tensor, Tensors};
+use kedge_formats::{Gguf, Tensor, Tensors};
 
 use super::config::EncoderConfig;
 use crate::EngineError;
 use crate::graph::{Activation, Builder, Graph, Heads, Norm, Op, Part, Weight};
 
-/// The graph of the encoder whose weights are the safetensors file at `path`.
-pub fn read(path: &Path, config: &EncoderConfig) -> Result<Graph, EngineError> {
-    build(&Source::open(path, true)?, config)
+/// The graph of the encoder whose weights are the safetensors file at `path`: every tensor by its shape, and where `reads`
+/// says so its numbers.
+pub fn read(path: &Path, config: &EncoderConfig, reads: bool) -> Result<Graph, EngineError> {
+    build(&Source::open(path, reads)?, config)
 }
 
-/// Whether the file at `path` has all the tensors that [`read`] needs, in their shapes; their numbers are not looked at.
-pub fn check(path: &Path, config: &EncoderConfig) -> Result<(), EngineError> {
-    build(&Source::open(path, false)?, config).map(drop)
+/// The same of a GGUF file.
+pub fn of_gguf(file: &Gguf, config: &EncoderConfig, reads: bool) -> Result<Graph, EngineError> {
+    let source = Source { tensors: file.tensors.clone(), names: Names::Gguf, reads, used: RefCell::default() };
+    let graph = build(&source, config)?;
+    let used = source.used.borrow();
+    match source.tensors.names().find(|name| !used.contains(*name)) {
+        Some(name) => {
+            Err(source.tensors.wrong(name, "is in the file, and an encoder that makes vectors has none").into())
+        }
+        None => Ok(graph),
+    }
 }
 
 fn build(source: &Source, config: &EncoderConfig) -> Result<Graph, EngineError> {
@@ -28,7 +39,10 @@ fn build(source: &Source, config: &EncoderConfig) -> Result<Graph, EngineError> 
     let table = config.first_position + config.positions;
     let table = source.tensor("embeddings.position_embeddings.weight", &[table, d])?;
     let positions = Some(g.weight(table.slice_rows(config.first_position..table.rows())));
-    let types = Some(g.weight(source.tensor("embeddings.token_type_embeddings.weight", &[config.types, d])?));
+    let types = match config.types {
+        0 => None,
+        types => Some(g.weight(source.tensor("embeddings.token_type_embeddings.weight", &[types, d])?)),
+    };
     let sum = g.per_row(d);
     g.push(Op::Embed { words, positions, types, scale: 1.0, out: sum });
     let norm = source.norm(&mut g, "embeddings.LayerNorm", d)?;
@@ -69,25 +83,70 @@ fn after(g: &mut Builder, x: usize, residual: usize, norm: Norm, epsilon: f64) -
 
 struct Source {
     tensors: Tensors,
-    prefix: &'static str,
+    names: Names,
     /// Whether numbers are looked at.
     reads: bool,
+    /// Names of the tensors that were asked for.
+    used: RefCell<BTreeSet<String>>,
 }
+
+/// How tensors are called.
+enum Names {
+    /// As transformers calls them, behind a prefix.
+    HuggingFace(&'static str),
+    Gguf,
+}
+
+impl Names {
+    fn of(&self, name: &str) -> String {
+        match self {
+            Self::HuggingFace(prefix) => format!("{prefix}{name}"),
+            Self::Gguf => {
+                let (place, kind) = name.rsplit_once('.').unwrap_or((name, "weight"));
+                let (before, part) = match place.strip_prefix("encoder.layer.").and_then(|rest| rest.split_once('.')) {
+                    Some((layer, part)) => (format!("blk.{layer}."), part),
+                    None => (String::new(), place),
+                };
+                let found = GGUF_NAMES.iter().find(|(known, _)| *known == part);
+                let (_, new) = found.expect("every tensor that is asked for has a name");
+                format!("{before}{new}.{kind}")
+            }
+        }
+    }
+}
+
+/// What GGUF calls them (llama.cpp's `tensor_mapping.py`), in a layer and outside.
+const GGUF_NAMES: [(&str, &str); 12] = [
+    ("embeddings.word_embeddings", "token_embd"),
+    ("embeddings.position_embeddings", "position_embd"),
+    ("embeddings.token_type_embeddings", "token_types"),
+    ("embeddings.LayerNorm", "token_embd_norm"),
+    ("attention.self.query", "attn_q"),
+    ("attention.self.key", "attn_k"),
+    ("attention.self.value", "attn_v"),
+    ("attention.output.dense", "attn_output"),
+    ("attention.output.LayerNorm", "attn_output_norm"),
+    ("intermediate.dense", "ffn_up"),
+    ("output.dense", "ffn_down"),
+    ("output.LayerNorm", "layer_output_norm"),
+];
 
 impl Source {
     fn open(path: &Path, reads: bool) -> Result<Self, EngineError> {
         let tensors = Tensors::open_safetensors(path)?;
         let has = |prefix: &&str| tensors.has(&format!("{prefix}embeddings.word_embeddings.weight"));
         let prefix = ["bert.", "roberta."].into_iter().find(has).unwrap_or_default();
-        Ok(Self { tensors, prefix, reads })
+        Ok(Self { tensors, names: Names::HuggingFace(prefix), reads, used: RefCell::default() })
     }
 
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, EngineError> {
-        let name = format!("{}{name}", self.prefix);
+        let name = self.names.of(name);
         if self.reads {
             self.tensors.values(&name, shape)?;
         }
-        Ok(self.tensors.get(&name, shape)?)
+        let tensor = self.tensors.get(&name, shape)?;
+        self.used.borrow_mut().insert(name);
+        Ok(tensor)
     }
 
     fn linear(&self, g: &mut Builder, name: &str, inputs: usize, outputs: usize) -> Result<Part, EngineError> {

@@ -1,5 +1,6 @@
 //! The small JSON files beside the weights: `config.json`, `sentence_bert_config.json`, `modules.json` and
-//! `1_Pooling/config.json`, as transformers and sentence-transformers write them.
+//! `1_Pooling/config.json`, as transformers and sentence-transformers write them; and the metadata of an encoder in GGUF, as
+//! llama.cpp's converter writes it (`conversion/bert.py`).
 //!
 //! What must hold: a setting that would change the numbers and is not supported is refused, never passed over.
 
@@ -10,6 +11,7 @@
 
 use std::path::{Path, PathBuf};
 
+use kedge_formats::Gguf;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -21,6 +23,9 @@ const SETTINGS_BYTES_MAX: u64 = 64 << 20;
 
 /// Families of encoders: BERT (MiniLM, BGE, E5 are such), and RoBERTa, whose positions begin later (multilingual E5, BGE-M3).
 pub(crate) const ENCODERS: [&str; 3] = ["bert", "roberta", "xlm-roberta"];
+
+/// What GGUF files call all of them.
+pub(crate) const GGUF_ENCODER: &str = "bert";
 
 /// The shape of an encoder and what surrounds it.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,7 +46,7 @@ pub struct EncoderConfig {
     pub positions: usize,
     /// The row of the table that the first token has.
     pub first_position: usize,
-    /// Number of token types (segments).
+    /// Number of token types (segments); zero where there are none.
     pub types: usize,
     /// Added to the variance in layer norm.
     pub epsilon: f64,
@@ -88,13 +93,72 @@ impl EncoderConfig {
             normalize,
             sequence_max: read_sequence_max(directory)?.unwrap_or(positions).min(positions),
         };
-        if !config.hidden.is_multiple_of(config.heads) {
-            return Err(file.wrong(
-                "num_attention_heads",
-                format!("{} does not divide hidden_size {}", config.heads, config.hidden),
-            ));
+        config.check(|field, reason| file.wrong(field, reason))
+    }
+
+    /// From the metadata of a GGUF file. It says neither whether vectors are scaled to length one, which llama.cpp does, nor
+    /// sentence-transformers' longest sequence, for which `sentence_bert_config.json` may lie beside it.
+    pub fn of_gguf(file: &Gguf) -> Result<Self, EngineError> {
+        let path = file.tensors.path();
+        let wrong =
+            |field: &str, reason: String| EngineError::Field { path: path.to_owned(), field: field.into(), reason };
+        let name = file.text("general.architecture")?;
+        if name != GGUF_ENCODER {
+            return Err(wrong("general.architecture", format!("{name:?} is not supported; {GGUF_ENCODER} is")));
         }
-        Ok(config)
+        let number = |key: &str| -> Result<usize, EngineError> {
+            match file.number(key)? {
+                value @ 1..=0x100_0000 => Ok(value as usize),
+                value => Err(wrong(key, format!("{value} is not between 1 and {}", 1 << 24))),
+            }
+        };
+        let epsilon = file.float("bert.attention.layer_norm_epsilon")?;
+        if !(epsilon > 0.0 && epsilon < 1.0) {
+            return Err(wrong("bert.attention.layer_norm_epsilon", format!("{epsilon} is not between 0 and 1")));
+        }
+        let key = "bert.attention.causal";
+        if file.has(key) && file.flag(key)? {
+            return Err(wrong(key, "true is not supported; every token looks at all others".into()));
+        }
+        let key = "bert.pooling_type";
+        // As of a bare model in a folder.
+        let pooling = match if file.has(key) { file.number(key)? } else { 1 } {
+            1 => Pooling::Mean,
+            2 => Pooling::Cls,
+            3 => Pooling::Last,
+            other => {
+                let reason = format!("{other} is not supported; 1 (mean), 2 (first token) and 3 (last token) are");
+                return Err(wrong(key, reason));
+            }
+        };
+        let positions = number("bert.context_length")?;
+        let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let types = "tokenizer.ggml.token_type_count";
+        let config = Self {
+            family: GGUF_ENCODER,
+            hidden: number("bert.embedding_length")?,
+            layers: number("bert.block_count")?,
+            heads: number("bert.attention.head_count")?,
+            intermediate: number("bert.feed_forward_length")?,
+            vocabulary: file.texts("tokenizer.ggml.tokens")?.len(),
+            positions,
+            // The table of positions of a RoBERTa has lost what stands before the first.
+            first_position: 0,
+            types: if file.tensors.has("token_types.weight") { number(types)? } else { 0 },
+            epsilon,
+            pooling,
+            normalize: true,
+            sequence_max: read_sequence_max(folder)?.unwrap_or(positions).min(positions),
+        };
+        config.check(wrong)
+    }
+
+    fn check(self, wrong: impl Fn(&str, String) -> EngineError) -> Result<Self, EngineError> {
+        if !self.hidden.is_multiple_of(self.heads) {
+            let reason = format!("{} does not divide hidden_size {}", self.heads, self.hidden);
+            return Err(wrong("num_attention_heads", reason));
+        }
+        Ok(self)
     }
 }
 

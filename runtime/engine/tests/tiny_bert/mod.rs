@@ -3,6 +3,8 @@
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "each test uses a part of it")]
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests write a model directory")]
 
+pub mod as_gguf;
+
 use std::collections::HashMap;
 use std::path::Path;
 
