@@ -245,10 +245,12 @@ fn multiply<'a>(
                 });
                 (x.read(from * inputs, rows * inputs), bytes)
             };
-            matrix.panel(run.on.simd, x, bytes, rows, panel, &mut |row, output, sums| {
-                // SAFETY: as above.
-                let to = unsafe { out.write((from + row) * outputs + output, sums.len()) };
-                copy(sums, to);
+            matrix.panel(run.on.simd, x, bytes, rows, panel, &mut |products| {
+                for (row, sums) in (from + products.row..).zip(products.sums.chunks_exact(products.lanes)) {
+                    // SAFETY: as above.
+                    let to = unsafe { out.write(row * outputs + products.output, products.width) };
+                    run.on.simd.copy(&sums[..products.width], to);
+                }
             });
         }
     }

@@ -9,6 +9,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+mod attention;
 mod dense;
 mod experts;
 mod packed;
@@ -27,10 +28,11 @@ use kedge_formats::Tensor;
 use super::reference::choose;
 use super::{Backend, Capabilities, Prepared, Step};
 use crate::EngineError;
-use crate::graph::{Activation, Expert, Graph, Heads, Norm, Op, PAGE_TOKENS, Pairs, Part, Pooling, Rope};
+use crate::graph::{Activation, Expert, Graph, Norm, Op, PAGE_TOKENS, Pairs, Part, Pooling, Rope};
 use crate::plan::{Buffer, Plan};
+use attention::{Looking, QUERY_ROWS_PAGED, QUERY_ROWS_WHOLE};
 use dense::Dense;
-use pages::{Store, load_block};
+use pages::Store;
 use pool::Pool;
 use quant::{Layout, Quant, Rounded, Rows};
 use simd::Simd;
@@ -39,10 +41,6 @@ use simd::Simd;
 const PRODUCT_ROWS: usize = 96;
 /// Rows of one task that handles each row by itself.
 const PLAIN_ROWS: usize = 8;
-/// Query rows of one task of attention: keys are brought into order once for all of them. Texts that are seen whole are
-/// many at once; of those that are made, one may have to keep all threads busy.
-const QUERY_ROWS_WHOLE: usize = 64;
-const QUERY_ROWS_PAGED: usize = 16;
 /// Tasks for each thread that a product is cut into, so that one that was held up is made up for by others.
 const TASKS_PER_THREAD: usize = 6;
 
@@ -201,7 +199,7 @@ impl Matrix {
         }
     }
 
-    /// Products of `rows` rows, at most [`PRODUCT_ROWS`], with a panel: calls `put` with the row, the first output and the products.
+    /// Products of `rows` rows, at most [`PRODUCT_ROWS`], with a panel: calls `put` with a few rows at a time.
     fn panel(
         &self,
         simd: Simd,
@@ -209,7 +207,7 @@ impl Matrix {
         bytes: Option<Rows>,
         rows: usize,
         panel: usize,
-        put: &mut dyn FnMut(usize, usize, &mut [f32]),
+        put: &mut dyn FnMut(Products),
     ) {
         match self {
             Self::Dense(dense) => {
@@ -219,8 +217,8 @@ impl Matrix {
                     let mut tile = [[0.0; dense::PANEL]; dense::TILE_ROWS];
                     let x = &x[first * dense.inputs..(first + count) * dense.inputs];
                     dense.tile(simd, x, panel, &mut tile[..count]);
-                    let all = tile[..count].iter_mut().enumerate();
-                    all.for_each(|(row, sums)| put(first + row, panel * dense::PANEL, &mut sums[..width]));
+                    let sums = tile[..count].as_flattened_mut();
+                    put(Products { row: first, output: panel * dense::PANEL, width, lanes: dense::PANEL, sums });
                 }
             }
             Self::Quant(quant) => {
@@ -228,8 +226,8 @@ impl Matrix {
                 let bytes = bytes.expect("rows are made bytes for quantised weights");
                 let mut sum = |sums: &mut [[f32; quant::PANEL]]| {
                     quant.add(simd, bytes, panel, sums);
-                    let all = sums.iter_mut().enumerate();
-                    all.for_each(|(row, sums)| put(row, panel * quant::PANEL, &mut sums[..width]));
+                    let sums = sums.as_flattened_mut();
+                    put(Products { row: 0, output: panel * quant::PANEL, width, lanes: quant::PANEL, sums });
                 };
                 // Clearing room for all rows would cost single ones dearly.
                 if rows <= quant::TILE_ROWS {
@@ -240,6 +238,19 @@ impl Matrix {
             }
         }
     }
+}
+
+/// Products of a few rows with a panel.
+struct Products<'a> {
+    /// The first row.
+    row: usize,
+    /// The first output.
+    output: usize,
+    /// How many outputs there are.
+    width: usize,
+    /// How many numbers each row takes in `sums`.
+    lanes: usize,
+    sums: &'a mut [f32],
 }
 
 struct Loaded {
@@ -431,7 +442,9 @@ impl<'a> Run<'a> {
     fn panels_of_task(&self, parts: &[Part], rows: usize) -> usize {
         let panels: usize = parts.iter().map(|part| self.on.matrix(part.weight).panels()).sum();
         let tasks = self.on.pool.threads() * TASKS_PER_THREAD;
-        (panels * rows.div_ceil(PRODUCT_ROWS) / tasks).clamp(1, 64)
+        let most = (panels * rows.div_ceil(PRODUCT_ROWS) / tasks).clamp(1, 64);
+        // As many in each: a rest of few would leave a thread waiting for one with many.
+        panels.div_ceil(panels.div_ceil(most))
     }
 
     fn work(&self, scratch: &Scratch, work: Work, task: usize) {
@@ -507,15 +520,14 @@ impl<'a> Run<'a> {
                 }
             }
             Op::Norm { x, residual, norm, epsilon, sum, out } => {
-                let mut added = vec![0.0; size];
+                let mut added = vec![0.0; if residual.is_some() && sum.is_none() { size } else { 0 }];
                 for row in Self::plain_rows(count, task) {
                     let mut x = read(*x, row, size);
                     if let Some(residual) = residual {
-                        added.copy_from_slice(x);
-                        simd.add_scaled(&mut added, 1.0, read(*residual, row, size));
-                        x = &added;
-                    }
-                    if let Some(sum) = sum {
+                        let to = sum.map_or(&mut added[..], |sum| write(sum, row, size));
+                        simd.add(x, read(*residual, row, size), to);
+                        x = to;
+                    } else if let Some(sum) = sum {
                         write(*sum, row, size).copy_from_slice(x);
                     }
                     on.norm(*norm, *epsilon, x, write(*out, row, size));
@@ -563,17 +575,9 @@ impl<'a> Run<'a> {
                 }
             }
             Op::Paged { q, heads, scale, window, softcap, layer, out } => {
-                self.paged(
-                    scratch,
-                    *q,
-                    *heads,
-                    *scale as f32,
-                    *window,
-                    softcap.map(|bound| bound as f32),
-                    *layer,
-                    *out,
-                    task,
-                );
+                let (scale, softcap) = (*scale as f32, softcap.map(|bound| bound as f32));
+                let looking = Looking { heads: *heads, scale, window: *window, softcap, layer: *layer };
+                self.paged(scratch, *q, looking, *out, task);
             }
             Op::Gate { x, activation, out } => {
                 for row in Self::plain_rows(count, task) {
@@ -584,9 +588,7 @@ impl<'a> Run<'a> {
             Op::Experts { .. } => unreachable!("its stages are its parts"),
             Op::Add { x, y, out } => {
                 for row in Self::plain_rows(count, task) {
-                    let out = write(*out, row, size);
-                    out.copy_from_slice(read(*x, row, size));
-                    simd.add_scaled(out, 1.0, read(*y, row, size));
+                    simd.add(read(*x, row, size), read(*y, row, size), write(*out, row, size));
                 }
             }
             Op::Take { x, out } => {
@@ -653,168 +655,19 @@ impl<'a> Run<'a> {
             };
             let bias = part.bias.map(|bias| self.on.vector(bias));
             for panel in at * chunk..matrix.panels().min((at + 1) * chunk) {
-                matrix.panel(self.on.simd, x, bytes, rows, panel, &mut |row, output, sums| {
-                    if let Some(bias) = bias {
-                        sums.iter_mut().zip(&bias[output..]).for_each(|(sum, bias)| *sum += bias);
+                matrix.panel(self.on.simd, x, bytes, rows, panel, &mut |products| {
+                    let Products { row, output, width: count, lanes, sums } = products;
+                    let bias = bias.map_or(&[][..], |bias| &bias[output..output + count]);
+                    self.on.simd.settle(lanes, bias, activation, sums);
+                    for (row, sums) in (first + row..).zip(sums.chunks_exact(lanes)) {
+                        // SAFETY: these outputs of these rows are this task's alone.
+                        let out = unsafe { scratch.values[out].write(row * width + column + output, count) };
+                        self.on.simd.copy(&sums[..count], out);
                     }
-                    if let Some(activation) = activation {
-                        self.on.simd.activate(activation, sums);
-                    }
-                    // SAFETY: these outputs of these rows are this task's alone.
-                    let out = unsafe { scratch.values[out].write((first + row) * width + column + output, sums.len()) };
-                    copy(sums, out);
                 });
             }
             return;
         }
-    }
-
-    /// A task is a block of queries by one key head with all query heads that it serves.
-    fn attend(&self, scratch: &Scratch, qkv: Buffer, heads: Heads, out: Buffer, task: usize) {
-        let (block, key_head) = (task / heads.key, task % heads.key);
-        let (sequence, first_query, count) = self.queries[block];
-        let (first_row, length) = (self.firsts[sequence], self.step.sequences[sequence].rows);
-        let width = heads.width;
-        // SAFETY: an earlier stage wrote this.
-        let head = |row: usize, head: usize| unsafe {
-            scratch.values[qkv].read((first_row + row) * heads.qkv() + head * width, width)
-        };
-        let mut keys = vec![0.0; width * PAGE_TOKENS];
-        let mut values = vec![0.0; width * PAGE_TOKENS];
-        let mut items = self.items(scratch, out, heads, first_row + first_query, count, key_head);
-        let scale = 1.0 / (width as f32).sqrt();
-        for start in (0..length).step_by(PAGE_TOKENS) {
-            let present = PAGE_TOKENS.min(length - start);
-            for token in 0..present {
-                let (key, value) = (
-                    head(start + token, heads.query + key_head),
-                    head(start + token, heads.query + heads.key + key_head),
-                );
-                let places = keys[token..].iter_mut().step_by(PAGE_TOKENS);
-                places.zip(key).for_each(|(place, key)| *place = *key);
-                copy(value, &mut values[token * width..][..width]);
-            }
-            for item in &mut items {
-                let query = head(first_query + item.row, item.head);
-                item.look(self.on.simd, query, &keys, &values, scale, None, 0..present);
-            }
-        }
-        items.iter_mut().for_each(Item::finish);
-    }
-
-    #[allow(clippy::too_many_arguments, reason = "the fields of one operation")]
-    fn paged(
-        &self,
-        scratch: &Scratch,
-        q: Buffer,
-        heads: Heads,
-        scale: f32,
-        window: Option<usize>,
-        softcap: Option<f32>,
-        layer: usize,
-        out: Buffer,
-        task: usize,
-    ) {
-        let (block, key_head) = (task / heads.key, task % heads.key);
-        let (sequence, first_query, count) = self.queries[block];
-        let first_row = self.firsts[sequence] + first_query;
-        let Step { sequences, .. } = self.step;
-        let position = |row: usize| sequences[sequence].past + first_query + row;
-        let store = self.on.store.as_ref().expect("a graph that looks at pages has them");
-        let width = heads.width;
-        let mut keys = vec![0.0; width * PAGE_TOKENS];
-        let mut values = vec![0.0; width * PAGE_TOKENS];
-        let mut items = self.items(scratch, out, heads, first_row, count, key_head);
-        let oldest = |row: usize| window.map_or(0, |window| (position(row) + 1).saturating_sub(window));
-        for index in oldest(0) / PAGE_TOKENS..=position(count - 1) / PAGE_TOKENS {
-            let start = index * PAGE_TOKENS;
-            // SAFETY: earlier stages wrote what is looked at; what lies behind it is masked.
-            let (stored_keys, stored_values) =
-                unsafe { store.head(sequences[sequence].pages[index] as usize, layer, key_head) };
-            load_block(self.on.simd, stored_keys, stored_values, &mut keys, &mut values);
-            for item in &mut items {
-                let seen = oldest(item.row).max(start)..(position(item.row) + 1).min(start + PAGE_TOKENS);
-                if seen.is_empty() {
-                    continue;
-                }
-                // SAFETY: an earlier stage wrote this.
-                let query = unsafe {
-                    scratch.values[q].read(((first_row + item.row) * heads.query + item.head) * width, width)
-                };
-                item.look(self.on.simd, query, &keys, &values, scale, softcap, seen.start - start..seen.end - start);
-            }
-        }
-        items.iter_mut().for_each(Item::finish);
-    }
-
-    /// The outputs of a block of queries for the query heads that a key head serves.
-    fn items<'s>(
-        &self,
-        scratch: &'s Scratch,
-        out: Buffer,
-        heads: Heads,
-        first_row: usize,
-        count: usize,
-        key_head: usize,
-    ) -> Vec<Item<'s>> {
-        let group = heads.query / heads.key;
-        let all = (0..count).flat_map(|row| (0..group).map(move |head| (row, key_head * group + head)));
-        let item = |(row, head): (usize, usize)| {
-            let at = ((first_row + row) * heads.query + head) * heads.width;
-            // SAFETY: these heads of these rows are this task's alone.
-            let out = unsafe { scratch.values[out].write(at, heads.width) };
-            out.fill(0.0);
-            Item { row, head, top: f32::NEG_INFINITY, total: 0.0, out }
-        };
-        all.map(item).collect()
-    }
-}
-
-/// The attention of one query, kept up while blocks of keys go by: the largest score so far, the sum of the powers of e
-/// of the distances to it, and the values weighed by those.
-struct Item<'a> {
-    row: usize,
-    head: usize,
-    top: f32,
-    total: f32,
-    out: &'a mut [f32],
-}
-
-impl Item<'_> {
-    #[allow(clippy::too_many_arguments, reason = "what one block of attention takes")]
-    fn look(
-        &mut self,
-        simd: Simd,
-        query: &[f32],
-        keys: &[f32],
-        values: &[f32],
-        scale: f32,
-        softcap: Option<f32>,
-        seen: std::ops::Range<usize>,
-    ) {
-        let mut scores = [0.0; PAGE_TOKENS];
-        simd.scores(query, keys, &mut scores);
-        scores.iter_mut().for_each(|score| *score *= scale);
-        if let Some(bound) = softcap {
-            simd.softcap(bound, &mut scores);
-        }
-        scores[..seen.start].fill(f32::NEG_INFINITY);
-        scores[seen.end..].fill(f32::NEG_INFINITY);
-        let top = simd.largest(self.top, &scores);
-        if top > self.top {
-            let shrink = if self.top == f32::NEG_INFINITY { 0.0 } else { (self.top - top).exp() };
-            self.out.iter_mut().for_each(|out| *out *= shrink);
-            self.total *= shrink;
-            self.top = top;
-        }
-        let powers = &mut scores[seen.clone()];
-        self.total += simd.powers(top, powers);
-        simd.mix(powers, &values[seen.start * query.len()..], self.out);
-    }
-
-    fn finish(&mut self) {
-        let by = 1.0 / self.total;
-        self.out.iter_mut().for_each(|out| *out *= by);
     }
 }
 
@@ -844,14 +697,6 @@ impl Loaded {
             }
         }
     }
-}
-
-/// Copies a short vector without a call: its length is a few whole registers, mostly.
-fn copy(from: &[f32], to: &mut [f32]) {
-    let (whole, rest) = from.as_chunks::<16>();
-    let (to_whole, to_rest) = to.as_chunks_mut::<16>();
-    to_whole.iter_mut().zip(whole).for_each(|(to, from)| *to = *from);
-    to_rest.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
 }
 
 /// Turns the pairs of a head by angles given as cosine and sine.
