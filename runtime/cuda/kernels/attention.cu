@@ -1,19 +1,22 @@
 // Positions, pages of keys and values, and attention.
 //
 // A page holds PAGE tokens of every layer and key head as 16-bit floats. Of a head the keys come first, eight
-// dimensions of all tokens at a time, so that a warp with a token a lane reads them side by side; then the values,
-// token by token. Pages of a sequence are handed to the warps of a fixed number of streams by their index in it, each
-// stream sums up what it sees, and the streams' sums are added in order: so the bits of an answer follow from its
-// sequence alone, however long it was when it was computed and whatever else was.
+// dimensions of all tokens at a time; then the values, all tokens of a dimension at a time: so the tensor cores' lanes
+// read whole vectors of both. Numbers of pages are finite, also where no token is yet (the store begins as zeros), but for
+// the keys of a token whose values are not: those are no numbers, and make everything none that sees the token.
+//
+// Pages of a sequence are handed to the warps of a fixed number of streams by their index in it, each stream sums up what
+// it sees, and the streams' sums are added in order: so the bits of an answer follow from its sequence alone, however
+// long it was when it was computed and whatever else was.
 
 #include "common.cuh"
 
 // Streams of a query: warps of a block by blocks.
 #define WARPS 4
 #define SPLITS 8
-// Query heads that one warp handles together; they share a key head.
-#define GROUP 8
-// Numbers of a head that a lane sums up: heads are at most 32 times as wide.
+// Queries that one warp handles together: heads that share a key head, of neighbouring rows.
+#define QUERIES 16
+// Numbers of a head that a lane of `attend` sums up: heads are at most 32 times as wide.
 #define EACH 8
 
 // Cosine and sine of each row's position times each pair's frequency, times the magnitude. Angles are reduced in 64
@@ -39,6 +42,8 @@ KERNEL(256, angles)(const u32 *places, const double *frequencies, float2 *out, c
 __device__ __forceinline__ u64 head_at(u32 page, u32 layers, u32 layer, u32 heads, u32 head, u32 padded, u32 width) {
     return (((u64)page * layers + layer) * heads + head) * (u64)(PAGE * (padded + width));
 }
+
+__device__ __forceinline__ bool is_finite_half(u16 bits) { return (bits & 0x7c00) != 0x7c00; }
 
 // A warp for each head of a row: norms it, turns it, and puts it where it belongs. Norms: 0 none, 1 root mean square,
 // 2 layer norm; `more` is added to gamma. Pairs: 0 not turned, 1 halves, 2 neighbours.
@@ -96,11 +101,18 @@ KERNEL(256, place)(const float *qkv, const float *q_gamma, const float *q_beta, 
         u32 key_head = (index - query_heads) % key_heads;
         u16 *to = store + head_at(page, layers, layer, key_heads, key_head, padded, width);
         if (is_value) {
-            to += PAGE * padded + token * width;
-            for (u32 i = lane; i < width; i += 32) to[i] = to_half(head[i]);
+            to += PAGE * padded + token;
+            for (u32 i = lane; i < width; i += 32) {
+                u16 half = to_half(head[i]);
+                to[i * PAGE] = is_finite_half(half) ? half : 0;
+            }
         } else {
+            const float *values = from + key_heads * width;
+            bool good = true;
+            for (u32 i = lane; i < width; i += 32) good = good && is_finite_half(to_half(values[i]));
+            good = __all_sync(EVERYONE, good);
             for (u32 i = lane; i < padded; i += 32) {
-                to[(i / 8 * PAGE + token) * 8 + i % 8] = i < width ? to_half(head[i]) : 0;
+                to[(i / 8 * PAGE + token) * 8 + i % 8] = !good ? 0x7fff : i < width ? to_half(head[i]) : 0;
             }
         }
     }
@@ -155,135 +167,221 @@ __device__ __forceinline__ u32 first_page(u32 oldest, u32 stream) {
     return oldest + (stream + STREAMS - oldest % STREAMS) % STREAMS;
 }
 
-// One part of a query's attention, for the heads that share a key head: those pages of its sequence whose streams are
-// this block's. Writes for each head the largest score, the total and the sums, or only that there is no score. Grid:
-// rows, key heads by groups of query heads, splits.
-KERNEL(128, paged)(const float *queries, const u16 *store, const u32 *places, const u32 *sequences, const u32 *firsts,
-                   const u32 *pages, float *partial, const u32 *count, u32 first_row, u32 query_heads, u32 key_heads,
-                   u32 width, u32 layers, u32 layer, u32 window, float scale, float bound) {
-    extern __shared__ float shared[];
-    u32 row = first_row + blockIdx.x;
-    if (row >= *count) return;
-    u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    u32 each = query_heads / key_heads, groups = (each + GROUP - 1) / GROUP;
-    u32 key_head = blockIdx.y / groups, head = key_head * each + blockIdx.y % groups * GROUP;
-    u32 heads = min(each - blockIdx.y % groups * GROUP, GROUP);
+// One part of the attention of a few queries: neighbouring rows, each with the heads that share a key head, to those pages
+// of their sequences whose streams are this block's. Writes for each query the largest score, the total and the sums, or
+// only that there is no score. Grid: rows by `rows_each`, key heads by groups of query heads, splits. WIDE is the least
+// that heads fit in.
+//
+// A warp multiplies sixteen queries by the 32 tokens of a page. Which token and which dimension is which of the tensor
+// cores' is chosen so that each lane reads eight neighbours at once: lane `4 g + c` has dimensions `32 i + 8 c` and on of
+// token `8 (g / 2) + 2 j + g % 2` as column g of tile j of the scores, gets the scores of tokens `8 c + 2 j` and the next,
+// and has tokens `8 c` and on of dimension `8 n + g` as column g of tile n of the sums.
+#define PAGED_PARAMETERS                                                                                               \
+    const float *queries, const u16 *store, const u32 *places, const u32 *sequences, const u32 *firsts,                \
+        const u32 *pages, float *partial, const u32 *count, u32 first_row, u32 rows_each, u32 query_heads,             \
+        u32 key_heads, u32 width, u32 layers, u32 layer, u32 window, float scale, float bound
+#define PAGED_ARGUMENTS                                                                                                \
+    queries, store, places, sequences, firsts, pages, partial, count, first_row, rows_each, query_heads, key_heads,    \
+        width, layers, layer, window, scale, bound
+
+// The first token that is seen from a place.
+__device__ __forceinline__ u32 oldest_of(u32 place, u32 window) {
+    return window && place + 1 > window ? place + 1 - window : 0;
+}
+
+// The sum or the largest over the four lanes that have the scores of the same two queries.
+__device__ __forceinline__ float quad_sum(float value) {
+    value = __fadd_rn(value, __shfl_xor_sync(EVERYONE, value, 1));
+    return __fadd_rn(value, __shfl_xor_sync(EVERYONE, value, 2));
+}
+
+__device__ __forceinline__ float quad_max(float value) {
+    value = fmaxf(value, __shfl_xor_sync(EVERYONE, value, 1));
+    return fmaxf(value, __shfl_xor_sync(EVERYONE, value, 2));
+}
+
+__device__ __forceinline__ u32 to_halves(float low, float high) { return to_half(low) | (u32)to_half(high) << 16; }
+
+template <int WIDE>
+__device__ __forceinline__ void paged(PAGED_PARAMETERS) {
+    // Queries as 16-bit floats, under a power of two each that `undo` undoes; rows begin in different banks.
+    const u32 STRIDE = WIDE + 32;
+    extern __shared__ uint4 room[];
+    __shared__ float undo[QUERIES], tops[QUERIES], totals[QUERIES];
+    u16 *halves = (u16 *)room;
+    float *merged = (float *)(halves + QUERIES * STRIDE);
+    u32 first = first_row + blockIdx.x * rows_each, all = *count;
+    if (first >= all) return;
+    u32 rows = min(rows_each, all - first);
+    u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane / 4, c = lane % 4;
+    u32 each = query_heads / key_heads, groups = (each + QUERIES - 1) / QUERIES;
+    u32 key_head = blockIdx.y / groups, head = key_head * each + blockIdx.y % groups * QUERIES;
+    u32 heads = min(each - blockIdx.y % groups * QUERIES, QUERIES);
     u32 padded = (width + 7) / 8 * 8;
-    u32 place = places[row], oldest = window && place + 1 > window ? place + 1 - window : 0;
-    // The first page of each of the block's streams; warps whose stream has none stand aside.
-    u32 begins[WARPS], last = place / PAGE, earlier = 0;
+    places += first;
+    sequences += first;
+    queries += ((u64)first * query_heads + head) * width;
+    partial += (((u64)blockIdx.x * rows_each * query_heads + head) * SPLITS + blockIdx.z) * (width + 2);
+    // Where query q is: of the queries, and SPLITS times as far of the parts.
+#define QUERY(q) ((u64)((q) / heads) * query_heads + (q) % heads)
     bool any = false;
-#pragma unroll
-    for (u32 w = 0; w < WARPS; w++) {
-        begins[w] = first_page(oldest / PAGE, blockIdx.z + w * SPLITS);
-        any = any || begins[w] <= last;
-        if (w < warp && begins[w] <= last) earlier++;
+#pragma unroll 1
+    for (u32 row = 0; row < rows; row++) {
+        u32 from = oldest_of(places[row], window) / PAGE, last = places[row] / PAGE;
+        for (u32 w = 0; w < WARPS; w++) any = any || first_page(from, blockIdx.z + w * SPLITS) <= last;
     }
-    partial += (((u64)blockIdx.x * query_heads + head) * SPLITS + blockIdx.z) * (width + 2);
-    u64 partial_step = (u64)SPLITS * (width + 2);
     if (!any) {
-        if (threadIdx.x < heads) partial[threadIdx.x * partial_step] = NEVER;
+        if (threadIdx.x < rows * heads) partial[QUERY(threadIdx.x) * SPLITS * (width + 2)] = NEVER;
         return;
     }
-    float *query = shared;
-    for (u32 i = threadIdx.x; i < heads * padded; i += blockDim.x) {
-        u32 at = i % padded;
-        query[i] = at < width ? queries[((u64)row * query_heads + head + i / padded) * width + at] : 0.0f;
+#pragma unroll 1
+    for (u32 q = warp; q < QUERIES; q += WARPS) {
+        bool there = q < rows * heads;
+        const float *query = queries + (there ? QUERY(q) : 0) * width;
+        float top = 0.0f;
+        for (u32 i = lane; i < width; i += 32) top = fmaxf(top, size_of(query[i]));
+        Power power = power_of(there ? warp_max(top) : 0.0f);
+        for (u32 i = lane; i < WIDE; i += 32) halves[q * STRIDE + i] = there && i < width ? to_half(query[i] * power.by) : 0;
+        if (lane == 0) {
+            undo[q] = power.undo;
+            tops[q] = NEVER;
+            totals[q] = 0.0f;
+        }
     }
     __syncthreads();
-    const u32 *own = pages + firsts[sequences[row]];
-    Seen<GROUP> seen;
-    u32 page = begins[0];
+    // Of queries g and g + 8: the largest score, the sum of the powers of e of the distances to it, and the values weighed
+    // by those.
+    float top[2] = {NEVER, NEVER}, total[2] = {0.0f, 0.0f}, sums[WIDE / 8][4];
 #pragma unroll
-    for (u32 w = 1; w < WARPS; w++) page = w == warp ? begins[w] : page;
-    bool active = page <= last;
-    for (; page <= last; page += WARPS * SPLITS) {
-        const u16 *keys = store + head_at(own[page], layers, layer, key_heads, key_head, padded, width);
-        const u16 *values = keys + PAGE * padded;
-        u32 from = oldest > page * PAGE ? oldest - page * PAGE : 0, to = min(place - page * PAGE + 1, PAGE);
-        bool there = lane >= from && lane < to;
-        float scores[GROUP];
+    for (int n = 0; n < WIDE / 8; n++)
+        for (int i = 0; i < 4; i++) sums[n][i] = 0.0f;
+    // Rows of one sequence after the other.
+#pragma unroll 1
+    for (u32 row = 0, end; row < rows; row = end) {
+        for (end = row + 1; end < rows && sequences[end] == sequences[row];) end++;
+        // What queries g and g + 8 see, if they are of this sequence: tokens from and to.
+        u32 from[2], to[2];
+        for (int i = 0; i < 2; i++) {
+            u32 q = g + 8 * i, at = q / heads;
+            bool here = q < rows * heads && at >= row && at < end;
+            from[i] = here ? oldest_of(places[at], window) : 0;
+            to[i] = here ? places[at] + 1 : 0;
+        }
+        const u32 *own = pages + firsts[sequences[row]];
+        u32 last = places[end - 1] / PAGE;
+#pragma unroll 1
+        for (u32 page = first_page(oldest_of(places[row], window) / PAGE, blockIdx.z + warp * SPLITS); page <= last;
+             page += WARPS * SPLITS) {
+            const u16 *keys = store + head_at(own[page], layers, layer, key_heads, key_head, padded, width);
+            const u16 *values = keys + PAGE * padded;
+            float scores[4][4];
 #pragma unroll
-        for (int h = 0; h < GROUP; h++) scores[h] = 0.0f;
-        if (there) {
+            for (int j = 0; j < 4; j++)
+                for (int i = 0; i < 4; i++) scores[j][i] = 0.0f;
 #pragma unroll 2
-            for (u32 d = 0; d < padded; d += 8) {
-                uint4 eight = *(const uint4 *)(keys + (u64)(d / 8 * PAGE + lane) * 8);
-                float2 k0 = from_halves(eight.x), k1 = from_halves(eight.y);
-                float2 k2 = from_halves(eight.z), k3 = from_halves(eight.w);
+            for (u32 d = 0; d < width; d += 32) {
+                uint4 a = *(const uint4 *)(halves + g * STRIDE + d + 8 * c);
+                uint4 b = *(const uint4 *)(halves + (g + 8) * STRIDE + d + 8 * c);
+                bool there = d + 8 * c < padded;
 #pragma unroll
-                for (int h = 0; h < GROUP; h++) {
-                    if (h >= heads) break;
-                    const float *q = query + h * padded + d;
-                    float4 q0 = *(const float4 *)q, q1 = *(const float4 *)(q + 4);
-                    float score = scores[h];
-                    score = __fmaf_rn(q0.x, k0.x, score);
-                    score = __fmaf_rn(q0.y, k0.y, score);
-                    score = __fmaf_rn(q0.z, k1.x, score);
-                    score = __fmaf_rn(q0.w, k1.y, score);
-                    score = __fmaf_rn(q1.x, k2.x, score);
-                    score = __fmaf_rn(q1.y, k2.y, score);
-                    score = __fmaf_rn(q1.z, k3.x, score);
-                    scores[h] = __fmaf_rn(q1.w, k3.y, score);
+                for (int j = 0; j < 4; j++) {
+                    u32 token = g / 2 * 8 + 2 * j + g % 2;
+                    uint4 key = there ? *(const uint4 *)(keys + (u64)((d / 8 + c) * PAGE + token) * 8) : make_uint4(0, 0, 0, 0);
+                    multiply_half(scores[j], make_uint4(a.x, b.x, a.y, b.y), key.x, key.y);
+                    multiply_half(scores[j], make_uint4(a.z, b.z, a.w, b.w), key.z, key.w);
                 }
             }
-        }
-        __syncwarp();
-        // What a head's scores are is kept for the lanes to pass around.
+            float shrink[2];
 #pragma unroll
-        for (int h = 0; h < GROUP; h++) {
-            if (h >= heads) break;
-            float score = there ? loud(bend(__fmul_rn(scores[h], scale), bound)) : NEVER;
-            scores[h] = seen.weigh(h, score);
-        }
-#pragma unroll 1
-        for (u32 token = from; token < to; token++) {
-            float numbers[EACH];
+            for (int i = 0; i < 2; i++) {
+                float best = NEVER, by = __fmul_rn(undo[g + 8 * i], scale);
 #pragma unroll
-            for (int i = 0; i < EACH; i += 2) {
-                u32 at = 2 * lane + 32 * i;
-                float2 two = at < width ? from_halves(*(const u32 *)(values + token * width + at)) : make_float2(0.0f, 0.0f);
-                numbers[i] = two.x;
-                numbers[i + 1] = two.y;
+                for (int j = 0; j < 4; j++)
+#pragma unroll
+                    for (int k = 0; k < 2; k++) {
+                        u32 token = page * PAGE + 8 * c + 2 * j + k;
+                        bool seen = token >= from[i] && token < to[i];
+                        float score = loud(bend(__fmul_rn(scores[j][2 * i + k], by), bound));
+                        scores[j][2 * i + k] = seen ? score : NEVER;
+                        best = fmaxf(best, scores[j][2 * i + k]);
+                    }
+                best = fmaxf(top[i], quad_max(best));
+                // Who sees nothing here keeps what it has.
+                float base = best == NEVER ? 0.0f : best, more = 0.0f;
+                shrink[i] = expf(top[i] - base);
+                top[i] = best;
+#pragma unroll
+                for (int j = 0; j < 4; j++)
+#pragma unroll
+                    for (int k = 0; k < 2; k++) {
+                        float power = expf(scores[j][2 * i + k] - base);
+                        scores[j][2 * i + k] = power;
+                        more = __fadd_rn(more, power);
+                    }
+                total[i] = __fadd_rn(__fmul_rn(total[i], shrink[i]), quad_sum(more));
+            }
+            uint4 weights[2];
+            for (int i = 0; i < 2; i++) {
+                weights[i].x = to_halves(scores[2 * i][0], scores[2 * i][1]);
+                weights[i].y = to_halves(scores[2 * i][2], scores[2 * i][3]);
+                weights[i].z = to_halves(scores[2 * i + 1][0], scores[2 * i + 1][1]);
+                weights[i].w = to_halves(scores[2 * i + 1][2], scores[2 * i + 1][3]);
             }
 #pragma unroll
-            for (int h = 0; h < GROUP; h++) {
-                if (h >= heads) break;
-                seen.mix(h, __shfl_sync(EVERYONE, scores[h], token), numbers);
+            for (int n = 0; n < WIDE / 8; n++) {
+                if (8 * n < width) {
+                    for (int i = 0; i < 4; i++) sums[n][i] = __fmul_rn(sums[n][i], shrink[i / 2]);
+                    bool there = 8 * n + g < width;
+                    uint4 value = there ? *(const uint4 *)(values + (8 * n + g) * PAGE + 8 * c) : make_uint4(0, 0, 0, 0);
+                    multiply_half(sums[n], weights[0], value.x, value.y);
+                    multiply_half(sums[n], weights[1], value.z, value.w);
+                }
             }
         }
     }
     // The warps' sums, in their order: each adds its own to what those before it left.
-    float *tops = query + GROUP * padded, *totals = tops + GROUP, *sums = totals + GROUP;
+#pragma unroll 1
     for (u32 turn = 0; turn < WARPS; turn++) {
-        if (warp == turn && active) {
+        if (warp == turn) {
 #pragma unroll
-            for (int h = 0; h < GROUP; h++) {
-                if (h >= heads) break;
-                float top = earlier ? tops[h] : NEVER, total = earlier ? totals[h] : 0.0f;
-                float best = fmaxf(top, seen.top[h]);
-                float theirs = expf(top - best), ours = expf(seen.top[h] - best);
+            for (int i = 0; i < 2; i++) {
+                u32 q = g + 8 * i;
+                float before = tops[q], old = totals[q];
                 __syncwarp();
-                if (lane == 0) {
-                    tops[h] = best;
-                    totals[h] = __fmaf_rn(total, theirs, __fmul_rn(seen.total[h], ours));
+                if (top[i] == NEVER) continue;
+                float best = fmaxf(before, top[i]);
+                bool begins = before == NEVER;
+                float theirs = begins ? 0.0f : expf(before - best), ours = expf(top[i] - best);
+                if (c == 0) {
+                    tops[q] = best;
+                    totals[q] = __fmaf_rn(old, theirs, __fmul_rn(total[i], ours));
                 }
 #pragma unroll
-                for (int i = 0; i < EACH; i++) {
-                    u32 at = 2 * lane + 32 * (i & ~1) + (i & 1);
-                    if (at >= width) continue;
-                    float sum = earlier ? sums[h * width + at] : 0.0f;
-                    sums[h * width + at] = __fmaf_rn(sum, theirs, __fmul_rn(seen.sums[h][i], ours));
+                for (int n = 0; n < WIDE / 8; n++) {
+#pragma unroll
+                    for (int k = 0; k < 2; k++) {
+                        u32 at = 8 * n + 2 * c + k;
+                        if (at >= width) continue;
+                        float sum = begins ? 0.0f : merged[q * width + at];
+                        merged[q * width + at] = __fmaf_rn(sum, theirs, __fmul_rn(sums[n][2 * i + k], ours));
+                    }
                 }
             }
         }
         __syncthreads();
     }
-    for (u32 i = threadIdx.x; i < heads * (width + 2); i += blockDim.x) {
-        u32 h = i / (width + 2), at = i % (width + 2);
-        partial[h * partial_step + at] = at == 0 ? tops[h] : at == 1 ? totals[h] : sums[h * width + at - 2];
+#pragma unroll 1
+    for (u32 i = threadIdx.x; i < rows * heads * (width + 2); i += blockDim.x) {
+        u32 q = i / (width + 2), at = i % (width + 2);
+        if (at && tops[q] == NEVER) continue;
+        float number = at == 0 ? tops[q] : at == 1 ? totals[q] : merged[q * width + at - 2];
+        partial[QUERY(q) * SPLITS * (width + 2) + at] = number;
     }
 }
+
+KERNEL(128, paged_64)(PAGED_PARAMETERS) { paged<64>(PAGED_ARGUMENTS); }
+KERNEL(128, paged_128)(PAGED_PARAMETERS) { paged<128>(PAGED_ARGUMENTS); }
+KERNEL(128, paged_256)(PAGED_PARAMETERS) { paged<256>(PAGED_ARGUMENTS); }
 
 // Adds up the parts of a head of a row, in order. Grid: rows, heads.
 KERNEL(256, paged_merge)(const float *partial, float *out, const u32 *count, u32 first_row, u32 query_heads,

@@ -68,6 +68,22 @@ __device__ __forceinline__ float block_max(float value, float *parts) {
     return top;
 }
 
+// d += a b with 16-bit floats: sixteen rows by sixteen inputs by eight columns.
+__device__ __forceinline__ void multiply_half(float (&d)[4], uint4 a, u32 b0, u32 b1) {
+#if __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+#else
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(b0));
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.z), "r"(a.w), "r"(b1));
+#endif
+}
+
 // Activations by the numbers that src/launch.rs gives them; none is 0.
 __device__ __forceinline__ float activate(u32 activation, float x) {
     switch (activation) {
@@ -91,24 +107,33 @@ struct Rounded {
 #define ROUNDED_NUMBERS u32 kind_of_rounded, u32 padded, u32 scales_step
 #define ROUNDED {kind_of_rounded, padded, scales_step, rounded, scales}
 
-// To 16-bit floats: a vector is first multiplied by the power of two that brings its largest number to [2¹⁴, 2¹⁵); its scale
-// undoes it. Its block has put the vector's largest size in `top`, and all its threads call this; `padded` is its width
-// there. In a chunk of sixteen the four numbers that one lane multiplies lie together.
-__device__ __forceinline__ void round_half(const float *x, u32 row, u32 width, float top, const Rounded &to) {
+// The power of two that brings the largest number of a vector to [2¹⁴, 2¹⁵), and what undoes it.
+struct Power {
+    float by, undo;
+};
+
+__device__ __forceinline__ Power power_of(float top) {
     u32 exponent = max((u32)__float_as_int(top) >> 23, 15);
     bool plain = top == 0.0f || exponent == 255;
-    float by = plain ? 1.0f : __int_as_float(268 - exponent << 23);
-    if (threadIdx.x == 0) ((float *)to.scales)[row] = plain ? 1.0f : __int_as_float(exponent - 14 << 23);
-    for (u32 i = threadIdx.x; i < to.padded; i += blockDim.x) {
-        u32 at = i / 16 * 16 + i % 8 / 2 * 4 + i % 16 / 8 * 2 + i % 2;
-        ((u16 *)to.out)[(u64)row * to.padded + at] = i < width ? to_half(x[i] * by) : 0;
-    }
+    return {plain ? 1.0f : __int_as_float(268 - exponent << 23), plain ? 1.0f : __int_as_float(exponent - 14 << 23)};
 }
 
 // The size of a number as rounding sees it.
 __device__ __forceinline__ float size_of(float value) {
     float size = fabsf(value);
     return size <= FINITE_MAX ? size : -NEVER;
+}
+
+// To 16-bit floats, under a power of two that its scale undoes. The vector's block has put its largest size in `top`, and all
+// its threads call this; `padded` is its width there. In a chunk of sixteen the four numbers that one lane multiplies lie
+// together.
+__device__ __forceinline__ void round_half(const float *x, u32 row, u32 width, float top, const Rounded &to) {
+    Power power = power_of(top);
+    if (threadIdx.x == 0) ((float *)to.scales)[row] = power.undo;
+    for (u32 i = threadIdx.x; i < to.padded; i += blockDim.x) {
+        u32 at = i / 16 * 16 + i % 8 / 2 * 4 + i % 16 / 8 * 2 + i % 2;
+        ((u16 *)to.out)[(u64)row * to.padded + at] = i < width ? to_half(x[i] * power.by) : 0;
+    }
 }
 
 // To bytes: each 32 numbers under their largest size / 127. The scales have that, and the sum of the bytes times it. A

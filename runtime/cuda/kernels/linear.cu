@@ -214,22 +214,6 @@ KERNEL(256, linear_f32)(LINEAR_PARAMETERS) {
     out[(u64)id * width + first + output] = activate(activation, sum);
 }
 
-// d += a b with 16-bit floats: sixteen outputs by sixteen inputs by eight vectors.
-__device__ __forceinline__ void multiply_half(float (&d)[4], uint4 a, u32 b0, u32 b1) {
-#if __CUDA_ARCH__ >= 800
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
-#else
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a.x), "r"(a.y), "r"(b0));
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a.z), "r"(a.w), "r"(b1));
-#endif
-}
-
 // d = a b with signed bytes: sixteen outputs by 32 inputs by eight vectors.
 __device__ __forceinline__ void multiply_bytes(int (&d)[4], uint4 a, u32 b0, u32 b1) {
     d[0] = d[1] = d[2] = d[3] = 0;

@@ -62,6 +62,8 @@ pub trait Device: Send + Sync {
     fn allocate(&self, bytes: u64) -> Result<u64, Fault>;
     /// Gives room back, once all work before it is done.
     fn release(&self, address: u64);
+    /// Makes so many bytes zero.
+    fn clear(&self, address: u64, bytes: u64) -> Result<(), Fault>;
     /// Copies bytes to the device. They may change as soon as this returns.
     fn upload(&self, to: u64, bytes: &[u8]) -> Result<(), Fault>;
     /// Copies bytes from the device, after waiting for everything before.

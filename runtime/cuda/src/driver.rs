@@ -89,6 +89,7 @@ interface! {
     memory_info = "cuMemGetInfo_v2" (*mut usize, *mut usize);
     memory_allocate = "cuMemAlloc_v2" (*mut CUdeviceptr, usize);
     memory_free = "cuMemFree_v2" (CUdeviceptr);
+    memory_set = "cuMemsetD8Async" (CUdeviceptr, u8, usize, CUstream);
     copy_in = "cuMemcpyHtoDAsync_v2" (CUdeviceptr, *const c_void, usize, CUstream);
     copy_out = "cuMemcpyDtoHAsync_v2" (*mut c_void, CUdeviceptr, usize, CUstream);
     module_load = "cuModuleLoadDataEx" (*mut CUmodule, *const c_void, c_uint, *mut c_uint, *mut *mut c_void);
@@ -275,6 +276,13 @@ impl Device for Driver {
         let _ = self.enter();
         // SAFETY: the address came from `allocate`; the driver waits for work that uses it.
         unsafe { (self.api.memory_free)(address) };
+    }
+
+    fn clear(&self, address: u64, bytes: u64) -> Result<(), Fault> {
+        self.enter()?;
+        // SAFETY: the caller has allocated so many bytes there.
+        let code = unsafe { (self.api.memory_set)(address, 0, bytes as usize, self.stream) };
+        self.api.check(code, &format!("clearing {bytes} bytes"))
     }
 
     fn upload(&self, to: u64, bytes: &[u8]) -> Result<(), Fault> {

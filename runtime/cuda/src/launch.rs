@@ -17,8 +17,11 @@ use crate::pack::{Format, TILE};
 const WARPS: usize = 4;
 /// Blocks that share a query; `SPLITS` there.
 const SPLITS: usize = 8;
-/// Query heads of a warp; `GROUP` there.
-const GROUP: usize = 8;
+/// Queries of a warp; `QUERIES` there.
+const QUERIES: usize = 16;
+/// The most rows that have their attention computed one by one: there is more to read than to compute, and more blocks read
+/// faster.
+const LONELY_ROWS_MAX: usize = 16;
 /// Rows whose attention is in parts at a time.
 const PARTIAL_ROWS: usize = 256;
 /// Threads of kernels with a thread for each number.
@@ -453,10 +456,18 @@ impl Writer<'_> {
             }
             Op::Paged { q, heads, scale, window, softcap, layer, out } => {
                 let Heads { query, key, width } = *heads;
-                let groups = (query / key).div_ceil(GROUP);
-                let shared = 4 * (GROUP * width.next_multiple_of(8) + 2 * GROUP + GROUP * width);
-                for first in (0..rows).step_by(PARTIAL_ROWS) {
-                    let some = PARTIAL_ROWS.min(rows - first);
+                let heads = (query / key).min(QUERIES);
+                let groups = (query / key).div_ceil(QUERIES);
+                let rows_each = if rows <= LONELY_ROWS_MAX { 1 } else { QUERIES / heads };
+                let (kernel, wide) = match width {
+                    ..=64 => ("kedge_paged_64", 64),
+                    65..=128 => ("kedge_paged_128", 128),
+                    _ => ("kedge_paged_256", 256),
+                };
+                let shared = 2 * QUERIES * (wide + 32) + 4 * QUERIES * width;
+                let at_once = PARTIAL_ROWS / rows_each * rows_each;
+                for first in (0..rows).step_by(at_once) {
+                    let some = at_once.min(rows - first);
                     let arguments = a::Paged {
                         queries: self.buffer(*q),
                         store: self.places.store,
@@ -467,6 +478,7 @@ impl Writer<'_> {
                         partial: self.scratch(Part::Partial),
                         count,
                         first_row: first as u32,
+                        rows_each: rows_each as u32,
                         query_heads: query as u32,
                         key_heads: key as u32,
                         width: width as u32,
@@ -476,7 +488,8 @@ impl Writer<'_> {
                         scale: *scale as f32,
                         bound: softcap.unwrap_or(0.0) as f32,
                     };
-                    self.push("kedge_paged", [some, key * groups, SPLITS], 32 * WARPS, shared, arguments.bytes());
+                    let grid = [some.div_ceil(rows_each), key * groups, SPLITS];
+                    self.push(kernel, grid, 32 * WARPS, shared, arguments.bytes());
                     let arguments = a::PagedMerge {
                         partial: self.scratch(Part::Partial),
                         out: self.buffer(*out),
@@ -779,17 +792,17 @@ mod tests {
             (
                 Dtype::Q8_0,
                 1,
-                "embed norm linear_q8_0_8 place paged paged_merge round_bytes linear_q8_0_8 norm linear_q8_0_8 gate linear_q8_0_8 take",
+                "embed norm linear_q8_0_8 place paged_64 paged_merge round_bytes linear_q8_0_8 norm linear_q8_0_8 gate linear_q8_0_8 take",
             ),
             (
                 Dtype::F16,
                 20,
-                "embed norm linear_half_32 place paged paged_merge round_half linear_half_32 norm linear_half_32 gate round_half linear_half_32 take",
+                "embed norm linear_half_32 place paged_64 paged_merge round_half linear_half_32 norm linear_half_32 gate round_half linear_half_32 take",
             ),
             (
                 Dtype::F32,
                 100,
-                "embed norm linear_f32 place paged paged_merge linear_f32 norm linear_f32 gate linear_f32 take",
+                "embed norm linear_f32 place paged_64 paged_merge linear_f32 norm linear_f32 gate linear_f32 take",
             ),
         ] {
             assert_eq!(kernels(&written(&layer(dtype), rows)), expected, "{}", dtype.name());

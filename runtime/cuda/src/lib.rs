@@ -147,7 +147,9 @@ impl Backend for Cuda {
         };
         let model = Model::new(&graph, &mut put).map_err(|fault| wrong(format!("weights: {fault}")))?;
         let numbers = graph.pages.map_or(0, launch::page_numbers) * pages;
+        // Kernels multiply what is in a page by zero where there is no token: it must be a number.
         let store = Block::new(device, 2 * numbers)
+            .and_then(|store| device.clear(store.address, store.bytes as u64).map(|()| store))
             .map_err(|fault| wrong(format!("room for keys and values of {pages} pages: {fault}")))?;
         let loaded =
             Loaded { device: device.clone(), graph, model, pages, store, state: Mutex::default(), _weights: weights };

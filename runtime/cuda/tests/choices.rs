@@ -5,6 +5,7 @@
 
 mod devices;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use devices::{Tested, each};
@@ -172,6 +173,8 @@ fn a_draw_for_each_answer() {
     }
 }
 
+type Settings = (f32, usize, f32, f64, u64, Option<usize>, BTreeMap<u32, (f32, f32, f32)>);
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -184,7 +187,7 @@ proptest! {
             1..6,
         ),
     ) {
-        let draw = |(sharpness, top_k, top_p, min_p, random, told, changes): (f32, _, _, f64, _, _, std::collections::BTreeMap<u32, (f32, f32, f32)>)| Draw {
+        let draw = |(sharpness, top_k, top_p, min_p, random, told, changes): Settings| Draw {
             sharpness: if sharpness < 0.3 { 0.0 } else { sharpness },
             top_k,
             top_p,

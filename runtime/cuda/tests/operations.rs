@@ -308,6 +308,93 @@ fn attention_within_sequences() {
     }
 }
 
+/// Attention to pages of what is given.
+fn paged(heads: Heads, window: Option<usize>, values: &[f32]) -> Arc<Graph> {
+    let (mut g, width) = (Builder::default(), heads.query * heads.width);
+    let qkv = given(&mut g, heads.qkv(), values);
+    let (q, out) = (g.per_row(width), g.per_row(width));
+    g.push(Op::Place { qkv, heads, norms: None, epsilon: 1e-5, rope: None, layer: 0, out: q });
+    g.push(Op::Paged { q, heads, scale: 0.4, window, softcap: None, layer: 0, out });
+    let result = g.take(out);
+    Arc::new(g.finish(result, Some(Pages { layers: 1, heads: heads.key, width: heads.width })))
+}
+
+#[test]
+fn values_that_16_bits_do_not_hold_are_seen_only_by_who_sees_them() {
+    let heads = Heads { query: 2, key: 1, width: 16 };
+    let good = numbers(WORDS * heads.qkv(), 1);
+    let step = step(&[25, 3]);
+    for bad in [f32::NAN, f32::NEG_INFINITY, 1e6] {
+        for at in [2 * 16 + 5, 3 * 16 + 5] {
+            let mut values = good.clone();
+            // The key or the value of the sixth token.
+            values[step.ids[5] as usize * heads.qkv() + at] = bad;
+            let [whole, broken] = [&good, &values].map(|values| paged(heads, None, values));
+            for Tested { name: on, backend, .. } in each() {
+                let [whole, broken] = [&whole, &broken].map(|graph| run(graph, &*backend, &step));
+                let same = |row: usize| whole[row * 32..][..32] == broken[row * 32..][..32];
+                assert!((0..5).chain(25..28).all(same), "{bad} at {at} on {on}: who does not see it");
+                let sees = &broken[5 * 32..25 * 32];
+                assert!(sees.iter().all(|value| !value.is_finite()), "{bad} at {at} on {on}: {sees:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn long_attention_has_the_same_bits_in_whole_and_in_pieces() {
+    for (heads, window, lengths) in [
+        // More pages than there are streams, and a tile with rows of both sequences.
+        (Heads { query: 2, key: 1, width: 8 }, None, [1090usize, 13]),
+        (Heads { query: 6, key: 2, width: 136 }, Some(40), [75, 31]),
+        (Heads { query: 20, key: 1, width: 72 }, None, [50, 40]),
+    ] {
+        let graph = paged(heads, window, &numbers(WORDS * heads.qkv(), 1));
+        let width = heads.query * heads.width;
+        let pages = |index: usize| {
+            let own = lengths[index].div_ceil(32);
+            (0..own).map(|page| (index * lengths[0].div_ceil(32) + own - 1 - page) as u32).collect::<Vec<_>>()
+        };
+        let count = lengths[0].div_ceil(32) + lengths[1].div_ceil(32);
+        // Each sequence up to some place, a step after the other; answers by sequence and place.
+        let steps = |backend: &dyn Backend, ends: &[[usize; 2]]| {
+            let prepared = backend.prepare(graph.clone(), count).unwrap();
+            let (mut past, mut all) = ([0, 0], [Vec::new(), Vec::new()]);
+            for end in ends {
+                let mut step = Step::default();
+                for index in (0..2).filter(|index| past[*index] < end[*index]) {
+                    let rows = end[index] - past[index];
+                    step.ids.extend((past[index]..end[index]).map(|at| ((at * 37 + index * 11) % WORDS) as u32));
+                    step.sequences.push(Sequence { rows, past: past[index], pages: pages(index) });
+                }
+                step.outputs = (0..step.ids.len() as u32).collect();
+                let plan = Plan::new(&graph, Shape { rows: step.ids.len(), outputs: step.ids.len() });
+                let mut answers = Vec::new();
+                prepared.run(&plan, &step, &mut answers).unwrap();
+                let mut answers = answers.as_slice();
+                for index in 0..2 {
+                    let (own, rest) = answers.split_at((end[index] - past[index]) * width);
+                    all[index].extend_from_slice(own);
+                    answers = rest;
+                }
+                past = *end;
+            }
+            all
+        };
+        let [long, short] = lengths;
+        let expected = steps(&Reference, &[[long, short]]);
+        for Tested { name: on, backend, .. } in each() {
+            let whole = steps(&*backend, &[[long, short]]);
+            for (whole, expected) in whole.iter().zip(&expected) {
+                let off = distance(whole, expected);
+                assert!(off <= STORED, "{heads:?} on {on}: {off}");
+            }
+            let pieces = [[long - 42, 0], [long - 41, 1], [long - 30, 2], [long - 1, 9], [long, short]];
+            assert!(steps(&*backend, &pieces) == whole, "{heads:?} on {on}");
+        }
+    }
+}
+
 struct Paged {
     heads: Heads,
     norms: Option<bool>,

@@ -96,6 +96,10 @@ impl Device for Interpreter {
         self.state.lock().unwrap().memory.free(address).unwrap();
     }
 
+    fn clear(&self, address: u64, bytes: u64) -> Result<(), Fault> {
+        self.upload(address, &vec![0; bytes as usize])
+    }
+
     fn upload(&self, to: u64, bytes: &[u8]) -> Result<(), Fault> {
         self.state.lock().unwrap().memory.write(to, bytes).map_err(|error| failed("uploading", error))
     }

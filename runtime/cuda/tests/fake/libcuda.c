@@ -100,6 +100,11 @@ unsigned cuMemFree_v2(uint64_t address) {
     return result();
 }
 
+unsigned cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *stream) {
+    memset((void *)to, value, bytes);
+    return result();
+}
+
 unsigned cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
     // Whoever does not wait may have changed the bytes of the copy before.
     if (copying) lost = 1;
