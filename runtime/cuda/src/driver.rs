@@ -13,7 +13,7 @@ use std::ptr::null_mut;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::{
-    self, CUcontext, CUdevice, CUdeviceptr, CUfunction, CUgraph, CUgraphExec, CUmodule, CUstream,
+    self, CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUgraph, CUgraphExec, CUmodule, CUstream,
 };
 
 use crate::device::{Device, Facts, Fault, Recording};
@@ -31,6 +31,11 @@ const READS_HOST_MEMORY: c_int = 88;
 const THREAD_LOCAL: c_uint = 1;
 /// `CU_STREAM_NON_BLOCKING`: no waiting for the legacy default stream.
 const NON_BLOCKING: c_uint = 1;
+/// `CU_EVENT_DISABLE_TIMING`.
+const WITHOUT_TIMING: c_uint = 2;
+/// Bytes of each piece in which large uploads go, and how many are on their way at once.
+const STAGE_BYTES: usize = 512 << 10;
+const STAGES: usize = 2;
 const LOG_BUFFER: c_uint = 5;
 const LOG_BUFFER_BYTES: c_uint = 6;
 const LOG_BYTES: usize = 16 << 10;
@@ -92,6 +97,12 @@ interface! {
     memory_set = "cuMemsetD8Async" (CUdeviceptr, u8, usize, CUstream);
     copy_in = "cuMemcpyHtoDAsync_v2" (CUdeviceptr, *const c_void, usize, CUstream);
     copy_out = "cuMemcpyDtoHAsync_v2" (*mut c_void, CUdeviceptr, usize, CUstream);
+    host_allocate = "cuMemHostAlloc" (*mut *mut c_void, usize, c_uint);
+    host_free = "cuMemFreeHost" (*mut c_void);
+    event_create = "cuEventCreate" (*mut CUevent, c_uint);
+    event_record = "cuEventRecord" (CUevent, CUstream);
+    event_wait = "cuEventSynchronize" (CUevent);
+    event_destroy = "cuEventDestroy_v2" (CUevent);
     module_load = "cuModuleLoadDataEx" (*mut CUmodule, *const c_void, c_uint, *mut c_uint, *mut *mut c_void);
     module_unload = "cuModuleUnload" (CUmodule);
     module_function = "cuModuleGetFunction" (*mut CUfunction, CUmodule, *const c_char);
@@ -137,6 +148,17 @@ pub(crate) struct Driver {
     modules: Mutex<Vec<CUmodule>>,
     functions: Mutex<HashMap<String, CUfunction>>,
     recordings: Mutex<Vec<Option<CUgraphExec>>>,
+    /// What large uploads go through; held while one does.
+    stages: Mutex<Stages>,
+}
+
+/// Pinned memory of the host, from which a device copies by itself, and what tells that it has. Pieces take turns.
+#[derive(Default)]
+struct Stages {
+    all: Vec<(*mut c_void, CUevent)>,
+    next: usize,
+    /// The driver had none: uploads go without.
+    refused: bool,
 }
 
 // SAFETY: handles of the driver may be used from any thread whose current context is theirs, which `enter` sees to.
@@ -207,6 +229,7 @@ impl Driver {
             modules: Mutex::default(),
             functions: Mutex::default(),
             recordings: Mutex::default(),
+            stages: Mutex::default(),
         };
         opened.enter().map_err(on_device)?;
         opened.stream = opened.new_stream().map_err(on_device)?;
@@ -225,6 +248,46 @@ impl Driver {
     fn enter(&self) -> Result<(), Fault> {
         // SAFETY: the context is retained until this is dropped.
         self.api.check(unsafe { (self.api.context_enter)(self.context) }, "entering the context")
+    }
+
+    /// Uploads through the stages: a piece is copied aside while the device copies the one before.
+    fn upload_staged(&self, stages: &mut Stages, to: u64, bytes: &[u8]) -> Result<(), Fault> {
+        let step = || format!("copying {} bytes to the device", bytes.len());
+        for (index, piece) in bytes.chunks(STAGE_BYTES).enumerate() {
+            let (room, event) = stages.all[stages.next];
+            stages.next = (stages.next + 1) % STAGES;
+            let to = to + (index * STAGE_BYTES) as u64;
+            // SAFETY: once the event is over (one that was never recorded is) nobody reads the room, which is as long as any
+            // piece; the device reads it until the event that is recorded here is over. The caller has allocated the rest.
+            let codes = unsafe {
+                self.api.check((self.api.event_wait)(event), &step())?;
+                std::ptr::copy_nonoverlapping(piece.as_ptr(), room.cast(), piece.len());
+                let copied = (self.api.copy_in)(to, room, piece.len(), self.stream);
+                // Recorded also when the copy failed: it may have begun.
+                [copied, (self.api.event_record)(event, self.stream)]
+            };
+            codes.into_iter().try_for_each(|code| self.api.check(code, &step()))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the stages, once; false where the driver has no such memory.
+    fn make_stages(&self, stages: &mut Stages) -> bool {
+        while !stages.refused && stages.all.len() < STAGES {
+            let (mut room, mut event) = (null_mut(), null_mut());
+            // SAFETY: the pointers are to live locals; what was made is given back by `drop`, or here.
+            unsafe {
+                if (self.api.host_allocate)(&mut room, STAGE_BYTES, 0) != 0 {
+                    stages.refused = true;
+                } else if (self.api.event_create)(&mut event, WITHOUT_TIMING) != 0 {
+                    (self.api.host_free)(room);
+                    stages.refused = true;
+                } else {
+                    stages.all.push((room, event));
+                }
+            }
+        }
+        !stages.refused
     }
 
     fn launch_on(&self, stream: CUstream, launch: &Launch) -> Result<(), Fault> {
@@ -287,6 +350,12 @@ impl Device for Driver {
 
     fn upload(&self, to: u64, bytes: &[u8]) -> Result<(), Fault> {
         self.enter()?;
+        if bytes.len() >= STAGE_BYTES {
+            let mut stages = lock(&self.stages);
+            if self.make_stages(&mut stages) {
+                return self.upload_staged(&mut stages, to, bytes);
+            }
+        }
         // SAFETY: the bytes are read before this returns: what is not pinned is copied aside at once, but for devices that
         // read it by themselves (Grace Hopper, and others with HMM), and those are waited for, also when the copy failed.
         // The caller has allocated the rest.
@@ -410,6 +479,11 @@ impl Drop for Driver {
             }
             for module in lock(&self.modules).drain(..) {
                 (self.api.module_unload)(module);
+            }
+            for (room, event) in lock(&self.stages).all.drain(..) {
+                (self.api.event_wait)(event);
+                (self.api.event_destroy)(event);
+                (self.api.host_free)(room);
             }
             for stream in [self.stream, *lock(&self.recorder)] {
                 if !stream.is_null() {

@@ -771,7 +771,7 @@ mod tests {
 
     fn written(graph: &Graph, rows: usize) -> Vec<Launch> {
         let mut address = 0;
-        let put = &mut |bytes: &[u8]| {
+        let put = &mut |bytes: Vec<u8>| {
             address += bytes.len().next_multiple_of(256) as u64;
             Ok::<u64, ()>(address)
         };

@@ -2,17 +2,19 @@
 //!
 //! [`Cuda::probe`] is the front door: it finds the driver (which is not needed to build or start the program), takes the
 //! first device, gives it the kernels ([`kernels`], committed as PTX), and says by name why it could not. A graph's
-//! weights are packed ([`pack`]) and put on the device once; a plan becomes a list of launches ([`launch`], pure), which
-//! steps of few rows run as one recording. [`device`] is all that is known of devices.
+//! weights are packed ([`pack`]) and put on the device once, each while the next ones are packed (`feed`); a plan becomes
+//! a list of launches ([`launch`], pure), which steps of few rows run as one recording. [`device`] is all that is known of
+//! devices.
 //!
 //! What must hold: a failure is an error with its reason, never a panic, also without a driver; a row's answer has the
-//! same bits whatever else is in the step, and a token chosen is the one that the host would choose ([`choose`]). Not here:
+//! same bits whatever else is in the step, and a token chosen is the one that the host would choose (`choose`). Not here:
 //! several devices, sharing memory with the host.
 
 mod arguments;
 mod choose;
 pub mod device;
 mod driver;
+mod feed;
 pub mod kernels;
 pub mod launch;
 mod model;
@@ -41,6 +43,9 @@ const RECORDED_ROWS_MAX: usize = 64;
 const INPUT_BYTES_MIN: usize = 4 << 10;
 /// Bytes kept free for the driver's own needs.
 const RESERVE_BYTES: u64 = 256 << 20;
+
+/// Bytes of packed weights that may wait for the device while more are packed.
+const PACKED_BYTES_MAX: usize = 256 << 20;
 
 /// Why there is no device to use.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -138,14 +143,16 @@ impl Backend for Cuda {
             return Err(wrong(format!("the model has {reason}")));
         }
         let mut weights = Vec::new();
-        let mut put = |bytes: &[u8]| -> Result<u64, Fault> {
-            let block = Block::new(device, bytes.len())?;
-            device.upload(block.address, bytes)?;
-            let address = block.address;
-            weights.push(block);
-            Ok(address)
-        };
-        let model = Model::new(&graph, &mut put).map_err(|fault| wrong(format!("weights: {fault}")))?;
+        let upload = |to: u64, bytes: &[u8]| device.upload(to, bytes);
+        let model = feed::feed(PACKED_BYTES_MAX, upload, |feed| {
+            Model::new(&graph, &mut |bytes| {
+                let block = Block::new(device, bytes.len())?;
+                let address = block.address;
+                weights.push(block);
+                feed.send(address, bytes).map(|()| address)
+            })
+        });
+        let model = model.map_err(|fault| wrong(format!("weights: {fault}")))?;
         let numbers = graph.pages.map_or(0, launch::page_numbers) * pages;
         // Kernels multiply what is in a page by zero where there is no token: it must be a number.
         let store = Block::new(device, 2 * numbers)

@@ -107,7 +107,7 @@ pub(crate) struct Model {
 
 impl Model {
     /// Puts what a graph needs on a device: `put` takes bytes there and says where they are.
-    pub(crate) fn new<E>(graph: &Graph, put: &mut dyn FnMut(&[u8]) -> Result<u64, E>) -> Result<Self, E> {
+    pub(crate) fn new<E>(graph: &Graph, put: &mut dyn FnMut(Vec<u8>) -> Result<u64, E>) -> Result<Self, E> {
         let none = graph.weights.len();
         let mut model = Self {
             tables: vec![None; none],
@@ -128,7 +128,12 @@ impl Model {
                         model.tables[*weight] = Some(if weight == words && is_multiplied(graph, *weight) {
                             model.keep_matrix(graph, *weight, put)?.table()
                         } else {
-                            Table { address: put(tensor.bytes())?, kind: kind(tensor.dtype), units: 0, chunks: 0 }
+                            Table {
+                                address: put(tensor.bytes().to_vec())?,
+                                kind: kind(tensor.dtype),
+                                units: 0,
+                                chunks: 0,
+                            }
                         });
                     }
                 }
@@ -141,7 +146,7 @@ impl Model {
                         && !model.ropes.iter().any(|(known, _)| known == rope)
                     {
                         let bytes: Vec<u8> = rope.frequencies.iter().flat_map(|value| value.to_le_bytes()).collect();
-                        model.ropes.push((rope.clone(), put(&bytes)?));
+                        model.ropes.push((rope.clone(), put(bytes)?));
                     }
                 }
                 Op::Linear { parts, .. } => {
@@ -151,7 +156,7 @@ impl Model {
                             [only] => model.keep_matrix(graph, only.weight, put)?,
                             _ => place(&[&stacked(run.iter().map(|part| &graph.weights[part.weight]))], put)?,
                         };
-                        let bias = biases(graph, run).map(|bytes| put(&bytes)).transpose()?.unwrap_or_default();
+                        let bias = biases(graph, run).map(&mut *put).transpose()?.unwrap_or_default();
                         model.products[index].push(Product { matrix, bias });
                     }
                 }
@@ -173,7 +178,7 @@ impl Model {
         &mut self,
         graph: &Graph,
         norm: Norm,
-        put: &mut dyn FnMut(&[u8]) -> Result<u64, E>,
+        put: &mut dyn FnMut(Vec<u8>) -> Result<u64, E>,
     ) -> Result<(), E> {
         match norm {
             Norm::Rms { gamma, .. } => self.keep_vector(graph, gamma, put),
@@ -188,11 +193,11 @@ impl Model {
         &mut self,
         graph: &Graph,
         weight: usize,
-        put: &mut dyn FnMut(&[u8]) -> Result<u64, E>,
+        put: &mut dyn FnMut(Vec<u8>) -> Result<u64, E>,
     ) -> Result<(), E> {
         if self.vectors[weight].is_none() {
             let bytes: Vec<u8> = graph.weights[weight].to_f32().iter().flat_map(|value| value.to_le_bytes()).collect();
-            self.vectors[weight] = Some(put(&bytes)?);
+            self.vectors[weight] = Some(put(bytes)?);
         }
         Ok(())
     }
@@ -201,7 +206,7 @@ impl Model {
         &mut self,
         graph: &Graph,
         weight: usize,
-        put: &mut dyn FnMut(&[u8]) -> Result<u64, E>,
+        put: &mut dyn FnMut(Vec<u8>) -> Result<u64, E>,
     ) -> Result<Matrix, E> {
         if let Some(matrix) = self.matrices[weight] {
             return Ok(matrix);
@@ -225,11 +230,11 @@ impl Model {
 }
 
 /// Packs matrices of one kind and puts them one after the other.
-fn place<E>(all: &[&Tensor], put: &mut dyn FnMut(&[u8]) -> Result<u64, E>) -> Result<Matrix, E> {
+fn place<E>(all: &[&Tensor], put: &mut dyn FnMut(Vec<u8>) -> Result<u64, E>) -> Result<Matrix, E> {
     let format = Format::of(all[0].dtype).expect("what cannot be multiplied was refused");
     if let [Tensor { dtype: Dtype::F32, .. }] = all {
         let (inputs, outputs) = (all[0].columns(), all[0].rows());
-        let weights = put(all[0].bytes())?;
+        let weights = put(all[0].bytes().to_vec())?;
         return Ok(Matrix { format, inputs, outputs, weights, units: 0, weights_step: 0, units_step: 0 });
     }
     let mut packed = Packed::new(all[0], format);
@@ -247,9 +252,9 @@ fn place<E>(all: &[&Tensor], put: &mut dyn FnMut(&[u8]) -> Result<u64, E>) -> Re
         align(&mut packed.weights);
         align(&mut packed.units);
     }
-    let weights = put(&packed.weights)?;
-    let units = if packed.units.is_empty() { 0 } else { put(&packed.units)? };
-    let Packed { inputs, outputs, .. } = packed;
+    let Packed { inputs, outputs, weights, units, .. } = packed;
+    let weights = put(weights)?;
+    let units = if units.is_empty() { 0 } else { put(units)? };
     Ok(Matrix { format, inputs, outputs, weights, units, weights_step, units_step })
 }
 

@@ -99,6 +99,7 @@ fn every_way_to_fail_is_named() {
     for (part, expected) in [
         ("fine", r#"compute_80 ran on Facts { name: "Fake", capability: (8, 7), driver: (12, 2) }"#),
         ("reads-host-memory", r#"compute_80 ran on Facts { name: "Fake", capability: (8, 7), driver: (12, 2) }"#),
+        ("no-pinned-memory", r#"compute_80 ran on Facts { name: "Fake", capability: (8, 7), driver: (12, 2) }"#),
         ("old", "no device: the NVIDIA driver speaks CUDA 11.3, and the kernels need 11.4 (Linux driver 470 or newer)"),
         ("no-device", "no device: the NVIDIA driver sees no device"),
         ("empty", "no device: the NVIDIA driver sees no device: it counts none"),

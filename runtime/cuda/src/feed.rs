@@ -1,0 +1,159 @@
+//! Weights on their way to a device: one thread packs, another uploads what is ready.
+//!
+//! What must hold: memory of the host is bounded (what waits is no more than was said, or one piece alone), and a fault of
+//! the device stops both. Not here: devices.
+
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::Fault;
+
+/// The way in, for who packs.
+pub(crate) struct Feed<'a> {
+    pieces: Sender<(u64, Vec<u8>)>,
+    gate: &'a Gate,
+}
+
+/// Bytes that wait or are uploaded, and what went wrong.
+struct Gate {
+    most: usize,
+    state: Mutex<(usize, Option<Fault>)>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn state(&self) -> MutexGuard<'_, (usize, Option<Fault>)> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Feed<'_> {
+    /// Has bytes uploaded, some time; waits until there is room for them among those that wait. A fault may be that of a
+    /// piece before.
+    pub(crate) fn send(&self, to: u64, bytes: Vec<u8>) -> Result<(), Fault> {
+        let full = |(waiting, fault): &mut (usize, Option<Fault>)| {
+            fault.is_none() && *waiting > 0 && *waiting + bytes.len() > self.gate.most
+        };
+        let mut state = self.gate.changed.wait_while(self.gate.state(), full).unwrap_or_else(PoisonError::into_inner);
+        if let Some(fault) = &state.1 {
+            return Err(fault.clone());
+        }
+        state.0 += bytes.len();
+        drop(state);
+        // Whoever uploads is there until this is dropped; if it panicked, all of this does.
+        let _ = self.pieces.send((to, bytes));
+        Ok(())
+    }
+}
+
+/// Packs here and uploads on a thread of its own, with no more than so many bytes between the two.
+pub(crate) fn feed<T>(
+    most: usize,
+    upload: impl Fn(u64, &[u8]) -> Result<(), Fault> + Send,
+    pack: impl FnOnce(&Feed<'_>) -> Result<T, Fault>,
+) -> Result<T, Fault> {
+    let gate = Gate { most, state: Mutex::default(), changed: Condvar::new() };
+    let (pieces, ready) = channel::<(u64, Vec<u8>)>();
+    let packed = std::thread::scope(|scope| {
+        let gate = &gate;
+        scope.spawn(move || {
+            for (to, bytes) in ready {
+                let is_sound = gate.state().1.is_none();
+                let uploaded = if is_sound { upload(to, &bytes) } else { Ok(()) };
+                let length = bytes.len();
+                drop(bytes);
+                let mut state = gate.state();
+                state.0 -= length;
+                if let Err(fault) = uploaded {
+                    state.1 = Some(fault);
+                }
+                gate.changed.notify_all();
+            }
+        });
+        // The way in goes before the scope waits for who uploads.
+        pack(&Feed { pieces, gate })
+    });
+    match gate.state().1.take() {
+        Some(fault) => Err(fault),
+        None => packed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(60);
+
+    fn lost() -> Fault {
+        Fault::Failed { step: "copying".into(), code: "lost".into() }
+    }
+
+    #[test]
+    fn the_next_piece_is_packed_while_one_is_uploaded() {
+        let (next, packed) = channel();
+        let packed = Mutex::new(packed);
+        let uploaded = Mutex::new(Vec::new());
+        let upload = |to, bytes: &[u8]| {
+            // The first upload ends only once the second piece was packed.
+            if to == 1 {
+                packed.lock().unwrap().recv_timeout(SOON).unwrap();
+            }
+            uploaded.lock().unwrap().push((to, bytes.to_vec()));
+            Ok(())
+        };
+        let made = feed(10, upload, |feed| {
+            feed.send(1, vec![1; 4])?;
+            next.send(()).unwrap();
+            feed.send(2, vec![2; 4])?;
+            Ok(7)
+        });
+        assert_eq!(made, Ok(7));
+        assert_eq!(*uploaded.lock().unwrap(), [(1, vec![1; 4]), (2, vec![2; 4])], "in order, and all of them");
+    }
+
+    #[test]
+    fn what_waits_is_bounded() {
+        let (waiting, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let upload = |_, bytes: &[u8]| {
+            std::thread::sleep(Duration::from_millis(1));
+            waiting.fetch_sub(bytes.len(), Ordering::SeqCst);
+            Ok(())
+        };
+        feed(10, upload, |feed| {
+            for length in [3, 4, 5, 6, 25, 1, 9, 10, 0, 2] {
+                feed.send(0, vec![0; length])?;
+                let now = waiting.fetch_add(length, Ordering::SeqCst) as isize + length as isize;
+                most.fetch_max(usize::try_from(now).unwrap_or(0), Ordering::SeqCst);
+            }
+            Ok(())
+        })
+        .unwrap();
+        assert!(most.load(Ordering::SeqCst) <= 25, "one piece may be larger, alone: {most:?}");
+    }
+
+    #[test]
+    fn a_fault_of_either_side_ends_both() {
+        let uploads = AtomicUsize::new(0);
+        let upload = |_, _: &[u8]| {
+            uploads.fetch_add(1, Ordering::SeqCst);
+            Err(lost())
+        };
+        let mut sent = 0;
+        let endless = feed(10, upload, |feed| -> Result<(), Fault> {
+            loop {
+                feed.send(0, vec![0; 6])?;
+                sent += 1;
+            }
+        });
+        assert_eq!((endless, uploads.into_inner()), (Err(lost()), 1));
+        assert!(sent <= 2, "{sent}");
+        let none = Fault::OutOfMemory { asked_bytes: 1, free_bytes: 0 };
+        assert_eq!(feed(10, |_, _| Ok(()), |_| Err::<(), _>(none.clone())), Err(none));
+        let last = feed(10, |_, _| Err(lost()), |feed| feed.send(0, vec![1]));
+        assert_eq!(last, Err(lost()), "also when packing was done");
+    }
+}
