@@ -11,6 +11,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+#[path = "../../runtime/cuda/src/constants.rs"]
+#[allow(dead_code, reason = "here they are a list")]
+mod constants;
+
 /// The wheels, and where they are kept between runs.
 const WHEELS: [&str; 2] = ["nvidia-cuda-nvrtc-cu12==12.4.127", "nvidia-cuda-nvcc==13.0.88"];
 const WHEELS_FOLDER: &str = "target/python-cuda";
@@ -138,6 +142,7 @@ fn compile(set: &str, name: &str) -> Result<String> {
     let mut command = Command::new("python3");
     command.arg("xtask/src/kernels/nvrtc.py").arg(&library).arg(format!("compute_{set}")).arg(&source);
     command.arg(Path::new(SOURCES).join(HEADER)).arg(&output);
+    command.args(constants::ALL.iter().map(|(name, value)| format!("{name}={value}")));
     // NVRTC finds its other half by itself only there.
     command.env("LD_LIBRARY_PATH", library.parent().unwrap_or(&wheels));
     if !command.status().context("cannot run python3")?.success() {

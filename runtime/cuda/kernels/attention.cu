@@ -11,11 +11,6 @@
 
 #include "common.cuh"
 
-// Streams of a query: warps of a block by blocks.
-#define WARPS 4
-#define SPLITS 8
-// Queries that one warp handles together: heads that share a key head, of neighbouring rows.
-#define QUERIES 16
 // Numbers of a head that a lane of `attend` sums up: heads are at most 32 times as wide.
 #define EACH 8
 
@@ -45,8 +40,8 @@ __device__ __forceinline__ u64 head_at(u32 page, u32 layers, u32 layer, u32 head
 
 __device__ __forceinline__ bool is_finite_half(u16 bits) { return (bits & 0x7c00) != 0x7c00; }
 
-// A warp for each head of a row: norms it, turns it, and puts it where it belongs. Norms: 0 none, 1 root mean square,
-// 2 layer norm; `more` is added to gamma. Pairs: 0 not turned, 1 halves, 2 neighbours.
+// A warp for each head of a row: norms it, turns it, and puts it where it belongs. `more` is added to
+// gamma.
 KERNEL(256, place)(const float *qkv, const float *q_gamma, const float *q_beta, const float *k_gamma,
                    const float *k_beta, const float2 *angles, float *queries, u16 *store, const u32 *places,
                    const u32 *sequences, const u32 *firsts, const u32 *pages, const u32 *count, u32 query_heads,
@@ -65,9 +60,9 @@ KERNEL(256, place)(const float *qkv, const float *q_gamma, const float *q_beta, 
         float mean = 0.0f, by = 1.0f;
         if (norm && !is_value) {
             float total = 0.0f;
-            for (u32 i = lane; i < width; i += 32) total += norm == 2 ? from[i] : from[i] * from[i];
+            for (u32 i = lane; i < width; i += 32) total += norm == NORM_LAYER ? from[i] : from[i] * from[i];
             total = warp_sum(total) / (float)width;
-            if (norm == 2) {
+            if (norm == NORM_LAYER) {
                 mean = total;
                 total = 0.0f;
                 for (u32 i = lane; i < width; i += 32) total += (from[i] - mean) * (from[i] - mean);
@@ -80,13 +75,13 @@ KERNEL(256, place)(const float *qkv, const float *q_gamma, const float *q_beta, 
         __syncwarp();
         for (u32 i = lane; i < width; i += 32) {
             float value = from[i];
-            if (norm && !is_value) value = (value - mean) * by * (gamma[i] + more) + (norm == 2 ? beta[i] : 0.0f);
+            if (norm && !is_value) value = (value - mean) * by * (gamma[i] + more) + (norm == NORM_LAYER ? beta[i] : 0.0f);
             head[i] = value;
         }
         __syncwarp();
         if (pairing && !is_value) {
             for (u32 i = lane; i < pairs; i += 32) {
-                u32 a = pairing == 1 ? i : 2 * i, b = pairing == 1 ? i + pairs : 2 * i + 1;
+                u32 a = pairing == PAIRS_HALVES ? i : 2 * i, b = pairing == PAIRS_HALVES ? i + pairs : 2 * i + 1;
                 float2 angle = angles[(u64)row * pairs + i];
                 float x = head[a], y = head[b];
                 head[a] = x * angle.x - y * angle.y;
@@ -172,7 +167,7 @@ __device__ __forceinline__ u32 first_page(u32 oldest, u32 stream) {
 // only that there is no score. Grid: rows by `rows_each`, key heads by groups of query heads, splits. WIDE is the least
 // that heads fit in.
 //
-// A warp multiplies sixteen queries by the 32 tokens of a page. Which token and which dimension is which of the tensor
+// A warp multiplies sixteen queries (heads that share a key head, of neighbouring rows) by the 32 tokens of a page. Which token and which dimension is which of the tensor
 // cores' is chosen so that each lane reads eight neighbours at once: lane `4 g + c` has dimensions `32 i + 8 c` and on of
 // token `8 (g / 2) + 2 j + g % 2` as column g of tile j of the scores, gets the scores of tokens `8 c + 2 j` and the next,
 // and has tokens `8 c` and on of dimension `8 n + g` as column g of tile n of the sums.
@@ -379,9 +374,9 @@ __device__ __forceinline__ void paged(PAGED_PARAMETERS) {
     }
 }
 
-KERNEL(128, paged_64)(PAGED_PARAMETERS) { paged<64>(PAGED_ARGUMENTS); }
-KERNEL(128, paged_128)(PAGED_PARAMETERS) { paged<128>(PAGED_ARGUMENTS); }
-KERNEL(128, paged_256)(PAGED_PARAMETERS) { paged<256>(PAGED_ARGUMENTS); }
+KERNEL(WARPS * 32, paged_64)(PAGED_PARAMETERS) { paged<64>(PAGED_ARGUMENTS); }
+KERNEL(WARPS * 32, paged_128)(PAGED_PARAMETERS) { paged<128>(PAGED_ARGUMENTS); }
+KERNEL(WARPS * 32, paged_256)(PAGED_PARAMETERS) { paged<256>(PAGED_ARGUMENTS); }
 
 // Adds up the parts of a head of a row, in order. Grid: rows, heads.
 KERNEL(256, paged_merge)(const float *partial, float *out, const u32 *count, u32 first_row, u32 query_heads,
@@ -414,7 +409,7 @@ KERNEL(256, paged_merge)(const float *partial, float *out, const u32 *count, u32
 }
 
 // Attention in both directions among the rows of a sequence, all in 32 bits. Grid: rows, query heads.
-KERNEL(128, attend)(const float *qkv, float *out, const u32 *sequences, const u32 *firsts, const u32 *count,
+KERNEL(WARPS * 32, attend)(const float *qkv, float *out, const u32 *sequences, const u32 *firsts, const u32 *count,
                     u32 query_heads, u32 key_heads, u32 width, float scale) {
     extern __shared__ float shared[];
     u32 row = blockIdx.x, head = blockIdx.y;

@@ -6,6 +6,7 @@
 //   follows from widths and positions alone. Where two kernels compute the same numbers for few and for many rows,
 //   multiplications and additions are written as intrinsics, so that both round alike.
 // - Kernels have plain parameters, eight-byte ones first; `src/arguments.rs` names the same ones, and a test compares.
+// - Numbers in capitals that are not defined here are those of `src/constants.rs`.
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -16,9 +17,6 @@ typedef unsigned long long u64;
 #define KERNEL(threads, name) extern "C" __global__ void __launch_bounds__(threads) kedge_##name
 #define EVERYONE 0xffffffffu
 #define NEVER __int_as_float(0xff800000) /* minus infinity */
-
-// Tokens in one page of keys and values.
-#define PAGE 32
 
 __device__ __forceinline__ float from_half(u16 bits) {
     float value;
@@ -84,12 +82,12 @@ __device__ __forceinline__ void multiply_half(float (&d)[4], uint4 a, u32 b0, u3
 #endif
 }
 
-// Activations by the numbers that src/launch.rs gives them; none is 0.
+// By the number of the activation.
 __device__ __forceinline__ float activate(u32 activation, float x) {
     switch (activation) {
-    case 1: return 0.5f * x * (1.0f + erff(x * 0.70710678f));
-    case 2: return 0.5f * x * (1.0f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
-    case 3: return x / (1.0f + expf(-x));
+    case ACTIVATION_GELU: return 0.5f * x * (1.0f + erff(x * 0.70710678f));
+    case ACTIVATION_GELU_TANH: return 0.5f * x * (1.0f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
+    case ACTIVATION_SILU: return x / (1.0f + expf(-x));
     default: return x;
     }
 }

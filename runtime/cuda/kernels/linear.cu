@@ -15,10 +15,6 @@
 
 #include "common.cuh"
 
-#define OUTPUTS 16
-#define COLUMNS 8
-#define SHARES 8
-
 // What every product takes. `list` names the vectors that take part, `list_step` apart for each matrix of a mixture
 // (the third dimension of the grid), whose counts follow each other at `count`; without it all do. Vector `id` reads
 // row `id / divide` of x and writes row `id` of out.
@@ -150,22 +146,21 @@ KERNEL(256, round_bytes)(const float *x, ROUNDED_PARAMETERS, const u32 *count, u
 
 // 32-bit weights, as stored. A warp has four outputs, its lanes share the inputs.
 KERNEL(256, linear_f32)(LINEAR_PARAMETERS) {
-    const int EACH = 4;
     __shared__ u32 ids[COLUMNS];
     if (!gather(ids, COLUMNS, count, list, list_step)) return;
     u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    u32 output = (blockIdx.x * (blockDim.x >> 5) + warp) * EACH;
+    u32 output = (blockIdx.x * (blockDim.x >> 5) + warp) * F32_EACH;
     if (output >= outputs) return;
     const float *w = (const float *)(weights + blockIdx.z * weights_step) + (u64)output * inputs;
     const float *vectors = (const float *)x;
-    float sums[EACH][COLUMNS];
-    for (int o = 0; o < EACH; o++)
+    float sums[F32_EACH][COLUMNS];
+    for (int o = 0; o < F32_EACH; o++)
         for (int c = 0; c < COLUMNS; c++) sums[o][c] = 0.0f;
     if (inputs % 4 == 0) {
         for (u32 k = lane * 4; k < inputs; k += 128) {
-            float4 ws[EACH];
+            float4 ws[F32_EACH];
 #pragma unroll
-            for (int o = 0; o < EACH; o++) {
+            for (int o = 0; o < F32_EACH; o++) {
                 bool there = output + o < outputs;
                 ws[o] = there ? *(const float4 *)(w + (u64)o * inputs + k) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
             }
@@ -174,7 +169,7 @@ KERNEL(256, linear_f32)(LINEAR_PARAMETERS) {
                 if (ids[c] == NOBODY) break;
                 float4 v = *(const float4 *)(vectors + (u64)(ids[c] / divide) * inputs + k);
 #pragma unroll
-                for (int o = 0; o < EACH; o++) {
+                for (int o = 0; o < F32_EACH; o++) {
                     float sum = __fmaf_rn(ws[o].x, v.x, sums[o][c]);
                     sum = __fmaf_rn(ws[o].y, v.y, sum);
                     sum = __fmaf_rn(ws[o].z, v.z, sum);
@@ -189,7 +184,7 @@ KERNEL(256, linear_f32)(LINEAR_PARAMETERS) {
                 if (ids[c] == NOBODY) break;
                 float v = vectors[(u64)(ids[c] / divide) * inputs + k];
 #pragma unroll
-                for (int o = 0; o < EACH; o++) {
+                for (int o = 0; o < F32_EACH; o++) {
                     float by = output + o < outputs ? w[(u64)o * inputs + k] : 0.0f;
                     sums[o][c] = __fmaf_rn(by, v, sums[o][c]);
                 }
@@ -202,13 +197,13 @@ KERNEL(256, linear_f32)(LINEAR_PARAMETERS) {
     for (int c = 0; c < COLUMNS; c++) {
         if (ids[c] == NOBODY) break;
 #pragma unroll
-        for (int o = 0; o < EACH; o++) {
+        for (int o = 0; o < F32_EACH; o++) {
             float all = warp_sum(sums[o][c]);
-            if (lane == c * EACH + o) sum = all;
+            if (lane == c * F32_EACH + o) sum = all;
         }
     }
-    u32 id = ids[lane / EACH];
-    output += lane % EACH;
+    u32 id = ids[lane / F32_EACH];
+    output += lane % F32_EACH;
     if (id == NOBODY || output >= outputs) return;
     if (bias) sum = __fadd_rn(sum, bias[output]);
     out[(u64)id * width + first + output] = activate(activation, sum);

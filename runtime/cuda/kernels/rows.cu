@@ -2,26 +2,26 @@
 
 #include "common.cuh"
 
-// A number as GGUF stores it (ggml-common.h); kinds as src/model.rs numbers them. A block's scale comes first, except
+// A number as GGUF stores it (ggml-common.h). A block's scale comes first, except
 // in the last kind.
 __device__ __noinline__ float stored(u32 kind, const u8 *base, u64 index) {
     switch (kind) {
-    case 0: return ((const float *)base)[index];
-    case 1: return from_half(((const u16 *)base)[index]);
-    case 2: return __int_as_float((u32)((const u16 *)base)[index] << 16);
-    case 3: {
+    case STORED_F32: return ((const float *)base)[index];
+    case STORED_F16: return from_half(((const u16 *)base)[index]);
+    case STORED_BF16: return __int_as_float((u32)((const u16 *)base)[index] << 16);
+    case STORED_Q8_0: {
         const u8 *block = base + index / 32 * 34;
         return from_half(*(const u16 *)block) * (float)(signed char)block[2 + index % 32];
     }
-    case 4: {
+    case STORED_Q4_0: {
         const u8 *block = base + index / 32 * 18;
         u32 at = index % 32;
         int q = block[2 + at % 16] >> (at / 16 * 4) & 15;
         return from_half(*(const u16 *)block) * (float)(q - 8);
     }
-    case 5:
-    case 6: {
-        const u8 *block = base + index / 256 * (kind == 5 ? 144 : 176);
+    case STORED_Q4_K:
+    case STORED_Q5_K: {
+        const u8 *block = base + index / 256 * (kind == STORED_Q4_K ? 144 : 176);
         u32 at = index % 256, part = at / 32;
         const u8 *packed = block + 4;
         u32 scale, minimum;
@@ -32,8 +32,8 @@ __device__ __noinline__ float stored(u32 kind, const u8 *base, u64 index) {
             scale = (packed[part + 4] & 15) | (packed[part - 4] >> 6) << 4;
             minimum = (packed[part + 4] >> 4) | (packed[part] >> 6) << 4;
         }
-        u32 q = block[(kind == 5 ? 16 : 48) + part / 2 * 32 + at % 32] >> (part % 2 * 4) & 15;
-        if (kind == 6) q |= (block[16 + at % 32] >> part & 1) << 4;
+        u32 q = block[(kind == STORED_Q4_K ? 16 : 48) + part / 2 * 32 + at % 32] >> (part % 2 * 4) & 15;
+        if (kind == STORED_Q5_K) q |= (block[16 + at % 32] >> part & 1) << 4;
         float unit = from_half(*(const u16 *)block), unit_of_minimum = from_half(*(const u16 *)(block + 2));
         return __fsub_rn(unit * (float)scale * (float)q, unit_of_minimum * (float)minimum);
     }
@@ -48,30 +48,30 @@ __device__ __noinline__ float stored(u32 kind, const u8 *base, u64 index) {
     }
 }
 
-// A number of a matrix that is packed for products (src/pack.rs); kinds follow those of `stored`. Models whose last
+// A number of a matrix that is packed for products (src/pack.rs). Models whose last
 // matrix is their table of words have it only once.
 __device__ __noinline__ float packed(u32 kind, const u8 *base, const u8 *units, u32 chunks, u32 row, u32 input) {
     u32 tile = row / 16, output = row % 16;
-    if (kind == 8) {
+    if (kind == PACKED_HALF) {
         u32 within = input % 16, lane = output % 8 * 4 + within % 8 / 2, part = within / 8 * 2 + output / 8;
         const u16 *chunk = (const u16 *)(base + ((u64)tile * chunks + input / 16) * 512);
         float value = from_half(chunk[lane * 8 + part * 2 + within % 2]);
         return units ? value * ((const float *)units)[row] : value;
     }
     // Bytes of a chunk's numbers, of which the low four bits have 256 where they are apart.
-    u32 bytes = kind == 9 ? 512 : kind == 12 ? 320 : kind == 13 ? 384 : 256;
+    u32 bytes = kind == PACKED_Q8_0 ? 512 : kind == PACKED_Q5_K ? 320 : kind == PACKED_Q6_K ? 384 : 256;
     u32 within = input % 32, lane = output % 8 * 4 + within % 16 / 4, part = within / 16 * 2 + output / 8, at = within % 4;
     const u8 *chunk = base + ((u64)tile * chunks + input / 32) * (bytes + 32), *scales = chunk + bytes;
-    if (kind == 9) return from_half(((const u16 *)scales)[output]) * (float)(signed char)chunk[lane * 16 + part * 4 + at];
+    if (kind == PACKED_Q8_0) return from_half(((const u16 *)scales)[output]) * (float)(signed char)chunk[lane * 16 + part * 4 + at];
     u32 q = chunk[lane * 8 + part / 2 * 4 + at] >> (part % 2 * 4) & 15;
-    if (kind == 10) return from_half(((const u16 *)scales)[output]) * (float)((int)q - 8);
-    const u16 *unit = (const u16 *)(units + ((u64)tile * ((chunks + 7) / 8) + input / 256) * (kind == 13 ? 32 : 64));
-    if (kind == 13) {
+    if (kind == PACKED_Q4_0) return from_half(((const u16 *)scales)[output]) * (float)((int)q - 8);
+    const u16 *unit = (const u16 *)(units + ((u64)tile * ((chunks + 7) / 8) + input / 256) * (kind == PACKED_Q6_K ? 32 : 64));
+    if (kind == PACKED_Q6_K) {
         q |= (chunk[256 + lane * 4 + at] >> (2 * part) & 3) << 4;
         float scale = (float)(signed char)scales[within / 16 * 16 + output];
         return from_half(unit[output]) * scale * (float)((int)q - 32);
     }
-    if (kind == 12) q |= (chunk[256 + lane * 2 + part / 2] >> (part % 2 * 4 + at) & 1) << 4;
+    if (kind == PACKED_Q5_K) q |= (chunk[256 + lane * 2 + part / 2] >> (part % 2 * 4 + at) & 1) << 4;
     float scale = (float)scales[output], minimum = (float)scales[16 + output];
     return __fsub_rn(from_half(unit[output]) * scale * (float)q, from_half(unit[16 + output]) * minimum);
 }
@@ -84,7 +84,7 @@ KERNEL(512, embed)(const u8 *words, const u8 *units, const u8 *positions, const 
     if (row >= *count) return;
     for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
         u32 id = ids[row];
-        float sum = kind_of_words < 8 ? stored(kind_of_words, words, (u64)id * width + i)
+        float sum = kind_of_words < PACKED_HALF ? stored(kind_of_words, words, (u64)id * width + i)
                                       : packed(kind_of_words, words, units, chunks, id, i);
         if (positions) sum += stored(kind_of_positions, positions, (u64)places[row] * width + i);
         if (types) sum += stored(kind_of_types, types, (u64)kinds_of_tokens[row] * width + i);
@@ -127,9 +127,9 @@ KERNEL(1024, norm)(const float *x, const float *residual, const float *gamma, co
         value = value * by * (gamma[i] + more) + (beta ? beta[i] : 0.0f);
         out[i] = value;
         top = fmaxf(top, size_of(value));
-        if (to.kind == 2) round_bytes(value, row, i, width, to);
+        if (to.kind == ROUNDED_BYTES) round_bytes(value, row, i, width, to);
     }
-    if (to.kind == 1) round_half(out, row, width, block_max(top, parts), to);
+    if (to.kind == ROUNDED_HALVES) round_half(out, row, width, block_max(top, parts), to);
 }
 
 // These take a thread for each number: rows along x of the grid, columns along y.
@@ -157,7 +157,7 @@ KERNEL(256, gate)(const float *x, float *out, ROUNDED_PARAMETERS, const u32 *cou
     float value = activate(activation, both[i]) * both[width + i];
     out[(u64)row * width + i] = value;
     Rounded to = ROUNDED;
-    if (to.kind == 2) round_bytes(value, row, i, width, to);
+    if (to.kind == ROUNDED_BYTES) round_bytes(value, row, i, width, to);
 }
 
 KERNEL(256, take)(const float *x, const u32 *rows, float *out, const u32 *count, u32 width) {
@@ -166,19 +166,18 @@ KERNEL(256, take)(const float *x, const u32 *rows, float *out, const u32 *count,
     out[(u64)row * width + i] = x[(u64)rows[row] * width + i];
 }
 
-// Here x of the grid are sequences: `firsts` says where each begins, and one more where the last ends. Poolings as
-// src/launch.rs numbers them.
+// Here x of the grid are sequences: `firsts` says where each begins, and one more where the last ends.
 KERNEL(256, pool)(const float *x, const u32 *firsts, float *out, const u32 *count, u32 width, u32 pooling) {
     u32 i = blockIdx.y * blockDim.x + threadIdx.x, sequence = blockIdx.x;
     if (sequence >= *count || i >= width) return;
     u32 first = firsts[sequence], end = firsts[sequence + 1];
-    float value = x[(u64)(pooling == 2 ? end - 1 : first) * width + i];
-    if (pooling == 0 || pooling == 3) {
+    float value = x[(u64)(pooling == POOL_LAST ? end - 1 : first) * width + i];
+    if (pooling == POOL_MEAN || pooling == POOL_MAX) {
         for (u32 row = first + 1; row < end; row++) {
             float other = x[(u64)row * width + i];
-            value = pooling == 0 ? value + other : fmaxf(value, other);
+            value = pooling == POOL_MEAN ? value + other : fmaxf(value, other);
         }
-        if (pooling == 0) value /= (float)(end - first);
+        if (pooling == POOL_MEAN) value /= (float)(end - first);
     }
     out[(u64)sequence * width + i] = value;
 }

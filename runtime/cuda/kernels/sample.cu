@@ -7,11 +7,7 @@
 
 #include "common.cuh"
 
-// Threads of every block, in warps.
-#define CHOOSERS 32
 #define BINS 2048
-// The mass of the likeliest token is two to the power of this.
-#define WHOLE_BITS 40
 
 // As `choices` of src/choose.rs writes them. `told` is one more than how many of the likeliest tokens are told; zero when no
 // probability is.
@@ -35,6 +31,9 @@ struct Found {
     float logit, top;
     u64 total;
 };
+
+static_assert(sizeof(Draw) == 4 * DRAW_NUMBERS && sizeof(Change) == 4 * CHANGE_NUMBERS, "as src/choose.rs has them");
+static_assert(sizeof(Found) == 8 * FOUND_NUMBERS, "as src/choose.rs has it");
 
 // See `mass` of sample.rs.
 __device__ __forceinline__ u64 mass(float distance) {
@@ -251,7 +250,7 @@ __device__ __forceinline__ u32 drawn(const float *logits, u32 width, const Draw 
 
 // Chooses a token for each vector of logits, which are changed on the way. A block for each; how many there are is told by
 // the grid, since this is never captured.
-KERNEL(1024, choose)(float *logits, const Draw *draws, Change *changes, Found *found, u32 width, u32 found_step) {
+KERNEL(CHOOSERS * 32, choose)(float *logits, const Draw *draws, Change *changes, Found *found, u32 width, u32 found_step) {
     __shared__ u64 bins[BINS], parts[CHOOSERS], told[2];
     __shared__ Runs runs;
     u32 row = blockIdx.x;

@@ -1,16 +1,12 @@
 //! Choices as the kernel takes them, and what it found as choices. Pure; `kernels/sample.cu` has the same structures.
 
-use kedge_engine::generate::sample::{Draw, Found, NotFinite, Told};
+use kedge_engine::generate::sample::{Draw, Found, NotFinite, Told, WHOLE};
 
 use crate::arguments as a;
+use crate::constants::{CHANGE_NUMBERS, CHOOSERS, DRAW_NUMBERS, FOUND_NUMBERS, WHOLE_BITS};
 use crate::launch::Launch;
 
-/// Threads of a block; `CHOOSERS` there, in warps.
-const THREADS: u32 = 1024;
-/// Numbers of 32 bits of a draw.
-const DRAW: usize = 10;
-/// Numbers of 64 bits of what is found, before the likeliest tokens.
-const FOUND: usize = 3;
+const _: () = assert!(WHOLE == 1 << WHOLE_BITS, "masses are those of the host");
 /// The most of the likeliest tokens that are told: the kernel goes through all logits for each.
 pub(crate) const TOLD_MAX: usize = 32;
 
@@ -32,16 +28,16 @@ impl Choices {
         if told_most > TOLD_MAX || width == 0 || width >= 1 << 24 {
             return None;
         }
-        let (mut table, mut changes) = (Vec::with_capacity(DRAW * draws.len()), Vec::new());
+        let (mut table, mut changes) = (Vec::with_capacity(DRAW_NUMBERS * draws.len()), Vec::new());
         for draw in draws {
-            let first = changes.len() / 4;
+            let first = changes.len() / CHANGE_NUMBERS;
             for change in draw.changes.iter().filter(|change| (change.token as usize) < width) {
                 changes.extend([change.token, change.bias.to_bits(), change.by.to_bits(), change.off.to_bits()]);
             }
             let told = draw.told.map_or(0, |told| told.min(width) as u32 + 1);
             table.extend([draw.sharpness.to_bits(), draw.top_k.min(width) as u32, draw.top_p.to_bits(), told]);
             table.extend([draw.least, draw.random].map(|long| [long as u32, (long >> 32) as u32]).as_flattened());
-            table.extend([first as u32, (changes.len() / 4 - first) as u32]);
+            table.extend([first as u32, (changes.len() / CHANGE_NUMBERS - first) as u32]);
         }
         table.extend(changes);
         Some(Self { table, draws: draws.len(), width, told_most })
@@ -49,15 +45,15 @@ impl Choices {
 
     /// The launch that makes them, and bytes of what it finds.
     pub(crate) fn launch(&self, logits: u64, table: u64, found: u64) -> Launch {
-        let changes = table + 4 * (DRAW * self.draws) as u64;
+        let changes = table + 4 * (DRAW_NUMBERS * self.draws) as u64;
         let (width, found_step) = (self.width as u32, self.found_step() as u32);
         let arguments = a::Choose { logits, draws: table, changes, found, width, found_step }.bytes();
-        let (grid, block) = ([self.draws as u32, 1, 1], [THREADS, 1, 1]);
+        let (grid, block) = ([self.draws as u32, 1, 1], [32 * CHOOSERS as u32, 1, 1]);
         Launch { kernel: "kedge_choose", grid, block, shared: 0, arguments }
     }
 
     fn found_step(&self) -> usize {
-        FOUND + self.told_most
+        FOUND_NUMBERS + self.told_most
     }
 
     /// Bytes of what is found.
@@ -85,7 +81,7 @@ impl Choices {
                 top: logit(3),
                 total: u64::from(at(5)) << 32 | u64::from(at(4)),
                 best: (0..count.min(self.width))
-                    .map(|index| 2 * (FOUND + index))
+                    .map(|index| 2 * (FOUND_NUMBERS + index))
                     .map(|index| (at(index), logit(index + 1)))
                     .collect(),
             });

@@ -52,7 +52,7 @@ pub fn first() -> Result<Box<dyn Device>, Reason> {
 pub type Recording = usize;
 
 /// A device with one queue of work: calls are carried out in order, and only [`Device::download`] waits for them. Memory
-/// is named by address.
+/// is named by address: who calls answers for addresses, and in this crate only blocks and launches have any.
 pub trait Device: Send + Sync {
     /// What it is.
     fn facts(&self) -> &Facts;
@@ -61,21 +61,41 @@ pub trait Device: Send + Sync {
     /// Room for so many bytes, at least one; what is in it is not said.
     fn allocate(&self, bytes: u64) -> Result<u64, Fault>;
     /// Gives room back, once all work before it is done.
-    fn release(&self, address: u64);
+    ///
+    /// # Safety
+    /// The address came from [`Device::allocate`] and was not given back; nothing that is asked for later uses it, nor a
+    /// recording that is replayed later.
+    unsafe fn release(&self, address: u64);
     /// Makes so many bytes zero.
-    fn clear(&self, address: u64, bytes: u64) -> Result<(), Fault>;
+    ///
+    /// # Safety
+    /// The bytes lie in one room that was allocated and not given back.
+    unsafe fn clear(&self, address: u64, bytes: u64) -> Result<(), Fault>;
     /// Copies bytes to the device. They may change as soon as this returns.
-    fn upload(&self, to: u64, bytes: &[u8]) -> Result<(), Fault>;
+    ///
+    /// # Safety
+    /// So many bytes from there on lie in one room that was allocated and not given back.
+    unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Result<(), Fault>;
     /// Copies bytes from the device, after waiting for everything before.
-    fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), Fault>;
+    ///
+    /// # Safety
+    /// So many bytes from there on lie in one room that was allocated and not given back.
+    unsafe fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), Fault>;
     /// Takes kernels as PTX, to be launched by name from then on.
     fn load(&self, ptx: &str) -> Result<(), Fault>;
     /// Launches a kernel.
-    fn launch(&self, launch: &Launch) -> Result<(), Fault>;
-    /// Makes one unit of work of many launches, where the device can.
+    ///
+    /// # Safety
+    /// The arguments are the kernel's parameters, and the addresses in them those of rooms as long as it reads and writes,
+    /// which are not given back before it is asked for.
+    unsafe fn launch(&self, launch: &Launch) -> Result<(), Fault>;
+    /// Makes one unit of work of many launches, where the device can. Nothing is launched yet.
     fn record(&self, launches: &[Launch]) -> Result<Option<Recording>, Fault>;
     /// Launches a recording.
-    fn replay(&self, recording: Recording) -> Result<(), Fault>;
+    ///
+    /// # Safety
+    /// Of each of its launches what [`Device::launch`] asks for, now.
+    unsafe fn replay(&self, recording: Recording) -> Result<(), Fault>;
     /// Forgets a recording.
     fn forget(&self, recording: Recording);
 }

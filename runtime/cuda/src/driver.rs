@@ -334,21 +334,21 @@ impl Device for Driver {
         Ok(address)
     }
 
-    fn release(&self, address: u64) {
+    unsafe fn release(&self, address: u64) {
         // A device that is lost has nothing to give back.
         let _ = self.enter();
         // SAFETY: the address came from `allocate`; the driver waits for work that uses it.
         unsafe { (self.api.memory_free)(address) };
     }
 
-    fn clear(&self, address: u64, bytes: u64) -> Result<(), Fault> {
+    unsafe fn clear(&self, address: u64, bytes: u64) -> Result<(), Fault> {
         self.enter()?;
         // SAFETY: the caller has allocated so many bytes there.
         let code = unsafe { (self.api.memory_set)(address, 0, bytes as usize, self.stream) };
         self.api.check(code, &format!("clearing {bytes} bytes"))
     }
 
-    fn upload(&self, to: u64, bytes: &[u8]) -> Result<(), Fault> {
+    unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Result<(), Fault> {
         self.enter()?;
         if bytes.len() >= STAGE_BYTES {
             let mut stages = lock(&self.stages);
@@ -367,7 +367,7 @@ impl Device for Driver {
         self.api.check(waited, "waiting for the device")
     }
 
-    fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), Fault> {
+    unsafe fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), Fault> {
         self.enter()?;
         let length = bytes.len();
         // SAFETY: the bytes are there until the wait below is over, also when the copy failed.
@@ -417,7 +417,7 @@ impl Device for Driver {
         Ok(())
     }
 
-    fn launch(&self, launch: &Launch) -> Result<(), Fault> {
+    unsafe fn launch(&self, launch: &Launch) -> Result<(), Fault> {
         self.enter()?;
         self.launch_on(self.stream, launch)
     }
@@ -451,7 +451,7 @@ impl Device for Driver {
         Ok(Some(index))
     }
 
-    fn replay(&self, recording: Recording) -> Result<(), Fault> {
+    unsafe fn replay(&self, recording: Recording) -> Result<(), Fault> {
         self.enter()?;
         let ready = lock(&self.recordings).get(recording).copied().flatten();
         let unknown = || Fault::Failed { step: "launching a recording".into(), code: "it was forgotten".into() };

@@ -9,8 +9,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use crate::Fault;
 
 /// The way in, for who packs.
-pub(crate) struct Feed<'a> {
-    pieces: Sender<(u64, Vec<u8>)>,
+pub(crate) struct Feed<'a, K> {
+    pieces: Sender<(K, Vec<u8>)>,
     gate: &'a Gate,
 }
 
@@ -27,10 +27,10 @@ impl Gate {
     }
 }
 
-impl Feed<'_> {
-    /// Has bytes uploaded, some time; waits until there is room for them among those that wait. A fault may be that of a
+impl<K> Feed<'_, K> {
+    /// Has bytes uploaded to some place, some time; waits until there is room for them among those that wait. A fault may be that of a
     /// piece before.
-    pub(crate) fn send(&self, to: u64, bytes: Vec<u8>) -> Result<(), Fault> {
+    pub(crate) fn send(&self, to: K, bytes: Vec<u8>) -> Result<(), Fault> {
         let full = |(waiting, fault): &mut (usize, Option<Fault>)| {
             fault.is_none() && *waiting > 0 && *waiting + bytes.len() > self.gate.most
         };
@@ -47,13 +47,13 @@ impl Feed<'_> {
 }
 
 /// Packs here and uploads on a thread of its own, with no more than so many bytes between the two.
-pub(crate) fn feed<T>(
+pub(crate) fn feed<K: Send, T>(
     most: usize,
-    upload: impl Fn(u64, &[u8]) -> Result<(), Fault> + Send,
-    pack: impl FnOnce(&Feed<'_>) -> Result<T, Fault>,
+    upload: impl Fn(K, &[u8]) -> Result<(), Fault> + Send,
+    pack: impl FnOnce(&Feed<'_, K>) -> Result<T, Fault>,
 ) -> Result<T, Fault> {
     let gate = Gate { most, state: Mutex::default(), changed: Condvar::new() };
-    let (pieces, ready) = channel::<(u64, Vec<u8>)>();
+    let (pieces, ready) = channel::<(K, Vec<u8>)>();
     let packed = std::thread::scope(|scope| {
         let gate = &gate;
         scope.spawn(move || {
@@ -152,7 +152,7 @@ mod tests {
         assert_eq!((endless, uploads.into_inner()), (Err(lost()), 1));
         assert!(sent <= 2, "{sent}");
         let none = Fault::OutOfMemory { asked_bytes: 1, free_bytes: 0 };
-        assert_eq!(feed(10, |_, _| Ok(()), |_| Err::<(), _>(none.clone())), Err(none));
+        assert_eq!(feed(10, |(), _| Ok(()), |_| Err::<(), _>(none.clone())), Err(none));
         let last = feed(10, |_, _| Err(lost()), |feed| feed.send(0, vec![1]));
         assert_eq!(last, Err(lost()), "also when packing was done");
     }

@@ -10,8 +10,12 @@
 //! same bits whatever else is in the step, and a token chosen is the one that the host would choose (`choose`). Not here:
 //! several devices, sharing memory with the host.
 
+#![allow(unsafe_code, reason = "launches with addresses of a device")]
+
 mod arguments;
+mod block;
 mod choose;
+mod constants;
 pub mod device;
 mod driver;
 mod feed;
@@ -19,6 +23,7 @@ pub mod kernels;
 pub mod launch;
 mod model;
 pub mod pack;
+mod places;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,17 +35,22 @@ use kedge_engine::graph::Graph;
 use kedge_engine::plan::{Plan, Shape};
 
 pub use arguments::layouts;
+use block::Block;
 use choose::Choices;
 use device::Recording;
 pub use device::{Device, Facts, Fault};
 use kernels::Set;
-use launch::{Places, Table};
 use model::Model;
+use places::{Places, Table};
 
 /// The most rows of a plan whose launches are recorded: beyond that a step takes longer than its launches do.
 const RECORDED_ROWS_MAX: usize = 64;
 /// The least bytes for a step's table and for its pages, so that they do not grow with every token.
 const INPUT_BYTES_MIN: usize = 4 << 10;
+/// Blocks of a state: the step's table, its pages, and how many come before others.
+const TABLE: usize = 0;
+const PAGES: usize = 1;
+const INPUTS: usize = 2;
 /// Bytes kept free for the driver's own needs.
 const RESERVE_BYTES: u64 = 256 << 20;
 
@@ -143,44 +153,24 @@ impl Backend for Cuda {
             return Err(wrong(format!("the model has {reason}")));
         }
         let mut weights = Vec::new();
-        let upload = |to: u64, bytes: &[u8]| device.upload(to, bytes);
+        let upload = |block: Arc<Block>, bytes: &[u8]| block.upload(bytes);
         let model = feed::feed(PACKED_BYTES_MAX, upload, |feed| {
             Model::new(&graph, &mut |bytes| {
-                let block = Block::new(device, bytes.len())?;
-                let address = block.address;
-                weights.push(block);
-                feed.send(address, bytes).map(|()| address)
+                let block = Arc::new(Block::new(device, bytes.len())?);
+                weights.push(block.clone());
+                let address = block.address();
+                feed.send(block, bytes).map(|()| address)
             })
         });
         let model = model.map_err(|fault| wrong(format!("weights: {fault}")))?;
-        let numbers = graph.pages.map_or(0, launch::page_numbers) * pages;
+        let numbers = graph.pages.map_or(0, places::page_numbers) * pages;
         // Kernels multiply what is in a page by zero where there is no token: it must be a number.
         let store = Block::new(device, 2 * numbers)
-            .and_then(|store| device.clear(store.address, store.bytes as u64).map(|()| store))
+            .and_then(|store| store.clear().map(|()| store))
             .map_err(|fault| wrong(format!("room for keys and values of {pages} pages: {fault}")))?;
         let loaded =
             Loaded { device: device.clone(), graph, model, pages, store, state: Mutex::default(), _weights: weights };
         Ok(Box::new(loaded))
-    }
-}
-
-/// Memory of a device, given back when it is dropped.
-struct Block {
-    device: Arc<dyn Device>,
-    address: u64,
-    bytes: usize,
-}
-
-impl Block {
-    fn new(device: &Arc<dyn Device>, bytes: usize) -> Result<Self, Fault> {
-        let bytes = bytes.max(1);
-        Ok(Self { address: device.allocate(bytes as u64)?, device: device.clone(), bytes })
-    }
-}
-
-impl Drop for Block {
-    fn drop(&mut self) {
-        self.device.release(self.address);
     }
 }
 
@@ -193,12 +183,12 @@ struct Loaded {
     store: Block,
     /// What a run works in. Held for a whole run: one at a time.
     state: Mutex<State>,
-    _weights: Vec<Block>,
+    _weights: Vec<Arc<Block>>,
 }
 
 #[derive(Default)]
 struct State {
-    /// The plan's buffers, the scratch parts, and then the step's table and its pages: as large as any plan needed yet.
+    /// The step's table and its pages, the scratch parts, and then the plan's buffers: as large as any plan needed yet.
     blocks: Vec<Block>,
     /// Plans that ran on these blocks. A plan that comes again is recorded.
     plans: HashMap<Shape, Seen>,
@@ -217,9 +207,9 @@ enum Seen {
 impl Prepared for Loaded {
     fn run(&self, plan: &Plan, step: &Step, answers: &mut Vec<f32>) -> Result<(), EngineError> {
         self.whole(plan, step, |state| {
-            let (result, count) = self.compute(state, plan, step)?;
-            let mut raw = vec![0; 4 * count * self.graph.result_width()];
-            self.device.download(result, &mut raw)?;
+            let result = self.compute(state, plan, step)?;
+            let mut raw = vec![0; 4 * step.answers(&self.graph) * self.graph.result_width()];
+            state.blocks[result].download(&mut raw)?;
             answers.clear();
             answers.extend(raw.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
             Ok(())
@@ -243,13 +233,15 @@ impl Prepared for Loaded {
             _ => return run_and_choose(self, plan, step, draws, room, choices),
         };
         self.whole(plan, step, |state| {
-            let (logits, _) = self.compute(state, plan, step)?;
+            let logits = self.compute(state, plan, step)?;
             let mut found = vec![0; wanted.found_bytes()];
             let table = self.room(&mut state.draws, 4 * wanted.table.len())?;
             let answers = self.room(&mut state.found, found.len())?;
-            self.device.upload(table, &bytes(&wanted.table))?;
-            self.device.launch(&wanted.launch(logits, table, answers))?;
-            self.device.download(answers, &mut found)?;
+            table.upload(&bytes(&wanted.table))?;
+            let launch = wanted.launch(state.blocks[logits].address(), table.address(), answers.address());
+            // SAFETY: the blocks are as long as draws and answers are, and the plan has made room for its logits.
+            unsafe { self.device.launch(&launch)? };
+            answers.download(&mut found)?;
             choices.clear();
             choices.extend(wanted.read(draws, &found).map(|found| found.map(Into::into)));
             Ok(())
@@ -274,31 +266,33 @@ impl Loaded {
     }
 
     /// Makes a block that nothing else knows at least so large.
-    fn room(&self, block: &mut Option<Block>, bytes: usize) -> Result<u64, Fault> {
-        match block {
-            Some(block) if block.bytes >= bytes => Ok(block.address),
-            _ => {
-                *block = None;
-                let new = Block::new(&self.device, bytes.next_power_of_two().max(INPUT_BYTES_MIN))?;
-                Ok(block.insert(new).address)
+    fn room<'a>(&self, block: &'a mut Option<Block>, bytes: usize) -> Result<&'a Block, Fault> {
+        let kept = match block.take() {
+            Some(kept) if kept.bytes() >= bytes => kept,
+            old => {
+                drop(old);
+                Block::new(&self.device, bytes.next_power_of_two().max(INPUT_BYTES_MIN))?
             }
-        }
+        };
+        Ok(block.insert(kept))
     }
 
-    /// Runs a plan's launches: where its answers lie on the device, and how many they are.
-    fn compute(&self, state: &mut State, plan: &Plan, step: &Step) -> Result<(u64, usize), Fault> {
+    /// Runs a plan's launches: which block has its answers.
+    fn compute(&self, state: &mut State, plan: &Plan, step: &Step) -> Result<usize, Fault> {
         let count = step.answers(&self.graph);
         let (table, pages) = Table::new(plan.shape).of(step, count);
         let places = self.make_room(state, plan, table.len(), pages.len())?;
-        self.device.upload(places.table, &bytes(&table))?;
+        state.blocks[TABLE].upload(&bytes(&table))?;
         if !pages.is_empty() {
-            self.device.upload(places.pages, &bytes(&pages))?;
+            state.blocks[PAGES].upload(&bytes(&pages))?;
         }
         let write = |most: Shape| launch::launches(&self.graph, &self.model, plan, most, &places);
         let exact = Shape { rows: step.ids.len(), outputs: count };
         let may_record = self.graph.pages.is_some() && plan.shape.rows <= RECORDED_ROWS_MAX;
         match (state.plans.get(&plan.shape), may_record) {
-            (Some(Seen::Recorded(recording)), _) => self.device.replay(*recording)?,
+            // SAFETY (and below): launches are written for blocks that this holds, as long as the plan needs them; a
+            // recording is forgotten before its blocks go.
+            (Some(Seen::Recorded(recording)), _) => unsafe { self.device.replay(*recording)? },
             (Some(Seen::Once), true) => {
                 let recorded = self.device.record(&write(plan.shape)).unwrap_or_else(|fault| {
                     // What really is wrong with the device is wrong with the launches below, too.
@@ -307,7 +301,8 @@ impl Loaded {
                 });
                 let seen = match recorded {
                     Some(recording) => {
-                        self.device.replay(recording)?;
+                        // SAFETY: see above.
+                        unsafe { self.device.replay(recording)? };
                         Seen::Recorded(recording)
                     }
                     None => {
@@ -325,29 +320,30 @@ impl Loaded {
                 }
             }
         }
-        Ok((places.buffers[plan.result], count))
+        Ok(INPUTS + places.scratch.len() + plan.result)
     }
 
     fn launch(&self, launches: &[launch::Launch]) -> Result<(), Fault> {
-        launches.iter().try_for_each(|launch| self.device.launch(launch))
+        // SAFETY: see `compute`.
+        launches.iter().try_for_each(|launch| unsafe { self.device.launch(launch) })
     }
 
     /// Makes the blocks as large as a plan needs, and says where they are. What was recorded on smaller ones is forgotten.
     fn make_room(&self, state: &mut State, plan: &Plan, table: usize, pages: usize) -> Result<Places, Fault> {
         let buffers = plan.buffers.iter().map(|length| 4 * length);
-        let scratch = launch::scratch(&self.graph, &self.model, plan);
+        let scratch = places::scratch(&self.graph, &self.model, plan);
         // The table and the pages come first, so that their place does not depend on the plan.
         let inputs = [4 * table, 4 * pages].map(|size| size.next_power_of_two().max(INPUT_BYTES_MIN));
         let sizes: Vec<usize> = inputs.into_iter().chain(scratch.iter().copied()).chain(buffers).collect();
         let fits = |state: &State| {
             state.blocks.len() >= sizes.len()
-                && state.blocks.iter().zip(&sizes).all(|(block, size)| block.bytes >= *size)
+                && state.blocks.iter().zip(&sizes).all(|(block, size)| block.bytes() >= *size)
         };
         if !fits(state) {
             self.forget(state);
             for (index, size) in sizes.iter().enumerate() {
                 match state.blocks.get(index) {
-                    Some(block) if block.bytes >= *size => {}
+                    Some(block) if block.bytes() >= *size => {}
                     Some(_) => {
                         // The old one is given back first, and stays as one byte if there is no room for the new one.
                         state.blocks[index] = Block::new(&self.device, 1)?;
@@ -357,11 +353,11 @@ impl Loaded {
                 }
             }
         }
-        let mut addresses = state.blocks.iter().map(|block| block.address);
+        let mut addresses = state.blocks.iter().map(Block::address);
         let mut next = |count: usize| addresses.by_ref().take(count).collect::<Vec<u64>>();
-        let (inputs, scratch) = (next(2), next(scratch.len()));
+        let (inputs, scratch) = (next(INPUTS), next(scratch.len()));
         let buffers = next(plan.buffers.len());
-        Ok(Places { buffers, table: inputs[0], pages: inputs[1], store: self.store.address, scratch })
+        Ok(Places { buffers, table: inputs[TABLE], pages: inputs[PAGES], store: self.store.address(), scratch })
     }
 
     fn forget(&self, state: &mut State) {

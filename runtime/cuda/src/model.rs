@@ -3,6 +3,7 @@
 use kedge_engine::graph::{Graph, Norm, Op, Part, Rope};
 use kedge_formats::{Dtype, Tensor};
 
+use crate::constants as c;
 use crate::pack::{Format, Packed};
 
 /// The widest head that the attention kernels take.
@@ -14,7 +15,7 @@ pub(crate) const EXPERTS_MAX: usize = 1024;
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Table {
     pub(crate) address: u64,
-    /// The number by which kernels/rows.cu knows how it lies: as stored, or packed for products.
+    /// How it lies: one of the numbers of `constants`.
     pub(crate) kind: u32,
     /// Of a packed one.
     pub(crate) units: u64,
@@ -38,14 +39,15 @@ impl Matrix {
     /// Its rows as vectors.
     fn table(self) -> Table {
         let kind = match self.format {
-            Format::F32 => 0,
-            Format::Half => 8,
-            Format::Q8_0 => 9,
-            Format::Q4_0 => 10,
-            Format::Q4K => 11,
-            Format::Q5K => 12,
-            Format::Q6K => 13,
+            Format::F32 => c::STORED_F32,
+            Format::Half => c::PACKED_HALF,
+            Format::Q8_0 => c::PACKED_Q8_0,
+            Format::Q4_0 => c::PACKED_Q4_0,
+            Format::Q4K => c::PACKED_Q4_K,
+            Format::Q5K => c::PACKED_Q5_K,
+            Format::Q6K => c::PACKED_Q6_K,
         };
+        let kind = kind as u32;
         let chunks = (self.inputs / self.format.chunk()) as u32;
         Table { address: self.weights, kind, units: self.units, chunks }
     }
@@ -259,16 +261,17 @@ fn place<E>(all: &[&Tensor], put: &mut dyn FnMut(Vec<u8>) -> Result<u64, E>) -> 
 }
 
 fn kind(dtype: Dtype) -> u32 {
-    match dtype {
-        Dtype::F32 => 0,
-        Dtype::F16 => 1,
-        Dtype::Bf16 => 2,
-        Dtype::Q8_0 => 3,
-        Dtype::Q4_0 => 4,
-        Dtype::Q4K => 5,
-        Dtype::Q5K => 6,
-        Dtype::Q6K | Dtype::Other { .. } => 7,
-    }
+    let kind = match dtype {
+        Dtype::F32 => c::STORED_F32,
+        Dtype::F16 => c::STORED_F16,
+        Dtype::Bf16 => c::STORED_BF16,
+        Dtype::Q8_0 => c::STORED_Q8_0,
+        Dtype::Q4_0 => c::STORED_Q4_0,
+        Dtype::Q4K => c::STORED_Q4_K,
+        Dtype::Q5K => c::STORED_Q5_K,
+        Dtype::Q6K | Dtype::Other { .. } => c::STORED_Q6_K,
+    };
+    kind as u32
 }
 
 /// What of a graph the kernels do not take; none when they take all of it.
@@ -276,7 +279,18 @@ pub(crate) fn refusal(graph: &Graph) -> Option<String> {
     if let Some(tensor) = graph.weights.iter().find(|tensor| Format::of(tensor.dtype).is_none()) {
         return Some(format!("a weight of shape {:?} has a type that cannot be read", tensor.shape));
     }
+    if graph.values.iter().any(|value| value.width == 0) || graph.weights.iter().any(|weight| weight.shape.contains(&0))
+    {
+        return Some("vectors or weights of width 0".into());
+    }
     for op in &graph.ops {
+        match op {
+            Op::Place { heads, rope: Some(rope), .. } if !(1..=heads.width / 2).contains(&rope.frequencies.len()) => {
+                let pairs = rope.frequencies.len();
+                return Some(format!("heads of width {} of which {pairs} pairs are turned", heads.width));
+            }
+            _ => {}
+        }
         match op {
             Op::Attend { heads, .. } | Op::Place { heads, .. } | Op::Paged { heads, .. } => {
                 if heads.width > HEAD_MAX || heads.width % 2 != 0 {

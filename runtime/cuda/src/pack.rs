@@ -14,7 +14,7 @@ use half::{bf16, f16};
 use kedge_formats::{Dtype, Tensor, quant};
 
 /// Outputs of a tile.
-pub const TILE: usize = 16;
+pub const TILE: usize = crate::constants::OUTPUTS;
 /// Chunks that share units of scale.
 const SUPER: usize = 8;
 /// Tiles that are worth a thread.

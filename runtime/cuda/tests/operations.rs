@@ -46,7 +46,7 @@ fn random(g: &mut Builder, dtype: Dtype, shape: &[usize], seed: u32) -> Weight {
 
 /// Vectors that go in: rows of a table.
 fn given(g: &mut Builder, width: usize, values: &[f32]) -> Value {
-    let words = g.weight(Tensor::of_f32(&[values.len() / width, width], values));
+    let words = g.weight(Tensor::of_f32(&[values.len() / width.max(1), width], values));
     let out = g.per_row(width);
     g.push(Op::Embed { words, positions: None, types: None, scale: 1.0, out });
     out
@@ -549,14 +549,40 @@ fn pooling() {
 
 #[test]
 fn what_the_kernels_do_not_take_is_refused_by_name() {
-    let mut g = Builder::default();
-    let heads = Heads { query: 1, key: 1, width: 300 };
-    let qkv = given_random(&mut g, heads.qkv(), 1);
-    let out = g.attend(qkv, heads);
-    let result = g.take(out);
-    let graph = Arc::new(g.finish(result, None));
-    let said = each()[0].backend.prepare(graph, 0).err().unwrap().to_string();
-    assert_eq!(said, "interpreter: the model has heads of width 300; even ones to 256 are taken");
+    let refusal = |build: &dyn Fn(&mut Builder) -> Value| {
+        let mut g = Builder::default();
+        let result = build(&mut g);
+        let graph = Arc::new(g.finish(result, Some(Pages { layers: 1, heads: 1, width: 8 })));
+        each()[0].backend.prepare(graph, 0).err().unwrap().to_string()
+    };
+    let attend = |g: &mut Builder, width: usize| {
+        let heads = Heads { query: 1, key: 1, width };
+        let qkv = given_random(g, heads.qkv(), 1);
+        let out = g.attend(qkv, heads);
+        g.take(out)
+    };
+    let turned = |g: &mut Builder, pairs: usize| {
+        let heads = Heads { query: 1, key: 1, width: 8 };
+        let (qkv, q) = (given_random(g, heads.qkv(), 1), g.per_row(8));
+        let rope = Some(Rope { frequencies: vec![1.0; pairs], pairs: Pairs::Halves, magnitude: 1.0 });
+        g.push(Op::Place { qkv, heads, norms: None, epsilon: 1e-5, rope, layer: 0, out: q });
+        g.take(q)
+    };
+    let empty = |g: &mut Builder| {
+        let x = given_random(g, 8, 1);
+        let weight = g.weight(Tensor::of_f32(&[0, 8], &[]));
+        let out = g.linear(x, vec![Part { weight, bias: None }], None);
+        g.take(out)
+    };
+    for (said, expected) in [
+        (refusal(&|g| attend(g, 300)), "heads of width 300; even ones to 256 are taken"),
+        (refusal(&|g| attend(g, 0)), "vectors or weights of width 0"),
+        (refusal(&|g| turned(g, 0)), "heads of width 8 of which 0 pairs are turned"),
+        (refusal(&|g| turned(g, 5)), "heads of width 8 of which 5 pairs are turned"),
+        (refusal(&empty), "vectors or weights of width 0"),
+    ] {
+        assert_eq!(said, format!("interpreter: the model has {expected}"));
+    }
 }
 
 proptest! {

@@ -1,4 +1,4 @@
-"""Compiles CUDA C to PTX with the NVRTC of a wheel: nvrtc.py LIBRARY ARCHITECTURE SOURCE HEADER OUTPUT."""
+"""Compiles CUDA C to PTX with the NVRTC of a wheel: nvrtc.py LIBRARY ARCHITECTURE SOURCE HEADER OUTPUT [NAME=NUMBER...]."""
 
 import ctypes
 import pathlib
@@ -6,7 +6,7 @@ import sys
 
 
 def main():
-    library, architecture, source, header, output = sys.argv[1:]
+    library, architecture, source, header, output, *constants = sys.argv[1:]
     nvrtc = ctypes.CDLL(library)
 
     def check(code):
@@ -27,6 +27,7 @@ def main():
     names = (ctypes.c_char_p * 1)(pathlib.Path(header).name.encode())
     check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.read_bytes(), source.name.encode(), 1, headers, names))
     options = [f"--gpu-architecture={architecture}", "--std=c++17"]
+    options += [f"--define-macro={constant}" for constant in constants]
     values = (ctypes.c_char_p * len(options))(*[option.encode() for option in options])
     failed = nvrtc.nvrtcCompileProgram(program, len(options), values)
     log = text(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog)

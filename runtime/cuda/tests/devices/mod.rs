@@ -2,6 +2,7 @@
 
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "each test uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a test")]
+#![allow(unsafe_code, reason = "the trait asks callers for more than this device does")]
 
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -79,6 +80,22 @@ fn failed(step: &str, error: kedge_ptx::Error) -> Fault {
     Fault::Failed { step: step.into(), code: error.to_string() }
 }
 
+impl Interpreter {
+    fn interpret(&self, launch: &Launch) -> Result<(), Fault> {
+        let State { modules, memory, .. } = &mut *self.state.lock().unwrap();
+        let module = modules.iter().find(|module| module.kernels().any(|kernel| kernel.name == launch.kernel));
+        let args = &launch.arguments;
+        let launch = kedge_ptx::Launch {
+            kernel: launch.kernel,
+            grid: launch.grid,
+            block: launch.block,
+            shared_bytes: launch.shared,
+            args,
+        };
+        module.unwrap().launch(memory, &launch).map_err(|error| failed("launching", error))
+    }
+}
+
 impl Device for Interpreter {
     fn facts(&self) -> &Facts {
         &self.facts
@@ -92,19 +109,20 @@ impl Device for Interpreter {
         Ok(self.state.lock().unwrap().memory.alloc(bytes as usize))
     }
 
-    fn release(&self, address: u64) {
+    unsafe fn release(&self, address: u64) {
         self.state.lock().unwrap().memory.free(address).unwrap();
     }
 
-    fn clear(&self, address: u64, bytes: u64) -> Result<(), Fault> {
-        self.upload(address, &vec![0; bytes as usize])
+    unsafe fn clear(&self, address: u64, bytes: u64) -> Result<(), Fault> {
+        let mut state = self.state.lock().unwrap();
+        state.memory.write(address, &vec![0; bytes as usize]).map_err(|error| failed("clearing", error))
     }
 
-    fn upload(&self, to: u64, bytes: &[u8]) -> Result<(), Fault> {
+    unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Result<(), Fault> {
         self.state.lock().unwrap().memory.write(to, bytes).map_err(|error| failed("uploading", error))
     }
 
-    fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), Fault> {
+    unsafe fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), Fault> {
         let mut state = self.state.lock().unwrap();
         state.downloaded += bytes.len();
         let read = state.memory.read(from, bytes.len());
@@ -127,18 +145,8 @@ impl Device for Interpreter {
         Ok(())
     }
 
-    fn launch(&self, launch: &Launch) -> Result<(), Fault> {
-        let State { modules, memory, .. } = &mut *self.state.lock().unwrap();
-        let module = modules.iter().find(|module| module.kernels().any(|kernel| kernel.name == launch.kernel));
-        let args = &launch.arguments;
-        let launch = kedge_ptx::Launch {
-            kernel: launch.kernel,
-            grid: launch.grid,
-            block: launch.block,
-            shared_bytes: launch.shared,
-            args,
-        };
-        module.unwrap().launch(memory, &launch).map_err(|error| failed("launching", error))
+    unsafe fn launch(&self, launch: &Launch) -> Result<(), Fault> {
+        self.interpret(launch)
     }
 
     fn record(&self, launches: &[Launch]) -> Result<Option<Recording>, Fault> {
@@ -147,13 +155,13 @@ impl Device for Interpreter {
         Ok(Some(recordings.len() - 1))
     }
 
-    fn replay(&self, recording: Recording) -> Result<(), Fault> {
+    unsafe fn replay(&self, recording: Recording) -> Result<(), Fault> {
         let launches = {
             let mut state = self.state.lock().unwrap();
             state.replays += 1;
             state.recordings[recording].clone()
         };
-        launches.iter().try_for_each(|launch| self.launch(launch))
+        launches.iter().try_for_each(|launch| self.interpret(launch))
     }
 
     fn forget(&self, recording: Recording) {

@@ -1,39 +1,26 @@
 //! From a plan to launches: which kernels, with how many blocks and threads, and their arguments. Pure.
 //!
 //! A launch depends on widths, weights and on the most vectors that it may meet. How many there really are, their places
-//! and pages are read by the kernels from the step's table ([`Table`]), so that launches made for a whole plan can be
+//! and pages are read by the kernels from the step's table (`places`), so that launches made for a whole plan can be
 //! captured once and run for every step of it. What must hold: threads of a block and order of sums depend on widths
 //! only, never on how many vectors there are.
 
-use kedge_engine::backend::Step;
-use kedge_engine::graph::{Activation, Graph, Heads, Norm, Op, PAGE_TOKENS, Pages, Pairs, Per, Pooling};
+mod product;
+
+use kedge_engine::graph::{Graph, Heads, Norm, Op, Pairs, Per, Pooling};
 use kedge_engine::plan::{Plan, Shape};
 
 use crate::arguments as a;
-use crate::model::{Matrix, Mixture, Model, Product};
-use crate::pack::{Format, TILE};
+use crate::constants::{self as c, QUERIES, SPLITS, WARPS};
+use crate::model::{Model, Product};
+use crate::places::{PARTIAL_ROWS, PARTS, Part, Places, Table};
+use product::{Rounding, Who, number};
 
-/// Warps of a block in which attention is shared out; `WARPS` of kernels/attention.cu.
-const WARPS: usize = 4;
-/// Blocks that share a query; `SPLITS` there.
-const SPLITS: usize = 8;
-/// Queries of a warp; `QUERIES` there.
-const QUERIES: usize = 16;
 /// The most rows that have their attention computed one by one: there is more to read than to compute, and more blocks read
 /// faster.
 const LONELY_ROWS_MAX: usize = 16;
-/// Rows whose attention is in parts at a time.
-const PARTIAL_ROWS: usize = 256;
 /// Threads of kernels with a thread for each number.
 const PLAIN: usize = 256;
-/// Shares of a product's inputs, and the most warps of its blocks; `SHARES` of kernels/linear.cu.
-const PRODUCT_WARPS: usize = 8;
-/// The most vectors for which warps share the inputs of the same outputs: beyond, each has outputs of its own.
-const SPLIT_VECTORS_MAX: usize = 32;
-/// Warps of a block then.
-const OWN_WARPS: usize = 4;
-/// Outputs of a warp of the product with 32-bit floats.
-const F32_EACH: usize = 4;
 
 /// One launch of a kernel.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,149 +35,6 @@ pub struct Launch {
     pub shared: u32,
     /// The parameter block.
     pub arguments: Vec<u8>,
-}
-
-/// A step as one table of numbers of 32 bits, each list at a place that follows from the plan's shape.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Table {
-    shape: Shape,
-}
-
-/// Numbers in front of a table: rows, answers, sequences.
-const HEAD: usize = 4;
-
-impl Table {
-    /// That of a plan.
-    pub fn new(shape: Shape) -> Self {
-        Self { shape }
-    }
-
-    /// Its length in numbers.
-    pub fn len(self) -> usize {
-        HEAD + 6 * self.shape.rows + 1 + self.shape.outputs
-    }
-
-    /// Never.
-    pub fn is_empty(self) -> bool {
-        false
-    }
-
-    fn list(self, index: usize) -> usize {
-        HEAD + index * self.shape.rows
-    }
-
-    /// The table of a step, and the pages of its sequences one after the other.
-    pub fn of(self, step: &Step, answers: usize) -> (Vec<u32>, Vec<u32>) {
-        let mut table = vec![0; self.len()];
-        let mut pages = Vec::new();
-        table[..3].copy_from_slice(&[step.ids.len() as u32, answers as u32, step.sequences.len() as u32]);
-        table[self.list(0)..][..step.ids.len()].copy_from_slice(&step.ids);
-        table[self.list(1)..][..step.types.len()].copy_from_slice(&step.types);
-        for (row, (sequence, place)) in step.places().enumerate() {
-            table[self.list(2) + row] = sequence as u32;
-            table[self.list(3) + row] = place as u32;
-        }
-        let mut first = 0;
-        for (index, sequence) in step.sequences.iter().enumerate() {
-            table[self.list(4) + index] = pages.len() as u32;
-            pages.extend_from_slice(&sequence.pages);
-            table[self.list(5) + index] = first;
-            first += sequence.rows as u32;
-        }
-        table[self.list(5) + step.sequences.len()] = first;
-        table[self.list(6) + 1..][..step.outputs.len()].copy_from_slice(&step.outputs);
-        (table, pages)
-    }
-}
-
-/// Where a run works. Sizes of the scratch parts are those of [`scratch`].
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Places {
-    /// The plan's buffers.
-    pub buffers: Vec<u64>,
-    /// The step's table.
-    pub table: u64,
-    /// Pages of the sequences, one after the other.
-    pub pages: u64,
-    /// Keys and values.
-    pub store: u64,
-    /// The parts of the scratch memory, in the order of [`Part`].
-    pub scratch: Vec<u64>,
-}
-
-/// A part of the scratch memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
-enum Part {
-    /// Rounded vectors.
-    Rounded,
-    /// Their scales.
-    Scales,
-    /// Attention in parts.
-    Partial,
-    /// Experts chosen, their weights, how many chose each, and who.
-    Choice,
-    Weights,
-    Counts,
-    List,
-    /// Experts' gates and inputs side by side, those put together, and answers.
-    Both,
-    Inner,
-    Answers,
-}
-
-const PARTS: usize = 10;
-
-/// Bytes of each part of the scratch memory, and then of the angles of each rope.
-pub(crate) fn scratch(graph: &Graph, model: &Model, plan: &Plan) -> Vec<usize> {
-    let mut sizes = vec![0; PARTS];
-    let mut need = |part: Part, bytes: usize| sizes[part as usize] = sizes[part as usize].max(bytes);
-    let rounded = |matrix: Matrix, vectors: usize, need: &mut dyn FnMut(Part, usize)| match matrix.format {
-        Format::F32 => {}
-        Format::Half => {
-            need(Part::Rounded, vectors * matrix.inputs * 2);
-            need(Part::Scales, vectors * 4);
-        }
-        _ => {
-            need(Part::Rounded, vectors * matrix.inputs);
-            need(Part::Scales, vectors * matrix.inputs / 32 * 8);
-        }
-    };
-    for (index, op) in graph.ops.iter().enumerate() {
-        match op {
-            Op::Linear { .. } => {
-                let vectors = plan.shape.count(plan.sizes[index].per);
-                model.products[index].iter().for_each(|product| rounded(product.matrix, vectors, &mut need));
-            }
-            Op::Paged { heads, .. } => {
-                let rows = plan.shape.rows.min(PARTIAL_ROWS);
-                need(Part::Partial, rows * heads.query * SPLITS * (heads.width + 2) * 4);
-            }
-            Op::Experts { experts, used, .. } => {
-                let Mixture { gate, up, down } = model.mixture(index);
-                let pairs = plan.shape.rows * used;
-                for matrix in [gate, up] {
-                    rounded(matrix, plan.shape.rows, &mut need);
-                }
-                rounded(down, pairs, &mut need);
-                need(Part::Choice, pairs * 4);
-                need(Part::Weights, pairs * 4);
-                need(Part::Counts, experts.len() * 4);
-                need(Part::List, experts.len() * pairs * 4);
-                need(Part::Both, pairs * 2 * gate.outputs * 4);
-                need(Part::Inner, pairs * gate.outputs * 4);
-                need(Part::Answers, pairs * down.outputs * 4);
-            }
-            _ => {}
-        }
-    }
-    sizes.extend(model.ropes.iter().map(|(rope, _)| plan.shape.rows * rope.frequencies.len() * 8));
-    sizes
-}
-
-/// Numbers of 16 bits of a page.
-pub fn page_numbers(pages: Pages) -> usize {
-    pages.layers * pages.heads * PAGE_TOKENS * (pages.width.next_multiple_of(8) + pages.width)
 }
 
 /// The launches of a plan for at most so many vectors, in order.
@@ -223,68 +67,6 @@ struct Writer<'a> {
     /// How the operation before has rounded what the next one multiplies.
     ready: Option<Rounding>,
     launches: Vec<Launch>,
-}
-
-/// A way of rounding vectors: what the kernels call it (`Rounded` of kernels/common.cuh), and the width of the result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Rounding {
-    kind: u32,
-    padded: usize,
-}
-
-impl Rounding {
-    /// What a matrix wants; none when it takes vectors as they are.
-    fn of(matrix: Matrix) -> Option<Self> {
-        let kind = match matrix.format {
-            Format::F32 => return None,
-            Format::Half => 1,
-            _ => TO_BYTES,
-        };
-        Some(Self { kind, padded: matrix.inputs })
-    }
-}
-
-/// The kind of rounding that needs no more than 32 numbers of a vector.
-const TO_BYTES: u32 = 2;
-
-/// Who takes part in a product.
-#[derive(Clone, Copy)]
-struct Who {
-    count: u64,
-    /// The most that there may be.
-    most: usize,
-    /// How many are likely for a matrix.
-    likely: usize,
-    /// Lists of a mixture: where, how far apart, and how many.
-    lists: Option<(u64, usize, usize)>,
-    divide: usize,
-    /// Rounded vectors that there is room for.
-    vectors: usize,
-}
-
-/// The kernel of a product that takes so many vectors at a time.
-fn kernel(format: Format, columns: usize) -> &'static str {
-    match (format, columns) {
-        (Format::F32, _) => "kedge_linear_f32",
-        (Format::Half, 8) => "kedge_linear_half_8",
-        (Format::Half, 32) => "kedge_linear_half_32",
-        (Format::Half, _) => "kedge_linear_half_64",
-        (Format::Q8_0, 8) => "kedge_linear_q8_0_8",
-        (Format::Q8_0, 32) => "kedge_linear_q8_0_32",
-        (Format::Q8_0, _) => "kedge_linear_q8_0_64",
-        (Format::Q4_0, 8) => "kedge_linear_q4_0_8",
-        (Format::Q4_0, 32) => "kedge_linear_q4_0_32",
-        (Format::Q4_0, _) => "kedge_linear_q4_0_64",
-        (Format::Q4K, 8) => "kedge_linear_q4_k_8",
-        (Format::Q4K, 32) => "kedge_linear_q4_k_32",
-        (Format::Q4K, _) => "kedge_linear_q4_k_64",
-        (Format::Q5K, 8) => "kedge_linear_q5_k_8",
-        (Format::Q5K, 32) => "kedge_linear_q5_k_32",
-        (Format::Q5K, _) => "kedge_linear_q5_k_64",
-        (Format::Q6K, 8) => "kedge_linear_q6_k_8",
-        (Format::Q6K, 32) => "kedge_linear_q6_k_32",
-        (Format::Q6K, _) => "kedge_linear_q6_k_64",
-    }
 }
 
 /// Threads of a block that has a vector of that width to itself.
@@ -438,13 +220,13 @@ impl Writer<'_> {
                     layer: *layer as u32,
                     norm: match norms {
                         None => 0,
-                        Some((Norm::Rms { .. }, _)) => 1,
-                        Some((Norm::Layer { .. }, _)) => 2,
+                        Some((Norm::Rms { .. }, _)) => c::NORM_RMS as u32,
+                        Some((Norm::Layer { .. }, _)) => c::NORM_LAYER as u32,
                     },
                     pairing: match rope.as_ref().map(|rope| rope.pairs) {
                         None => 0,
-                        Some(Pairs::Halves) => 1,
-                        Some(Pairs::Neighbours) => 2,
+                        Some(Pairs::Halves) => c::PAIRS_HALVES as u32,
+                        Some(Pairs::Neighbours) => c::PAIRS_NEIGHBOURS as u32,
                     },
                     pairs: rope.as_ref().map_or(0, |rope| rope.frequencies.len()) as u32,
                     epsilon: *epsilon as f32,
@@ -503,7 +285,7 @@ impl Writer<'_> {
                 }
             }
             Op::Gate { x, activation, out } => {
-                let rounding = self.next_wants(index, *out).filter(|to| to.kind == TO_BYTES);
+                let rounding = self.next_wants(index, *out).filter(|to| to.is_to_bytes());
                 let (x, out, vectors) = (self.buffer(*x), self.buffer(*out), plan.shape.count(size.per));
                 self.gate(x, out, count, rows, width, *activation, 1, rounding, vectors);
                 self.ready = rounding;
@@ -551,7 +333,7 @@ impl Writer<'_> {
                 }
                 let pairs = list_step;
                 let wanted = Rounding::of(mixture.down);
-                let at_once = wanted.filter(|to| to.kind == TO_BYTES);
+                let at_once = wanted.filter(|to| to.is_to_bytes());
                 self.gate(both, gated, count, rows, inner, *activation, *used, at_once, pairs);
                 if let Some(to) = wanted
                     && at_once.is_none()
@@ -580,13 +362,13 @@ impl Writer<'_> {
             }
             Op::Pool { x, pooling, out } => {
                 let pooling = match pooling {
-                    Pooling::Mean => 0,
-                    Pooling::Cls => 1,
-                    Pooling::Last => 2,
-                    Pooling::Max => 3,
+                    Pooling::Mean => c::POOL_MEAN,
+                    Pooling::Cls => c::POOL_CLS,
+                    Pooling::Last => c::POOL_LAST,
+                    Pooling::Max => c::POOL_MAX,
                 };
                 let (x, out, firsts) = (self.buffer(*x), self.buffer(*out), self.list(5));
-                let arguments = a::Pool { x, firsts, out, count, width: narrow, pooling };
+                let arguments = a::Pool { x, firsts, out, count, width: narrow, pooling: pooling as u32 };
                 self.plain("kedge_pool", width, rows, arguments.bytes());
             }
             Op::Normalize { x, out } => {
@@ -616,128 +398,15 @@ impl Writer<'_> {
             _ => None,
         }
     }
-
-    #[allow(clippy::too_many_arguments, reason = "the fields of one operation")]
-    fn gate(
-        &mut self,
-        x: u64,
-        out: u64,
-        count: u64,
-        rows: usize,
-        width: usize,
-        activation: Activation,
-        times: usize,
-        rounding: Option<Rounding>,
-        vectors: usize,
-    ) {
-        let (kind_of_rounded, padded) = rounding.map_or((0, 0), |to| (to.kind, to.padded as u32));
-        let arguments = a::Gate {
-            x,
-            out,
-            rounded: self.scratch(Part::Rounded),
-            scales: self.scratch(Part::Scales),
-            count,
-            width: width as u32,
-            activation: number(Some(activation)),
-            times: times as u32,
-            kind_of_rounded,
-            padded,
-            scales_step: vectors as u32,
-        };
-        self.plain("kedge_gate", width, rows * times, arguments.bytes());
-    }
-
-    /// Rounds vectors, `times` as many as there are rows.
-    fn round(&mut self, x: u64, to: Rounding, width: usize, who: Who, times: usize) {
-        let arguments = a::Round {
-            x,
-            rounded: self.scratch(Part::Rounded),
-            scales: self.scratch(Part::Scales),
-            count: who.count,
-            width: width as u32,
-            times: times as u32,
-            kind_of_rounded: to.kind,
-            padded: to.padded as u32,
-            scales_step: who.vectors as u32,
-        };
-        let rows = who.most * times;
-        if to.kind == TO_BYTES {
-            self.plain("kedge_round_bytes", width, rows, arguments.bytes());
-        } else {
-            self.push("kedge_round_half", [rows, 1, 1], threads(width, 1024), 0, arguments.bytes());
-        }
-    }
-
-    #[allow(clippy::too_many_arguments, reason = "the fields of one product")]
-    fn product(
-        &mut self,
-        x: u64,
-        matrix: Matrix,
-        bias: u64,
-        out: u64,
-        width: usize,
-        first: usize,
-        activation: u32,
-        who: Who,
-    ) {
-        let columns = match who.likely {
-            _ if matrix.format == Format::F32 => 8,
-            few if few <= 8 => 8,
-            some if some <= SPLIT_VECTORS_MAX => 32,
-            _ => 64,
-        };
-        let kernel = kernel(matrix.format, columns);
-        let plain = matrix.format == Format::F32;
-        let (list, list_step, matrices) = who.lists.unwrap_or((0, 0, 1));
-        let arguments = a::Linear {
-            x: if plain { x } else { self.scratch(Part::Rounded) },
-            scales: if plain { 0 } else { self.scratch(Part::Scales) },
-            weights: matrix.weights,
-            units: matrix.units,
-            bias,
-            out,
-            count: who.count,
-            list,
-            weights_step: matrix.weights_step,
-            units_step: matrix.units_step,
-            inputs: matrix.inputs as u32,
-            outputs: matrix.outputs as u32,
-            width: width as u32,
-            first: first as u32,
-            divide: who.divide as u32,
-            activation,
-            list_step: list_step as u32,
-            scales_step: who.vectors as u32,
-        };
-        let (warps, tiles) = match columns {
-            _ if plain => {
-                let warps = matrix.outputs.div_ceil(F32_EACH).min(PRODUCT_WARPS);
-                (warps, matrix.outputs.div_ceil(F32_EACH * warps))
-            }
-            64 => (OWN_WARPS, matrix.outputs.div_ceil(TILE * OWN_WARPS)),
-            _ => ((matrix.inputs / matrix.format.chunk()).clamp(1, PRODUCT_WARPS), matrix.outputs.div_ceil(TILE)),
-        };
-        let grid = [tiles, who.most.div_ceil(columns), matrices];
-        self.push(kernel, grid, 32 * warps, 0, arguments.bytes());
-    }
-}
-
-fn number(activation: Option<Activation>) -> u32 {
-    match activation {
-        None => 0,
-        Some(Activation::Gelu) => 1,
-        Some(Activation::GeluTanh) => 2,
-        Some(Activation::Silu) => 3,
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use kedge_engine::backend::Sequence;
-    use kedge_engine::graph::{Builder, Part};
+    use kedge_engine::graph::{Activation, Builder, Pages, Part};
     use kedge_formats::{Dtype, Tensor, quant};
 
     use super::*;
+    use crate::places::scratch;
 
     /// A layer of a decoder with matrices of that type, 64 wide.
     fn layer(dtype: Dtype) -> Graph {
@@ -831,27 +500,5 @@ mod tests {
             };
             assert_eq!(of(1), of(200), "{}", dtype.name());
         }
-    }
-
-    #[test]
-    fn a_table_says_where_everything_is() {
-        let sequence = |rows, past, pages: &[u32]| Sequence { rows, past, pages: pages.to_vec() };
-        let step = Step {
-            ids: vec![7, 8, 9],
-            types: vec![0, 1, 1],
-            sequences: vec![sequence(1, 40, &[5, 2]), sequence(2, 0, &[3])],
-            outputs: vec![0, 2],
-        };
-        let (table, pages) = Table::new(Shape { rows: 4, outputs: 2 }).of(&step, 2);
-        assert_eq!(pages, [5, 2, 3]);
-        let rows: Vec<&[u32]> = table[HEAD..].chunks(4).collect();
-        assert_eq!(table[..HEAD], [3, 2, 2, 0]);
-        assert_eq!(rows[0][..3], [7, 8, 9], "tokens");
-        assert_eq!(rows[1][..3], [0, 1, 1], "types");
-        assert_eq!(rows[2][..3], [0, 1, 1], "sequences");
-        assert_eq!(rows[3][..3], [40, 0, 1], "places");
-        assert_eq!(rows[4][..2], [0, 2], "first pages");
-        assert_eq!(rows[5][..3], [0, 1, 3], "first rows");
-        assert_eq!(table[HEAD + 6 * 4 + 1..], [0, 2], "rows that are answered");
     }
 }
