@@ -87,13 +87,30 @@ __device__ __forceinline__ u64 sum_to_here(u64 value) {
     return value;
 }
 
+// Hands every `step`th logit and its token on. A few are read before the first is looked at: one block alone must keep many
+// reads under way.
+template <typename Each>
+__device__ __forceinline__ void over(const float *logits, u32 from, u32 to, u32 step, const Each &each) {
+    const int AHEAD = 8;
+#pragma unroll 1
+    for (; from + (AHEAD - 1) * step < to; from += AHEAD * step) {
+        float some[AHEAD];
+#pragma unroll
+        for (int n = 0; n < AHEAD; n++) some[n] = logits[from + n * step];
+#pragma unroll
+        for (int n = 0; n < AHEAD; n++) each(some[n], from + n * step);
+    }
+#pragma unroll 1
+    for (; from < to; from += step) each(logits[from], from);
+}
+
 // The likeliest token and its logit as one number, no larger than `most`: that of the logit, and all but the token's.
 __device__ __forceinline__ u64 likeliest(const float *logits, u32 width, u64 most, u64 *parts) {
     u64 best = 0;
-    for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
-        u64 one = (u64)ordered(logits[i]) << 32 | ~i;
+    over(logits, threadIdx.x, width, CHOOSERS * 32, [&](float logit, u32 i) {
+        u64 one = (u64)ordered(logit) << 32 | ~i;
         if (one <= most) best = max(best, one);
-    }
+    });
     return over_block<true>(best, parts);
 }
 
@@ -123,13 +140,12 @@ __device__ __forceinline__ Cut cut(const float *logits, u32 width, u64 target, S
 #pragma unroll 1
         for (u32 i = threadIdx.x; i < BINS; i += blockDim.x) bins[i] = 0;
         __syncthreads();
-        for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
-            float logit = logits[i];
+        over(logits, threadIdx.x, width, CHOOSERS * 32, [&](float logit, u32) {
             u32 own = ordered(logit);
-            if (turn && own >> (shift + bits) != key) continue;
+            if (turn && own >> (shift + bits) != key) return;
             u64 weight = MASSES ? scale.of(logit) : 1;
             if (weight) atomicAdd(&bins[own >> shift & ((1u << bits) - 1)], weight);
-        }
+        });
         __syncthreads();
         if (threadIdx.x < 32) {
             // The first lane has the bins of the likeliest.
@@ -161,20 +177,20 @@ struct Runs {
     u32 equals[CHOOSERS];
 };
 
-__device__ __forceinline__ u32 run_length(u32 width) { return (width + CHOOSERS * 32 - 1) / (CHOOSERS * 32) * 32; }
+__device__ __forceinline__ u32 run_length(u32 tokens) { return (tokens + CHOOSERS * 32 - 1) / (CHOOSERS * 32) * 32; }
 
-// Sums up the kept tokens that are at least so heavy. Returns the mass of each of those as likely as the cut.
-__device__ __forceinline__ u64 sum_runs(const float *logits, u32 width, Cut cut, u64 least, Scale scale, Runs &runs) {
-    u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, length = run_length(width);
-    u32 end = min((warp + 1) * length, width), equals = 0;
+// Sums up the kept ones of some tokens that are at least so heavy. Returns the mass of each of those as likely as the cut.
+__device__ __forceinline__ u64 sum_runs(const float *logits, u32 from, u32 to, Cut cut, u64 least, Scale scale, Runs &runs) {
+    u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, length = run_length(to - from);
+    from += warp * length;
+    u32 equals = 0;
     u64 sum = 0;
-    for (u32 i = warp * length + lane; i < end; i += 32) {
-        float logit = logits[i];
+    over(logits, from + lane, min(from + length, to), 32, [&](float logit, u32) {
         u32 key = ordered(logit);
         u64 own = key > cut.key ? scale.of(logit) : 0;
         if (own >= least) sum += own;
         if (key == cut.key) equals++;
-    }
+    });
 #pragma unroll 1
     for (int step = 16; step > 0; step >>= 1) {
         sum += __shfl_xor_sync(EVERYONE, sum, step);
@@ -190,10 +206,9 @@ __device__ __forceinline__ u64 sum_runs(const float *logits, u32 width, Cut cut,
     return each >= least ? each : 0;
 }
 
-// Counts runs on to the first whose end is beyond `at`, or over all: what is before it, and how many equals.
+// Counts runs on to the first whose end is beyond `at`, or over all: what is before it, and how many more equals.
 __device__ __forceinline__ u32 count_on(const Runs &runs, Cut cut, u64 each, u64 at, u64 &before, u32 &equals) {
     before = 0;
-    equals = 0;
 #pragma unroll 1
     for (u32 warp = 0; warp < CHOOSERS; warp++) {
         u32 more = min(cut.equals - equals, runs.equals[warp]);
@@ -211,29 +226,37 @@ __device__ __forceinline__ u32 drawn(const float *logits, u32 width, const Draw 
     Scale scale = {top, draw.sharpness};
     Cut kept = {0, 0};
     u64 total, before;
-    u32 equals;
+    u32 equals = 0, from = 0, to = width, lane = threadIdx.x & 31, warp;
     if (draw.top_k && draw.top_k < width) kept = cut<false>(logits, width, draw.top_k, scale, bins, told);
     if (draw.top_p < 1.0f) {
-        u64 each = sum_runs(logits, width, kept, 0, scale, runs);
+        u64 each = sum_runs(logits, from, to, kept, 0, scale, runs);
         count_on(runs, kept, each, ~0ull, total, equals);
         u64 wanted = __double2ull_ru(__dmul_rn(__ull2double_rn(total), (double)draw.top_p));
         kept = cut<true>(logits, width, min(max(wanted, 1ull), total), scale, bins, told);
+        equals = 0;
     }
-    u64 each = sum_runs(logits, width, kept, draw.least, scale, runs);
+    u64 each = sum_runs(logits, from, to, kept, draw.least, scale, runs);
     count_on(runs, kept, each, ~0ull, total, equals);
-    u64 at = __umul64hi(draw.random, total);
-    u32 warp = count_on(runs, kept, each, at, before, equals), lane = threadIdx.x & 31;
-    if (warp == threadIdx.x >> 5) {
-        u64 left = at - before;
-        u32 length = run_length(width), end = min((warp + 1) * length, width);
+    u64 left = __umul64hi(draw.random, total);
+    equals = 0;
+    // The run in which it falls, and the run of that run.
 #pragma unroll 1
-        for (u32 start = warp * length; start < end; start += 32) {
-            float logit = start + lane < end ? logits[start + lane] : NEVER;
-            u32 key = start + lane < end ? ordered(logit) : 0;
-            u32 same = __ballot_sync(EVERYONE, key == kept.key && start + lane < end);
-            u64 own = key > kept.key ? scale.of(logit) : 0;
+    for (u32 turn = 0; turn < 2; turn++) {
+        if (turn) sum_runs(logits, from, to, kept, draw.least, scale, runs);
+        warp = count_on(runs, kept, each, left, before, equals);
+        left -= before;
+        u32 length = run_length(to - from);
+        from += warp * length;
+        to = min(from + length, to);
+    }
+    if (warp == threadIdx.x >> 5) {
+        for (u32 start = from; start < to; start += 32) {
+            bool there = start + lane < to;
+            float logit = there ? logits[start + lane] : NEVER;
+            u32 key = ordered(logit), same = __ballot_sync(EVERYONE, there && key == kept.key);
+            u64 own = there && key > kept.key ? scale.of(logit) : 0;
             if (own < draw.least) own = 0;
-            if (key == kept.key && equals + __popc(same & ((1u << lane) - 1)) < kept.equals) own = each;
+            if (there && key == kept.key && equals + __popc(same & ((1u << lane) - 1)) < kept.equals) own = each;
             u64 sum = sum_to_here(own);
             u32 beyond = __ballot_sync(EVERYONE, sum > left);
             if (beyond) {
@@ -250,7 +273,7 @@ __device__ __forceinline__ u32 drawn(const float *logits, u32 width, const Draw 
 
 // Chooses a token for each vector of logits, which are changed on the way. A block for each; how many there are is told by
 // the grid, since this is never captured.
-KERNEL(CHOOSERS * 32, choose)(float *logits, const Draw *draws, Change *changes, Found *found, u32 width, u32 found_step) {
+extern "C" __global__ void __launch_bounds__(CHOOSERS * 32, 1) kedge_choose(float *logits, const Draw *draws, Change *changes, Found *found, u32 width, u32 found_step) {
     __shared__ u64 bins[BINS], parts[CHOOSERS], told[2];
     __shared__ Runs runs;
     u32 row = blockIdx.x;
@@ -265,7 +288,9 @@ KERNEL(CHOOSERS * 32, choose)(float *logits, const Draw *draws, Change *changes,
     float raw_top = logit_of(best);
     bool good = is_finite(best);
     if (good && draw.told) {
-        for (u32 i = threadIdx.x; i < width; i += blockDim.x) total += mass(__fsub_rn(logits[i], raw_top));
+        over(logits, threadIdx.x, width, CHOOSERS * 32, [&](float logit, u32) {
+            total += mass(__fsub_rn(logit, raw_top));
+        });
         total = over_block<false>(total, parts);
         u64 one = best;
 #pragma unroll 1

@@ -140,6 +140,23 @@ fn vectors_of_every_kind() {
 }
 
 #[test]
+fn a_vocabulary_of_many() {
+    let width = 70_001;
+    let draws = [
+        Draw { random: u64::MAX / 7 * 5, sharpness: 0.01, ..plain() },
+        Draw { random: u64::MAX / 3, sharpness: 0.05, top_k: 50_000, top_p: 0.97, ..plain() },
+        Draw { random: u64::MAX, sharpness: 0.2, least: WHOLE / 1000, ..plain() },
+    ];
+    let mut vectors: Vec<Vec<f32>> = (0..3).map(|seed| numbers(width, seed)).collect();
+    // Many equals, in all runs.
+    vectors[1] = vectors[1].iter().map(|logit| logit.round()).collect();
+    assert!(
+        check(&vectors, &draws).iter().all(|choice| choice.as_ref().unwrap().token > 4096),
+        "far from the beginning"
+    );
+}
+
+#[test]
 fn what_is_no_number_is_found_and_harms_nobody_else() {
     let width = 70;
     let with = |index: usize, bad: f32| {
