@@ -162,22 +162,37 @@ __device__ __forceinline__ u32 first_page(u32 oldest, u32 stream) {
     return oldest + (stream + STREAMS - oldest % STREAMS) % STREAMS;
 }
 
-// One part of the attention of a few queries: neighbouring rows, each with the heads that share a key head, to those pages
-// of their sequences whose streams are this block's. Writes for each query the largest score, the total and the sums, or
-// only that there is no score. Grid: rows by `rows_each`, key heads by groups of query heads, splits. WIDE is the least
-// that heads fit in.
+// How two sums of powers of e go together: what the one before and the one that comes are multiplied by. One before that saw
+// nothing has no sums; the one that comes saw something.
+struct Joined {
+    float top, before, after;
+};
+
+__device__ __forceinline__ Joined join(float before, float after) {
+    float top = fmaxf(before, after);
+    return {top, before == NEVER ? 0.0f : expf(before - top), expf(after - top)};
+}
+
+__device__ __forceinline__ float joined(float before, float after, const Joined &by) {
+    return __fmaf_rn(before, by.before, __fmul_rn(after, by.after));
+}
+
+// The attention of a few queries: neighbouring rows, each with the heads that share a key head. Of many rows a block does
+// all (WHOLE); of few only a part, the pages of their sequences whose streams are its own, and writes for each query the
+// largest score, the total and the sums, or only that there is no score. Grid: rows by `rows_each`, key heads by groups of
+// query heads, splits. WIDE is the least that heads fit in.
 //
-// A warp multiplies sixteen queries (heads that share a key head, of neighbouring rows) by the 32 tokens of a page. Which token and which dimension is which of the tensor
-// cores' is chosen so that each lane reads eight neighbours at once: lane `4 g + c` has dimensions `32 i + 8 c` and on of
-// token `8 (g / 2) + 2 j + g % 2` as column g of tile j of the scores, gets the scores of tokens `8 c + 2 j` and the next,
-// and has tokens `8 c` and on of dimension `8 n + g` as column g of tile n of the sums.
+// A warp multiplies sixteen queries by the 32 tokens of a page. Which token and which dimension is which of the tensor
+// cores' is chosen so that each lane reads eight neighbours at once: lane `4 g + c` has dimensions `32 i + 8 c` and on
+// of token `8 (g / 2) + 2 j + g % 2` as column g of tile j of the scores, gets the scores of tokens `8 c + 2 j` and the
+// next, and has tokens `8 c` and on of dimension `8 n + g` as column g of tile n of the sums.
 #define PAGED_PARAMETERS                                                                                               \
     const float *queries, const u16 *store, const u32 *places, const u32 *sequences, const u32 *firsts,                \
-        const u32 *pages, float *partial, const u32 *count, u32 first_row, u32 rows_each, u32 query_heads,             \
-        u32 key_heads, u32 width, u32 layers, u32 layer, u32 window, float scale, float bound
+        const u32 *pages, float *out, const u32 *count, u32 rows_each, u32 query_heads, u32 key_heads,                 \
+        u32 width, u32 layers, u32 layer, u32 window, float scale, float bound
 #define PAGED_ARGUMENTS                                                                                                \
-    queries, store, places, sequences, firsts, pages, partial, count, first_row, rows_each, query_heads, key_heads,    \
-        width, layers, layer, window, scale, bound
+    queries, store, places, sequences, firsts, pages, out, count, rows_each, query_heads, key_heads, width,            \
+        layers, layer, window, scale, bound
 
 // The first token that is seen from a place.
 __device__ __forceinline__ u32 oldest_of(u32 place, u32 window) {
@@ -195,17 +210,28 @@ __device__ __forceinline__ float quad_max(float value) {
     return fmaxf(value, __shfl_xor_sync(EVERYONE, value, 2));
 }
 
+// Whether any of some rows sees a page of a split's streams.
+__device__ __forceinline__ bool is_seen(const u32 *places, u32 rows, u32 window, u32 split) {
+    bool any = false;
+#pragma unroll 1
+    for (u32 row = 0; row < rows; row++) {
+        u32 from = oldest_of(places[row], window) / PAGE, last = places[row] / PAGE;
+        for (u32 w = 0; w < WARPS; w++) any = any || first_page(from, split + w * SPLITS) <= last;
+    }
+    return any;
+}
+
 __device__ __forceinline__ u32 to_halves(float low, float high) { return to_half(low) | (u32)to_half(high) << 16; }
 
-template <int WIDE>
+template <int WIDE, bool WHOLE>
 __device__ __forceinline__ void paged(PAGED_PARAMETERS) {
     // Queries as 16-bit floats, under a power of two each that `undo` undoes; rows begin in different banks.
     const u32 STRIDE = WIDE + 32;
     extern __shared__ uint4 room[];
-    __shared__ float undo[QUERIES], tops[QUERIES], totals[QUERIES];
+    __shared__ float undo[QUERIES], tops[QUERIES], totals[QUERIES], whole_tops[QUERIES], whole_totals[QUERIES];
     u16 *halves = (u16 *)room;
-    float *merged = (float *)(halves + QUERIES * STRIDE);
-    u32 first = first_row + blockIdx.x * rows_each, all = *count;
+    float *merged = (float *)(halves + QUERIES * STRIDE), *whole = merged + QUERIES * width;
+    u32 first = blockIdx.x * rows_each, all = *count;
     if (first >= all) return;
     u32 rows = min(rows_each, all - first);
     u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane / 4, c = lane % 4;
@@ -216,18 +242,16 @@ __device__ __forceinline__ void paged(PAGED_PARAMETERS) {
     places += first;
     sequences += first;
     queries += ((u64)first * query_heads + head) * width;
-    partial += (((u64)blockIdx.x * rows_each * query_heads + head) * SPLITS + blockIdx.z) * (width + 2);
-    // Where query q is: of the queries, and SPLITS times as far of the parts.
+    // Where query q is: of the queries and answers, and SPLITS times as far of the parts.
 #define QUERY(q) ((u64)((q) / heads) * query_heads + (q) % heads)
-    bool any = false;
-#pragma unroll 1
-    for (u32 row = 0; row < rows; row++) {
-        u32 from = oldest_of(places[row], window) / PAGE, last = places[row] / PAGE;
-        for (u32 w = 0; w < WARPS; w++) any = any || first_page(from, blockIdx.z + w * SPLITS) <= last;
-    }
-    if (!any) {
-        if (threadIdx.x < rows * heads) partial[QUERY(threadIdx.x) * SPLITS * (width + 2)] = NEVER;
-        return;
+    if (WHOLE) {
+        out += ((u64)first * query_heads + head) * width;
+    } else {
+        out += (((u64)first * query_heads + head) * SPLITS + blockIdx.z) * (width + 2);
+        if (!is_seen(places, rows, window, blockIdx.z)) {
+            if (threadIdx.x < rows * heads) out[QUERY(threadIdx.x) * SPLITS * (width + 2)] = NEVER;
+            return;
+        }
     }
 #pragma unroll 1
     for (u32 q = warp; q < QUERIES; q += WARPS) {
@@ -236,173 +260,207 @@ __device__ __forceinline__ void paged(PAGED_PARAMETERS) {
         float top = 0.0f;
         for (u32 i = lane; i < width; i += 32) top = fmaxf(top, size_of(query[i]));
         Power power = power_of(there ? warp_max(top) : 0.0f);
-        for (u32 i = lane; i < WIDE; i += 32) halves[q * STRIDE + i] = there && i < width ? to_half(query[i] * power.by) : 0;
+        for (u32 i = lane; i < WIDE; i += 32) {
+            halves[q * STRIDE + i] = there && i < width ? to_half(query[i] * power.by) : 0;
+        }
         if (lane == 0) {
             undo[q] = power.undo;
-            tops[q] = NEVER;
-            totals[q] = 0.0f;
+            tops[q] = whole_tops[q] = NEVER;
+            totals[q] = whole_totals[q] = 0.0f;
         }
     }
     __syncthreads();
-    // Of queries g and g + 8: the largest score, the sum of the powers of e of the distances to it, and the values weighed
-    // by those.
-    float top[2] = {NEVER, NEVER}, total[2] = {0.0f, 0.0f}, sums[WIDE / 8][4];
-#pragma unroll
-    for (int n = 0; n < WIDE / 8; n++)
-        for (int i = 0; i < 4; i++) sums[n][i] = 0.0f;
-    // Rows of one sequence after the other.
 #pragma unroll 1
-    for (u32 row = 0, end; row < rows; row = end) {
-        for (end = row + 1; end < rows && sequences[end] == sequences[row];) end++;
-        // What queries g and g + 8 see, if they are of this sequence: tokens from and to.
-        u32 from[2], to[2];
-        for (int i = 0; i < 2; i++) {
-            u32 q = g + 8 * i, at = q / heads;
-            bool here = q < rows * heads && at >= row && at < end;
-            from[i] = here ? oldest_of(places[at], window) : 0;
-            to[i] = here ? places[at] + 1 : 0;
-        }
-        const u32 *own = pages + firsts[sequences[row]];
-        u32 last = places[end - 1] / PAGE;
-#pragma unroll 1
-        for (u32 page = first_page(oldest_of(places[row], window) / PAGE, blockIdx.z + warp * SPLITS); page <= last;
-             page += WARPS * SPLITS) {
-            const u16 *keys = store + head_at(own[page], layers, layer, key_heads, key_head, padded, width);
-            const u16 *values = keys + PAGE * padded;
-            float scores[4][4];
+    for (u32 split = WHOLE ? 0 : blockIdx.z; split < (WHOLE ? SPLITS : blockIdx.z + 1); split++) {
+        if (WHOLE && !is_seen(places, rows, window, split)) continue;
+        // Of queries g and g + 8: the largest score, the sum of the powers of e of the distances to it, and the values
+        // weighed by those.
+        float top[2] = {NEVER, NEVER}, total[2] = {0.0f, 0.0f}, sums[WIDE / 8][4];
 #pragma unroll
-            for (int j = 0; j < 4; j++)
-                for (int i = 0; i < 4; i++) scores[j][i] = 0.0f;
+        for (int n = 0; n < WIDE / 8; n++)
+            for (int i = 0; i < 4; i++) sums[n][i] = 0.0f;
+        // Rows of one sequence after the other.
+#pragma unroll 1
+        for (u32 row = 0, end; row < rows; row = end) {
+            for (end = row + 1; end < rows && sequences[end] == sequences[row];) end++;
+            // What queries g and g + 8 see, if they are of this sequence: tokens from and to.
+            u32 from[2], to[2];
+            for (int i = 0; i < 2; i++) {
+                u32 q = g + 8 * i, at = q / heads;
+                bool here = q < rows * heads && at >= row && at < end;
+                from[i] = here ? oldest_of(places[at], window) : 0;
+                to[i] = here ? places[at] + 1 : 0;
+            }
+            const u32 *own = pages + firsts[sequences[row]];
+            u32 last = places[end - 1] / PAGE;
+#pragma unroll 1
+            for (u32 page = first_page(oldest_of(places[row], window) / PAGE, split + warp * SPLITS); page <= last;
+                 page += WARPS * SPLITS) {
+                const u16 *keys = store + head_at(own[page], layers, layer, key_heads, key_head, padded, width);
+                const u16 *values = keys + PAGE * padded;
+                float scores[4][4];
+#pragma unroll
+                for (int j = 0; j < 4; j++)
+                    for (int i = 0; i < 4; i++) scores[j][i] = 0.0f;
 #pragma unroll 2
-            for (u32 d = 0; d < width; d += 32) {
-                uint4 a = *(const uint4 *)(halves + g * STRIDE + d + 8 * c);
-                uint4 b = *(const uint4 *)(halves + (g + 8) * STRIDE + d + 8 * c);
-                bool there = d + 8 * c < padded;
+                for (u32 d = 0; d < width; d += 32) {
+                    uint4 a = *(const uint4 *)(halves + g * STRIDE + d + 8 * c);
+                    uint4 b = *(const uint4 *)(halves + (g + 8) * STRIDE + d + 8 * c);
+                    bool there = d + 8 * c < padded;
 #pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    u32 token = g / 2 * 8 + 2 * j + g % 2;
-                    uint4 key = there ? *(const uint4 *)(keys + (u64)((d / 8 + c) * PAGE + token) * 8) : make_uint4(0, 0, 0, 0);
-                    multiply_half(scores[j], make_uint4(a.x, b.x, a.y, b.y), key.x, key.y);
-                    multiply_half(scores[j], make_uint4(a.z, b.z, a.w, b.w), key.z, key.w);
-                }
-            }
-            float shrink[2];
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                float best = NEVER, by = __fmul_rn(undo[g + 8 * i], scale);
-#pragma unroll
-                for (int j = 0; j < 4; j++)
-#pragma unroll
-                    for (int k = 0; k < 2; k++) {
-                        u32 token = page * PAGE + 8 * c + 2 * j + k;
-                        bool seen = token >= from[i] && token < to[i];
-                        float score = loud(bend(__fmul_rn(scores[j][2 * i + k], by), bound));
-                        scores[j][2 * i + k] = seen ? score : NEVER;
-                        best = fmaxf(best, scores[j][2 * i + k]);
+                    for (int j = 0; j < 4; j++) {
+                        u32 token = g / 2 * 8 + 2 * j + g % 2;
+                        uint4 key = make_uint4(0, 0, 0, 0);
+                        if (there) key = *(const uint4 *)(keys + ((d / 8 + c) * PAGE + token) * 8);
+                        multiply_half(scores[j], make_uint4(a.x, b.x, a.y, b.y), key.x, key.y);
+                        multiply_half(scores[j], make_uint4(a.z, b.z, a.w, b.w), key.z, key.w);
                     }
-                best = fmaxf(top[i], quad_max(best));
-                // Who sees nothing here keeps what it has.
-                float base = best == NEVER ? 0.0f : best, more = 0.0f;
-                shrink[i] = expf(top[i] - base);
-                top[i] = best;
-#pragma unroll
-                for (int j = 0; j < 4; j++)
-#pragma unroll
-                    for (int k = 0; k < 2; k++) {
-                        float power = expf(scores[j][2 * i + k] - base);
-                        scores[j][2 * i + k] = power;
-                        more = __fadd_rn(more, power);
-                    }
-                total[i] = __fadd_rn(__fmul_rn(total[i], shrink[i]), quad_sum(more));
-            }
-            uint4 weights[2];
-            for (int i = 0; i < 2; i++) {
-                weights[i].x = to_halves(scores[2 * i][0], scores[2 * i][1]);
-                weights[i].y = to_halves(scores[2 * i][2], scores[2 * i][3]);
-                weights[i].z = to_halves(scores[2 * i + 1][0], scores[2 * i + 1][1]);
-                weights[i].w = to_halves(scores[2 * i + 1][2], scores[2 * i + 1][3]);
-            }
-#pragma unroll
-            for (int n = 0; n < WIDE / 8; n++) {
-                if (8 * n < width) {
-                    for (int i = 0; i < 4; i++) sums[n][i] = __fmul_rn(sums[n][i], shrink[i / 2]);
-                    bool there = 8 * n + g < width;
-                    uint4 value = there ? *(const uint4 *)(values + (8 * n + g) * PAGE + 8 * c) : make_uint4(0, 0, 0, 0);
-                    multiply_half(sums[n], weights[0], value.x, value.y);
-                    multiply_half(sums[n], weights[1], value.z, value.w);
                 }
-            }
-        }
-    }
-    // The warps' sums, in their order: each adds its own to what those before it left.
-#pragma unroll 1
-    for (u32 turn = 0; turn < WARPS; turn++) {
-        if (warp == turn) {
+                float shrink[2];
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
-                u32 q = g + 8 * i;
-                float before = tops[q], old = totals[q];
-                __syncwarp();
-                if (top[i] == NEVER) continue;
-                float best = fmaxf(before, top[i]);
-                bool begins = before == NEVER;
-                float theirs = begins ? 0.0f : expf(before - best), ours = expf(top[i] - best);
-                if (c == 0) {
-                    tops[q] = best;
-                    totals[q] = __fmaf_rn(old, theirs, __fmul_rn(total[i], ours));
+                for (int i = 0; i < 2; i++) {
+                    float best = NEVER, by = __fmul_rn(undo[g + 8 * i], scale);
+#pragma unroll
+                    for (int j = 0; j < 4; j++)
+#pragma unroll
+                        for (int k = 0; k < 2; k++) {
+                            u32 token = page * PAGE + 8 * c + 2 * j + k;
+                            bool seen = token >= from[i] && token < to[i];
+                            float score = loud(bend(__fmul_rn(scores[j][2 * i + k], by), bound));
+                            scores[j][2 * i + k] = seen ? score : NEVER;
+                            best = fmaxf(best, scores[j][2 * i + k]);
+                        }
+                    best = fmaxf(top[i], quad_max(best));
+                    // Who sees nothing here keeps what it has.
+                    float base = best == NEVER ? 0.0f : best, more = 0.0f;
+                    shrink[i] = expf(top[i] - base);
+                    top[i] = best;
+#pragma unroll
+                    for (int j = 0; j < 4; j++)
+#pragma unroll
+                        for (int k = 0; k < 2; k++) {
+                            float power = expf(scores[j][2 * i + k] - base);
+                            scores[j][2 * i + k] = power;
+                            more = __fadd_rn(more, power);
+                        }
+                    total[i] = __fadd_rn(__fmul_rn(total[i], shrink[i]), quad_sum(more));
+                }
+                uint4 weights[2];
+                for (int i = 0; i < 2; i++) {
+                    weights[i].x = to_halves(scores[2 * i][0], scores[2 * i][1]);
+                    weights[i].y = to_halves(scores[2 * i][2], scores[2 * i][3]);
+                    weights[i].z = to_halves(scores[2 * i + 1][0], scores[2 * i + 1][1]);
+                    weights[i].w = to_halves(scores[2 * i + 1][2], scores[2 * i + 1][3]);
                 }
 #pragma unroll
                 for (int n = 0; n < WIDE / 8; n++) {
-#pragma unroll
-                    for (int k = 0; k < 2; k++) {
-                        u32 at = 8 * n + 2 * c + k;
-                        if (at >= width) continue;
-                        float sum = begins ? 0.0f : merged[q * width + at];
-                        merged[q * width + at] = __fmaf_rn(sum, theirs, __fmul_rn(sums[n][2 * i + k], ours));
+                    if (8 * n < width) {
+                        for (int i = 0; i < 4; i++) sums[n][i] = __fmul_rn(sums[n][i], shrink[i / 2]);
+                        bool there = 8 * n + g < width;
+                        uint4 value = make_uint4(0, 0, 0, 0);
+                        if (there) value = *(const uint4 *)(values + (8 * n + g) * PAGE + 8 * c);
+                        multiply_half(sums[n], weights[0], value.x, value.y);
+                        multiply_half(sums[n], weights[1], value.z, value.w);
                     }
                 }
             }
         }
-        __syncthreads();
-    }
+        // The warps' sums, in their order: each adds its own to what those before it left.
 #pragma unroll 1
-    for (u32 i = threadIdx.x; i < rows * heads * (width + 2); i += blockDim.x) {
-        u32 q = i / (width + 2), at = i % (width + 2);
-        if (at && tops[q] == NEVER) continue;
-        float number = at == 0 ? tops[q] : at == 1 ? totals[q] : merged[q * width + at - 2];
-        partial[QUERY(q) * SPLITS * (width + 2) + at] = number;
+        for (u32 turn = 0; turn < WARPS; turn++) {
+            if (warp == turn) {
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    u32 q = g + 8 * i;
+                    float before = tops[q], old = totals[q];
+                    __syncwarp();
+                    if (top[i] == NEVER) continue;
+                    Joined by = join(before, top[i]);
+                    if (c == 0) {
+                        tops[q] = by.top;
+                        totals[q] = joined(old, total[i], by);
+                    }
+#pragma unroll
+                    for (int n = 0; n < WIDE / 8; n++) {
+#pragma unroll
+                        for (int k = 0; k < 2; k++) {
+                            u32 at = 8 * n + 2 * c + k;
+                            if (at >= width) continue;
+                            float sum = before == NEVER ? 0.0f : merged[q * width + at];
+                            merged[q * width + at] = joined(sum, sums[n][2 * i + k], by);
+                        }
+                    }
+                }
+            }
+            __syncthreads();
+        }
+        if constexpr (WHOLE) {
+            // As `paged_merge` does.
+#pragma unroll 1
+            for (u32 i = threadIdx.x; i < rows * heads * width; i += blockDim.x) {
+                u32 q = i / width;
+                if (tops[q] == NEVER) continue;
+                float before = whole_tops[q] == NEVER ? 0.0f : whole[i];
+                whole[i] = joined(before, merged[i], join(whole_tops[q], tops[q]));
+            }
+            __syncthreads();
+            if (threadIdx.x < QUERIES && tops[threadIdx.x] != NEVER) {
+                u32 q = threadIdx.x;
+                Joined by = join(whole_tops[q], tops[q]);
+                whole_totals[q] = joined(whole_totals[q], totals[q], by);
+                whole_tops[q] = by.top;
+                tops[q] = NEVER;
+            }
+            __syncthreads();
+        } else {
+#pragma unroll 1
+            for (u32 i = threadIdx.x; i < rows * heads * (width + 2); i += blockDim.x) {
+                u32 q = i / (width + 2), at = i % (width + 2);
+                if (at && tops[q] == NEVER) continue;
+                float number = at == 0 ? tops[q] : at == 1 ? totals[q] : merged[q * width + at - 2];
+                out[QUERY(q) * SPLITS * (width + 2) + at] = number;
+            }
+        }
+    }
+    if constexpr (WHOLE) {
+#pragma unroll 1
+        for (u32 i = threadIdx.x; i < rows * heads * width; i += blockDim.x) {
+            out[QUERY(i / width) * width + i % width] = whole[i] / whole_totals[i / width];
+        }
     }
 }
 
-KERNEL(WARPS * 32, paged_64)(PAGED_PARAMETERS) { paged<64>(PAGED_ARGUMENTS); }
-KERNEL(WARPS * 32, paged_128)(PAGED_PARAMETERS) { paged<128>(PAGED_ARGUMENTS); }
-KERNEL(WARPS * 32, paged_256)(PAGED_PARAMETERS) { paged<256>(PAGED_ARGUMENTS); }
+#define PAGED(wide)                                                                                                    \
+    KERNEL(WARPS * 32, paged_##wide)(PAGED_PARAMETERS) { paged<wide, false>(PAGED_ARGUMENTS); }                        \
+    KERNEL(WARPS * 32, paged_whole_##wide)(PAGED_PARAMETERS) { paged<wide, true>(PAGED_ARGUMENTS); }
+
+PAGED(64)
+PAGED(128)
+PAGED(256)
 
 // Adds up the parts of a head of a row, in order. Grid: rows, heads.
-KERNEL(256, paged_merge)(const float *partial, float *out, const u32 *count, u32 first_row, u32 query_heads,
-                         u32 width) {
-    u32 row = first_row + blockIdx.x, head = blockIdx.y;
+KERNEL(256, paged_merge)(const float *partial, float *out, const u32 *count, u32 query_heads, u32 width) {
+    u32 row = blockIdx.x, head = blockIdx.y;
     if (row >= *count) return;
-    partial += ((u64)blockIdx.x * query_heads + head) * SPLITS * (width + 2);
-    float best = NEVER, total = 0.0f, by[SPLITS];
-#pragma unroll
-    for (u32 split = 0; split < SPLITS; split++) {
-        by[split] = partial[split * (width + 2)];
-        best = fmaxf(best, by[split]);
-    }
+    partial += ((u64)row * query_heads + head) * SPLITS * (width + 2);
+    float top = NEVER, total = 0.0f;
     // Parts that saw nothing have no sums; scores that are no numbers are not among those.
     bool seen[SPLITS];
+    Joined by[SPLITS];
 #pragma unroll
     for (u32 split = 0; split < SPLITS; split++) {
-        seen[split] = by[split] != NEVER;
-        by[split] = expf(by[split] - best);
-        if (seen[split]) total = __fmaf_rn(partial[split * (width + 2) + 1], by[split], total);
+        const float *part = partial + split * (width + 2);
+        seen[split] = part[0] != NEVER;
+        if (!seen[split]) continue;
+        by[split] = join(top, part[0]);
+        top = by[split].top;
+        total = joined(total, part[1], by[split]);
     }
     for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
         float sum = 0.0f;
 #pragma unroll
         for (u32 split = 0; split < SPLITS; split++) {
-            if (seen[split]) sum = __fmaf_rn(partial[split * (width + 2) + 2 + i], by[split], sum);
+            if (seen[split]) sum = joined(sum, partial[split * (width + 2) + 2 + i], by[split]);
         }
         out[((u64)row * query_heads + head) * width + i] = sum / total;
     }

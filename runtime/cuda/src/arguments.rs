@@ -89,16 +89,17 @@ arguments! {
         places: u64, sequences: u64, firsts: u64, pages: u64, count: u64, query_heads: u32, key_heads: u32, width: u32,
         layers: u32, layer: u32, norm: u32, pairing: u32, pairs: u32, epsilon: f32, q_more: f32, k_more: f32,
     }
-    /// Parts of attention to pages.
-    Paged of ["kedge_paged_64", "kedge_paged_128", "kedge_paged_256"] {
-        queries: u64, store: u64, places: u64, sequences: u64, firsts: u64, pages: u64, partial: u64, count: u64,
-        first_row: u32, rows_each: u32, query_heads: u32, key_heads: u32, width: u32, layers: u32, layer: u32,
-        window: u32, scale: f32, bound: f32,
+    /// Attention to pages, in parts or whole.
+    Paged of [
+        "kedge_paged_64", "kedge_paged_128", "kedge_paged_256", "kedge_paged_whole_64", "kedge_paged_whole_128",
+        "kedge_paged_whole_256"
+    ] {
+        queries: u64, store: u64, places: u64, sequences: u64, firsts: u64, pages: u64, out: u64, count: u64,
+        rows_each: u32, query_heads: u32, key_heads: u32, width: u32, layers: u32, layer: u32, window: u32, scale: f32,
+        bound: f32,
     }
     /// Those parts put together.
-    PagedMerge of ["kedge_paged_merge"] {
-        partial: u64, out: u64, count: u64, first_row: u32, query_heads: u32, width: u32,
-    }
+    PagedMerge of ["kedge_paged_merge"] { partial: u64, out: u64, count: u64, query_heads: u32, width: u32, }
     /// Attention within sequences.
     Attend of ["kedge_attend"] {
         qkv: u64, out: u64, sequences: u64, firsts: u64, count: u64, query_heads: u32, key_heads: u32, width: u32,

@@ -8,8 +8,8 @@ use crate::constants::{PAGE, SPLITS};
 use crate::model::{Matrix, Mixture, Model};
 use crate::pack::Format;
 
-/// Rows whose attention is in parts at a time.
-pub(crate) const PARTIAL_ROWS: usize = 256;
+/// The most rows whose attention is computed in parts, by several blocks; of more, a block does all that it does.
+pub(crate) const PARTIAL_ROWS_MAX: usize = 64;
 
 const _: () = assert!(PAGE == PAGE_TOKENS, "kernels and engine cut sequences alike");
 
@@ -121,7 +121,7 @@ pub(crate) fn scratch(graph: &Graph, model: &Model, plan: &Plan) -> Vec<usize> {
                 model.products[index].iter().for_each(|product| rounded(product.matrix, vectors, &mut need));
             }
             Op::Paged { heads, .. } => {
-                let rows = plan.shape.rows.min(PARTIAL_ROWS);
+                let rows = plan.shape.rows.min(PARTIAL_ROWS_MAX);
                 need(Part::Partial, rows * heads.query * SPLITS * (heads.width + 2) * 4);
             }
             Op::Experts { experts, used, .. } => {

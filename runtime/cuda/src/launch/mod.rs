@@ -13,7 +13,7 @@ use kedge_engine::plan::{Plan, Shape};
 use crate::arguments as a;
 use crate::constants::{self as c, QUERIES, SPLITS, WARPS};
 use crate::model::{Model, Product};
-use crate::places::{PARTIAL_ROWS, PARTS, Part, Places, Table};
+use crate::places::{PARTIAL_ROWS_MAX, PARTS, Part, Places, Table};
 use product::{Rounding, Who, number};
 
 /// The most rows that have their attention computed one by one: there is more to read than to compute, and more blocks read
@@ -241,47 +241,50 @@ impl Writer<'_> {
                 let heads = (query / key).min(QUERIES);
                 let groups = (query / key).div_ceil(QUERIES);
                 let rows_each = if rows <= LONELY_ROWS_MAX { 1 } else { QUERIES / heads };
-                let (kernel, wide) = match width {
-                    ..=64 => ("kedge_paged_64", 64),
-                    65..=128 => ("kedge_paged_128", 128),
-                    _ => ("kedge_paged_256", 256),
+                let is_whole = rows > PARTIAL_ROWS_MAX;
+                let (kernel, wide) = match (width, is_whole) {
+                    (..=64, false) => ("kedge_paged_64", 64),
+                    (..=64, true) => ("kedge_paged_whole_64", 64),
+                    (65..=128, false) => ("kedge_paged_128", 128),
+                    (65..=128, true) => ("kedge_paged_whole_128", 128),
+                    (_, false) => ("kedge_paged_256", 256),
+                    (_, true) => ("kedge_paged_whole_256", 256),
                 };
-                let shared = 2 * QUERIES * (wide + 32) + 4 * QUERIES * width;
-                let at_once = PARTIAL_ROWS / rows_each * rows_each;
-                for first in (0..rows).step_by(at_once) {
-                    let some = at_once.min(rows - first);
-                    let arguments = a::Paged {
-                        queries: self.buffer(*q),
-                        store: self.places.store,
-                        places: self.list(3),
-                        sequences: self.list(2),
-                        firsts: self.list(4),
-                        pages: self.places.pages,
-                        partial: self.scratch(Part::Partial),
-                        count,
-                        first_row: first as u32,
-                        rows_each: rows_each as u32,
-                        query_heads: query as u32,
-                        key_heads: key as u32,
-                        width: width as u32,
-                        layers: self.layers(),
-                        layer: *layer as u32,
-                        window: window.unwrap_or(0) as u32,
-                        scale: *scale as f32,
-                        bound: softcap.unwrap_or(0.0) as f32,
-                    };
-                    let grid = [some.div_ceil(rows_each), key * groups, SPLITS];
-                    self.push(kernel, grid, 32 * WARPS, shared, arguments.bytes());
+                // Queries as 16-bit floats, and sums of the warps; where a block does all, those of its splits, too.
+                let sums = if is_whole { 2 } else { 1 };
+                let shared = 2 * QUERIES * (wide + 32) + sums * 4 * QUERIES * width;
+                let out = self.buffer(*out);
+                let arguments = a::Paged {
+                    queries: self.buffer(*q),
+                    store: self.places.store,
+                    places: self.list(3),
+                    sequences: self.list(2),
+                    firsts: self.list(4),
+                    pages: self.places.pages,
+                    out: if is_whole { out } else { self.scratch(Part::Partial) },
+                    count,
+                    rows_each: rows_each as u32,
+                    query_heads: query as u32,
+                    key_heads: key as u32,
+                    width: width as u32,
+                    layers: self.layers(),
+                    layer: *layer as u32,
+                    window: window.unwrap_or(0) as u32,
+                    scale: *scale as f32,
+                    bound: softcap.unwrap_or(0.0) as f32,
+                };
+                let grid = [rows.div_ceil(rows_each), key * groups, if is_whole { 1 } else { SPLITS }];
+                self.push(kernel, grid, 32 * WARPS, shared, arguments.bytes());
+                if !is_whole {
                     let arguments = a::PagedMerge {
                         partial: self.scratch(Part::Partial),
-                        out: self.buffer(*out),
+                        out,
                         count,
-                        first_row: first as u32,
                         query_heads: query as u32,
                         width: width as u32,
                     };
                     let threads = width.next_multiple_of(32);
-                    self.push("kedge_paged_merge", [some, query, 1], threads, 0, arguments.bytes());
+                    self.push("kedge_paged_merge", [rows, query, 1], threads, 0, arguments.bytes());
                 }
             }
             Op::Gate { x, activation, out } => {
@@ -471,7 +474,7 @@ mod tests {
             (
                 Dtype::F32,
                 100,
-                "embed norm linear_f32 place paged_64 paged_merge linear_f32 norm linear_f32 gate linear_f32 take",
+                "embed norm linear_f32 place paged_whole_64 linear_f32 norm linear_f32 gate linear_f32 take",
             ),
         ] {
             assert_eq!(kernels(&written(&layer(dtype), rows)), expected, "{}", dtype.name());
@@ -494,7 +497,7 @@ mod tests {
     fn threads_and_shares_do_not_depend_on_how_many_rows_there_are() {
         for dtype in [Dtype::Q8_0, Dtype::F16, Dtype::F32] {
             let of = |rows| {
-                let plain = |launch: &Launch| !launch.kernel.contains("linear");
+                let plain = |launch: &Launch| !launch.kernel.contains("linear") && !launch.kernel.contains("paged");
                 let all = written(&layer(dtype), rows);
                 all.iter().filter(|launch| plain(launch)).map(|l| (l.kernel, l.block)).collect::<Vec<_>>()
             };
