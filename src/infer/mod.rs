@@ -70,7 +70,7 @@ struct PlacementFlags {
     /// What computes: auto is an NVIDIA device that can be used, else the processor
     #[arg(long, value_name = "auto|cpu|cuda", default_value = "auto")]
     device: Device,
-    /// Threads that compute (default: the processors that this process may use)
+    /// Threads that compute (default: one for each core that this process may use)
     #[arg(long, value_name = "COUNT", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     threads: Option<usize>,
     /// Where weights are kept in the order that this processor wants, so that the next start need not sort them

@@ -139,7 +139,7 @@ impl Cuda {
 
 impl Backend for Cuda {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { name: "cuda", features: self.set.name, threads: 1 }
+        Capabilities { name: "cuda", features: self.set.name, threads: 1, pinned: false }
     }
 
     fn memory_bytes_free(&self) -> u64 {

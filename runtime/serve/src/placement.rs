@@ -116,8 +116,9 @@ pub fn candidates() -> Result<Vec<Candidate>, ServeError> {
         Ok(cuda) => Candidate { device: "cuda", usable: true, description: describe(&cuda) },
         Err(reason) => Candidate { device: "cuda", usable: false, description: reason.to_string() },
     };
-    let Capabilities { features, threads, .. } = Cpu::new(None)?.capabilities();
-    let description = format!("{features}, {threads} threads");
+    let Capabilities { features, threads, pinned, .. } = Cpu::new(None)?.capabilities();
+    let places = if pinned { ", each on a processor of its own" } else { "" };
+    let description = format!("{features}, {threads} threads{places}");
     Ok(vec![cuda, Candidate { device: "cpu", usable: true, description }])
 }
 

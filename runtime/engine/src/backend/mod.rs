@@ -24,6 +24,8 @@ pub struct Capabilities {
     pub features: &'static str,
     /// How many threads work on one plan.
     pub threads: usize,
+    /// Whether each of them stays on a processor of its own.
+    pub pinned: bool,
 }
 
 /// A kind of device.

@@ -17,7 +17,7 @@ pub struct Reference;
 
 impl Backend for Reference {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { name: "reference", features: "f64 scalar", threads: 1 }
+        Capabilities { name: "reference", features: "f64 scalar", threads: 1, pinned: false }
     }
 
     fn memory_bytes_free(&self) -> u64 {

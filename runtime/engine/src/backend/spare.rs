@@ -158,7 +158,7 @@ mod tests {
 
     impl Backend for Frail {
         fn capabilities(&self) -> Capabilities {
-            Capabilities { name: "frail", features: "", threads: 1 }
+            Capabilities { name: "frail", features: "", threads: 1, pinned: false }
         }
 
         fn memory_bytes_free(&self) -> u64 {

@@ -14,6 +14,7 @@ mod dense;
 mod experts;
 mod packed;
 mod pages;
+mod placement;
 mod pool;
 mod quant;
 mod simd;
@@ -52,7 +53,8 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// With that many threads, or as many as this process may use (which respects affinity and cgroup quotas).
+    /// With that many threads, or one for each core that this process may use (which respects affinity and cgroup quotas).
+    /// Where the kernel moves no threads, each has a processor of its own.
     pub fn new(threads: Option<usize>) -> Result<Self, EngineError> {
         Self::with(threads, *Simd::available().last().expect("there is always a portable level"))
     }
@@ -63,8 +65,9 @@ impl Cpu {
     }
 
     fn with(threads: Option<usize>, simd: Simd) -> Result<Self, EngineError> {
-        let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-        Ok(Self { pool: Arc::new(Pool::new(threads.clamp(1, 64))?), simd, folder: None })
+        let (processors, bound) = placement::read();
+        let pool = Pool::new(placement::place(&processors, bound, threads))?;
+        Ok(Self { pool: Arc::new(pool), simd, folder: None })
     }
 
     /// Keeps packed weights in files in that folder, where the next start finds them; without one they are packed into
@@ -77,7 +80,8 @@ impl Cpu {
 
 impl Backend for Cpu {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { name: "cpu", features: self.simd.name(), threads: self.pool.threads() }
+        let (threads, pinned) = (self.pool.threads(), self.pool.is_placed());
+        Capabilities { name: "cpu", features: self.simd.name(), threads, pinned }
     }
 
     fn memory_bytes_free(&self) -> u64 {

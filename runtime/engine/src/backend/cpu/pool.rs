@@ -5,7 +5,8 @@
 //! counters, so that a stage of microseconds costs no system call; one that was put off the processor without holding
 //! a task holds up nobody. What must hold: [`Pool::run`] returns only when no thread can touch the work any more, so
 //! the work may borrow; a panic in the work comes out of `run` and leaves the pool usable. One `run` at a time; others
-//! wait their turn.
+//! wait their turn. Where threads have places ([`super::placement`]) the helpers stay there for good, and the caller while
+//! it runs.
 
 #![allow(unsafe_code, reason = "work that borrows is lent to threads that outlive it")]
 
@@ -14,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use super::placement::{Held, Placement};
 use crate::EngineError;
 
 /// Looks at a counter before the processor is offered to others: a few microseconds.
@@ -24,6 +26,8 @@ pub(crate) struct Pool {
     shared: Arc<Shared>,
     turn: Mutex<Vec<Counters>>,
     handles: Vec<JoinHandle<()>>,
+    /// Where the caller stays while it runs; none where threads are free.
+    home: Option<usize>,
 }
 
 #[derive(Default)]
@@ -57,16 +61,27 @@ struct Job {
 }
 
 impl Pool {
-    /// A pool of `threads`, the caller included.
-    pub(crate) fn new(threads: usize) -> Result<Self, EngineError> {
-        let mut pool = Self { shared: Arc::default(), turn: Mutex::default(), handles: Vec::new() };
+    /// A pool of so many threads, the caller included.
+    pub(crate) fn new(placement: impl Into<Placement>) -> Result<Self, EngineError> {
+        let Placement { threads, homes } = placement.into();
+        let mut pool = Self { shared: Arc::default(), turn: Mutex::default(), handles: Vec::new(), home: None };
+        let mut placed = !homes.is_empty();
         for index in 1..threads {
             let shared = pool.shared.clone();
             let named = std::thread::Builder::new().name(format!("kedge-cpu-{index}"));
+            // A thread begins where the one is that starts it.
+            let held = homes.get(index).map(|home| Held::on(*home));
+            placed &= matches!(held, Some(Ok(_)));
             let spawned = named.spawn(move || shared.serve());
             pool.handles.push(spawned.map_err(|source| EngineError::Threads { index, source })?);
         }
+        pool.home = homes.into_iter().next().filter(|_| placed);
         Ok(pool)
+    }
+
+    /// Whether each thread has a place where it stays.
+    pub(crate) fn is_placed(&self) -> bool {
+        self.home.is_some()
     }
 
     /// How many threads work, the caller included.
@@ -80,6 +95,8 @@ impl Pool {
             return tasks.iter().enumerate().for_each(|(stage, count)| (0..*count).for_each(|task| work(stage, task)));
         }
         let mut counters = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that may not be there works where it is.
+        let _held = self.home.map(Held::on);
         counters.clear();
         counters.resize_with(tasks.len(), Counters::default);
         // SAFETY: the borrows end no earlier than this function returns. A thread reaches them only through `state.job`,
@@ -203,6 +220,40 @@ mod tests {
                 assert_eq!(counted, tasks);
             }
         }
+    }
+
+    #[test]
+    fn threads_with_places_stay_there_and_the_caller_goes_back() {
+        use nix::sched::{CpuSet, sched_getaffinity};
+        let here = || {
+            let set = sched_getaffinity(nix::unistd::Pid::from_raw(0)).unwrap();
+            (0..CpuSet::count()).filter(|number| set.is_set(*number).unwrap()).collect::<Vec<_>>()
+        };
+        let before = here();
+        // As many threads as there are processors, or two on one.
+        let mut homes = before.clone();
+        homes.resize(before.len().max(2), before[0]);
+        let threads = homes.len();
+        let pool = Pool::new(Placement { threads, homes: homes.clone() }).unwrap();
+        assert!(pool.is_placed() && !Pool::new(threads).unwrap().is_placed());
+        assert_eq!(here(), before);
+        let found = Mutex::new(Vec::new());
+        // Each waits for the others, so that each has one task.
+        let there = AtomicUsize::new(0);
+        pool.run(&[threads], &|_, _| {
+            found.lock().unwrap().push(here());
+            there.fetch_add(1, Ordering::Relaxed);
+            while there.load(Ordering::Relaxed) < threads {
+                std::thread::yield_now();
+            }
+        });
+        let mut found = found.into_inner().unwrap().concat();
+        found.sort();
+        homes.sort();
+        assert_eq!(found, homes);
+        assert_eq!(here(), before);
+        let nowhere = Pool::new(Placement { threads: 2, homes: vec![before[0], 1023] }).unwrap();
+        assert!(!nowhere.is_placed() && nowhere.threads() == 2);
     }
 
     #[test]
