@@ -74,7 +74,7 @@ struct PlacementFlags {
     #[arg(long, value_name = "COUNT", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     threads: Option<usize>,
     /// Where weights are kept in the order that this processor wants, so that the next start need not sort them
-    /// (default: kedge in $XDG_CACHE_HOME, or in ~/.cache); the eight files used last stay
+    /// (default: kedge in $XDG_CACHE_HOME, or in ~/.cache); the eight files used last stay, in half of the disk's room
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
 }

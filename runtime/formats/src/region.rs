@@ -2,8 +2,9 @@
 //!
 //! The file has no name while it is filled ([`Region::create`]); [`Region::keep`] gives it one when every byte of it is
 //! on the disk. So a file of that name is whole, whenever power went. Its room is taken before it is mapped, since a
-//! mapped write to a full disk would end the process. Not here: what the bytes are, and when a file is out of date: its
-//! name says what it was made of.
+//! mapped write to a full disk would end the process. A folder keeps those that were used last: so many, and so many bytes.
+//! Not here: what the bytes are and whether they are still those that were written, and when a file is out of date: its name
+//! says what it was made of.
 
 #![allow(unsafe_code, reason = "a file is mapped into memory")]
 #![allow(clippy::disallowed_methods, reason = "this file is the shell that maps packed weights")]
@@ -20,7 +21,8 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 
 /// Names of files of regions end so.
 const SUFFIX: &str = "packed";
-/// Files of regions that a folder keeps: those that were used last.
+/// Files of regions that a folder keeps: those that were used last. Together they take at most half of the room that
+/// there would be without them, so that a disk which others fill is left to them; the last one stays whatever it takes.
 const KEPT_MAX: usize = 8;
 
 /// Bytes to fill.
@@ -64,12 +66,19 @@ impl Region {
     /// Room for so many bytes in a file that will lie in that folder under that name.
     pub fn create(folder: &Path, name: &str, length: usize) -> io::Result<Filling> {
         std::fs::create_dir_all(folder)?;
+        prune(folder, length as u64)?;
         let flags = OFlag::O_TMPFILE.bits();
         let file = File::options().read(true).write(true).mode(0o600).custom_flags(flags).open(folder)?;
         nix::fcntl::posix_fallocate(&file, 0, length as i64)?;
         // SAFETY: the file has no name: nobody else can open it.
         let map = unsafe { MmapMut::map_mut(&file) }?;
         Ok(Filling { map, file: Some((file, path(folder, name))) })
+    }
+
+    /// Removes what lies in that folder under that name, if anything does: its path then. Whoever maps it keeps it.
+    pub fn remove(folder: &Path, name: &str) -> io::Result<Option<PathBuf>> {
+        let path = path(folder, name);
+        Ok(unless_gone(std::fs::remove_file(&path))?.map(|()| path))
     }
 
     /// Room for so many bytes in memory.
@@ -107,7 +116,7 @@ impl Region {
         }
         let folder = path.parent().unwrap_or(Path::new("."));
         File::open(folder)?.sync_all()?;
-        prune(folder)
+        prune(folder, 0)
     }
 }
 
@@ -132,21 +141,37 @@ fn path(folder: &Path, name: &str) -> PathBuf {
     folder.join(format!("{name}.{SUFFIX}"))
 }
 
-/// Removes files of regions until only the newest few are left. Whoever maps one keeps it; one that is gone meanwhile was
-/// removed by another process that does the same.
-fn prune(folder: &Path) -> io::Result<()> {
+/// Removes files of regions until only those are left that a folder keeps, a coming one of so many bytes among them. Whoever
+/// maps one keeps it; one that is gone meanwhile was removed by another process that does the same.
+fn prune(folder: &Path, coming: u64) -> io::Result<()> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
         if entry.path().extension().is_some_and(|suffix| suffix == SUFFIX)
             && let Some(about) = unless_gone(entry.metadata())?
         {
-            all.push((about.modified()?, entry.path()));
+            all.push((about.modified()?, about.len(), entry.path()));
         }
     }
     all.sort();
-    let too_many = all.len().saturating_sub(KEPT_MAX);
-    all.into_iter().take(too_many).try_for_each(|(_, path)| unless_gone(std::fs::remove_file(path)).map(drop))
+    let disk = nix::sys::statvfs::statvfs(folder)?;
+    let free = disk.blocks_available() as u64 * disk.fragment_size() as u64;
+    let lengths: Vec<u64> = all.iter().map(|(_, length, _)| *length).collect();
+    let too_many = too_many(&lengths, coming, free);
+    all.into_iter().take(too_many).try_for_each(|(_, _, path)| unless_gone(std::fs::remove_file(path)).map(drop))
+}
+
+/// How many files, of those lengths and the oldest first, have to go: see [`KEPT_MAX`].
+fn too_many(lengths: &[u64], coming: u64, free: u64) -> usize {
+    let room = lengths.iter().fold(free, |sum, length| sum.saturating_add(*length)) / 2;
+    let (mut kept, mut bytes) = (usize::from(coming > 0), coming);
+    for (index, length) in lengths.iter().enumerate().rev() {
+        (kept, bytes) = (kept + 1, bytes.saturating_add(*length));
+        if kept > KEPT_MAX || bytes > room && kept > 1 {
+            return index + 1;
+        }
+    }
+    0
 }
 
 fn unless_gone<T>(done: io::Result<T>) -> io::Result<Option<T>> {
@@ -190,12 +215,43 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_keeps_so_many_files_and_half_of_the_room() {
+        for (what, lengths, coming, free, expected) in [
+            ("nothing", &[][..], 0, 100, 0),
+            ("few and small", &[1, 1, 1], 0, 100, 0),
+            ("too many", &[1; 10], 0, 100, 2),
+            ("too many with the coming one", &[1; 8], 1, 100, 1),
+            ("half of the room", &[30, 30, 30], 0, 90, 0),
+            ("more than half", &[30, 30, 30], 0, 60, 1),
+            ("the newest are kept", &[10, 40, 20, 20], 0, 0, 2),
+            ("a disk that others filled", &[30, 30, 30], 0, 0, 2),
+            ("the last stays", &[90], 0, 0, 0),
+            ("none beside a large one that comes", &[30, 30], 100, 100, 2),
+            ("room for one beside it", &[30, 30], 30, 80, 1),
+            ("lengths beyond all", &[1, u64::MAX], 1, 0, 2),
+        ] {
+            let lengths: Vec<u64> = lengths.to_vec();
+            assert_eq!(too_many(&lengths, coming, free), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn what_has_a_name_can_be_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        Region::create(folder.path(), "a", 10).unwrap().finish().unwrap().keep().unwrap();
+        assert_eq!(Region::remove(folder.path(), "a").unwrap(), Some(path(folder.path(), "a")));
+        assert_eq!(Region::remove(folder.path(), "a").unwrap(), None);
+        std::fs::create_dir(path(folder.path(), "b")).unwrap();
+        assert!(Region::remove(folder.path(), "b").is_err(), "a folder is nobody's to remove");
+    }
+
+    #[test]
     fn two_that_remove_old_ones_at_once_do_not_stumble_over_each_other() {
         let folder = tempfile::tempdir().unwrap();
         for round in 0..20 {
             (0..40).for_each(|n| std::fs::write(folder.path().join(format!("{round}-{n}.{SUFFIX}")), "").unwrap());
             std::thread::scope(|scope| {
-                let both = [(); 2].map(|()| scope.spawn(|| prune(folder.path())));
+                let both = [(); 2].map(|()| scope.spawn(|| prune(folder.path(), 0)));
                 both.into_iter().for_each(|one| one.join().unwrap().unwrap());
             });
         }
