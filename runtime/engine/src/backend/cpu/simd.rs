@@ -6,6 +6,7 @@
 //! same bits for the same numbers every time.
 
 #![allow(unsafe_code, reason = "vector instructions, and calls to functions compiled for them")]
+#![allow(clippy::needless_range_loop, reason = "a closure may stay a call, of code that is compiled for no level")]
 
 #[cfg(target_arch = "x86_64")]
 use super::amx::{self, Offer};
@@ -221,9 +222,15 @@ fn sum_of(count: usize, add: impl Fn(f32, usize) -> f32) -> f32 {
     let mut sums = [0.0f32; 16];
     let whole = count / 16 * 16;
     for start in (0..whole).step_by(16) {
-        (0..16).for_each(|lane| sums[lane] = add(sums[lane], start + lane));
+        for lane in 0..16 {
+            sums[lane] = add(sums[lane], start + lane);
+        }
     }
-    halve(sums, |a, b| a + b) + (whole..count).fold(0.0, add)
+    let mut rest = 0.0;
+    for place in whole..count {
+        rest = add(rest, place);
+    }
+    halve(sums, |a, b| a + b) + rest
 }
 
 /// Sixteen numbers to one, half by half, so that no step waits for fifteen others.
@@ -291,15 +298,19 @@ fn plain_look<const F: bool>(text: Text<'_>, queries: &[[f32; LANES]], seen: &mu
         }
         // What was weighed by distances to smaller scores shrinks.
         let mut shrink = [0.0; LANES];
-        (0..LANES).for_each(|lane| shrink[lane] = exp::<F>(seen.tops[lane] - tops[lane]));
+        for lane in 0..LANES {
+            shrink[lane] = exp::<F>(seen.tops[lane] - tops[lane]);
+        }
         let mut totals = [0.0; LANES];
         for scores in &mut seen.scores[..count] {
-            (0..LANES).for_each(|lane| {
+            for lane in 0..LANES {
                 scores[lane] = exp::<F>(scores[lane] - tops[lane]);
                 totals[lane] += scores[lane];
-            });
+            }
         }
-        (0..LANES).for_each(|lane| seen.totals[lane] = fused::<F>(seen.totals[lane], shrink[lane], totals[lane]));
+        for lane in 0..LANES {
+            seen.totals[lane] = fused::<F>(seen.totals[lane], shrink[lane], totals[lane]);
+        }
         seen.tops = tops;
         for first in (0..LANES).step_by(4) {
             let out = &mut seen.out[first * width..][..4 * width];
@@ -309,11 +320,15 @@ fn plain_look<const F: bool>(text: Text<'_>, queries: &[[f32; LANES]], seen: &mu
             let values = &block[text.value..];
             let scores = &seen.scores[..count];
             let (wide, narrow) = (width / 32 * 32, width / 16 * 16);
-            (0..wide).step_by(32).for_each(|from| weigh::<F, 32>(scores, first, values, text.stride, width, from, out));
-            (wide..narrow)
-                .step_by(16)
-                .for_each(|from| weigh::<F, 16>(scores, first, values, text.stride, width, from, out));
-            (narrow..width).for_each(|from| weigh::<F, 1>(scores, first, values, text.stride, width, from, out));
+            for from in (0..wide).step_by(32) {
+                weigh::<F, 32>(scores, first, values, text.stride, width, from, out);
+            }
+            for from in (wide..narrow).step_by(16) {
+                weigh::<F, 16>(scores, first, values, text.stride, width, from, out);
+            }
+            for from in narrow..width {
+                weigh::<F, 1>(scores, first, values, text.stride, width, from, out);
+            }
         }
     }
 }
@@ -342,7 +357,9 @@ fn weigh<const F: bool, const N: usize>(
 
 #[inline(always)]
 fn add_times<const F: bool, const N: usize>(sums: &mut [f32; N], factor: f32, of: &[f32; N]) {
-    (0..N).for_each(|lane| sums[lane] = fused::<F>(factor, of[lane], sums[lane]));
+    for lane in 0..N {
+        sums[lane] = fused::<F>(factor, of[lane], sums[lane]);
+    }
 }
 
 /// The first `N` numbers.
@@ -358,12 +375,16 @@ fn plain_add<const F: bool>(a: &[f32], b: &[f32], out: &mut [f32]) {
 
 #[inline(always)]
 fn plain_add_scaled<const F: bool>(to: &mut [f32], factor: f32, from: &[f32]) {
-    to.iter_mut().zip(from).for_each(|(to, from)| *to = fused::<F>(factor, *from, *to));
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = fused::<F>(factor, *from, *to);
+    }
 }
 
 #[inline(always)]
 fn plain_powers<const F: bool>(top: f32, scores: &mut [f32]) -> f32 {
-    scores.iter_mut().for_each(|x| *x = exp::<F>(*x - top));
+    for x in scores.iter_mut() {
+        *x = exp::<F>(*x - top);
+    }
     sum_of(scores.len(), |sum, i| sum + scores[i])
 }
 
@@ -390,9 +411,21 @@ fn plain_rms_norm<const F: bool>(x: &[f32], gamma: &[f32], more: f32, epsilon: f
 #[inline(always)]
 fn plain_activate<const F: bool>(activation: Activation, x: &mut [f32]) {
     match activation {
-        Activation::Gelu => x.iter_mut().for_each(|x| *x = gelu::<F>(*x)),
-        Activation::GeluTanh => x.iter_mut().for_each(|x| *x = gelu_tanh::<F>(*x)),
-        Activation::Silu => x.iter_mut().for_each(|x| *x = silu::<F>(*x)),
+        Activation::Gelu => {
+            for x in x.iter_mut() {
+                *x = gelu::<F>(*x);
+            }
+        }
+        Activation::GeluTanh => {
+            for x in x.iter_mut() {
+                *x = gelu_tanh::<F>(*x);
+            }
+        }
+        Activation::Silu => {
+            for x in x.iter_mut() {
+                *x = silu::<F>(*x);
+            }
+        }
     }
 }
 
@@ -405,7 +438,9 @@ fn plain_gate<const F: bool>(activation: Activation, gate: &[f32], up: &[f32], o
 
 #[inline(always)]
 fn plain_softcap<const F: bool>(bound: f32, x: &mut [f32]) {
-    x.iter_mut().for_each(|x| *x = bound * tanh::<F>(*x / bound));
+    for x in x.iter_mut() {
+        *x = bound * tanh::<F>(*x / bound);
+    }
 }
 
 #[inline(always)]
@@ -413,7 +448,9 @@ fn plain_scores<const F: bool>(query: &[f32], keys: &[f32], out: &mut [f32; PAGE
     // Two sums for each key, so that one addition need not wait for the one before.
     let mut sums = [[0.0; PAGE_TOKENS]; 2];
     let add = |sums: &mut [f32; PAGE_TOKENS], query: f32, keys: &[f32]| {
-        sums.iter_mut().zip(keys).for_each(|(sum, key)| *sum = fused::<F>(query, *key, *sum));
+        for (sum, key) in sums.iter_mut().zip(keys) {
+            *sum = fused::<F>(query, *key, *sum);
+        }
     };
     for (query, keys) in query.chunks_exact(2).zip(keys.chunks_exact(2 * PAGE_TOKENS)) {
         let (even, odd) = keys.split_at(PAGE_TOKENS);
@@ -432,9 +469,15 @@ fn plain_mix<const F: bool>(weights: &[f32], values: &[f32], out: &mut [f32]) {
     let width = out.len();
     let wide = width / 64 * 64;
     let narrow = wide + (width - wide) / 16 * 16;
-    (0..wide).step_by(64).for_each(|from| mix_part::<F, 64>(weights, values, out, from));
-    (wide..narrow).step_by(16).for_each(|from| mix_part::<F, 16>(weights, values, out, from));
-    (narrow..width).for_each(|from| mix_part::<F, 1>(weights, values, out, from));
+    for from in (0..wide).step_by(64) {
+        mix_part::<F, 64>(weights, values, out, from);
+    }
+    for from in (wide..narrow).step_by(16) {
+        mix_part::<F, 16>(weights, values, out, from);
+    }
+    for from in narrow..width {
+        mix_part::<F, 1>(weights, values, out, from);
+    }
 }
 
 /// What four queries ask is loaded once.
@@ -443,33 +486,46 @@ fn plain_scores_of_four<const F: bool>(queries: [&[f32]; 4], keys: &[f32], out: 
     let width = keys.len() / PAGE_TOKENS;
     let queries = queries.map(|query| &query[..width]);
     let (mut even, mut odd) = ([[0.0; PAGE_TOKENS]; 4], [[0.0; PAGE_TOKENS]; 4]);
-    // One by one: in a loop they would not stay in registers.
-    let add = |sums: &mut [[f32; PAGE_TOKENS]; 4], d: usize, keys: &[f32; PAGE_TOKENS]| {
-        add_times::<F, PAGE_TOKENS>(&mut sums[0], queries[0][d], keys);
-        add_times::<F, PAGE_TOKENS>(&mut sums[1], queries[1][d], keys);
-        add_times::<F, PAGE_TOKENS>(&mut sums[2], queries[2][d], keys);
-        add_times::<F, PAGE_TOKENS>(&mut sums[3], queries[3][d], keys);
-    };
     let (keys, _) = keys.as_chunks::<PAGE_TOKENS>();
     for (pair, keys) in keys.chunks_exact(2).enumerate() {
-        add(&mut even, 2 * pair, &keys[0]);
-        add(&mut odd, 2 * pair + 1, &keys[1]);
+        add_for_four::<F>(&mut even, queries, 2 * pair, &keys[0]);
+        add_for_four::<F>(&mut odd, queries, 2 * pair + 1, &keys[1]);
     }
     if width % 2 == 1 {
-        add(&mut even, width - 1, &keys[width - 1]);
+        add_for_four::<F>(&mut even, queries, width - 1, &keys[width - 1]);
     }
     for (out, (even, odd)) in out.iter_mut().zip(even.iter().zip(&odd)) {
         (0..PAGE_TOKENS).for_each(|key| out[key] = even[key] + odd[key]);
     }
 }
 
+/// One by one: in a loop they would not stay in registers, and a closure of this size would be a call.
+#[inline(always)]
+fn add_for_four<const F: bool>(
+    sums: &mut [[f32; PAGE_TOKENS]; 4],
+    queries: [&[f32]; 4],
+    d: usize,
+    keys: &[f32; PAGE_TOKENS],
+) {
+    add_times::<F, PAGE_TOKENS>(&mut sums[0], queries[0][d], keys);
+    add_times::<F, PAGE_TOKENS>(&mut sums[1], queries[1][d], keys);
+    add_times::<F, PAGE_TOKENS>(&mut sums[2], queries[2][d], keys);
+    add_times::<F, PAGE_TOKENS>(&mut sums[3], queries[3][d], keys);
+}
+
 #[inline(always)]
 fn plain_mix_for_four<const F: bool>(weights: &[[f32; PAGE_TOKENS]; 4], values: &[f32], mut out: [&mut [f32]; 4]) {
     let width = values.len() / PAGE_TOKENS;
     let (wide, narrow) = (width / 32 * 32, width / 16 * 16);
-    (0..wide).step_by(32).for_each(|from| mix_part_for_four::<F, 32>(weights, values, &mut out, from));
-    (wide..narrow).step_by(16).for_each(|from| mix_part_for_four::<F, 16>(weights, values, &mut out, from));
-    (narrow..width).for_each(|from| mix_part_for_four::<F, 1>(weights, values, &mut out, from));
+    for from in (0..wide).step_by(32) {
+        mix_part_for_four::<F, 32>(weights, values, &mut out, from);
+    }
+    for from in (wide..narrow).step_by(16) {
+        mix_part_for_four::<F, 16>(weights, values, &mut out, from);
+    }
+    for from in narrow..width {
+        mix_part_for_four::<F, 1>(weights, values, &mut out, from);
+    }
 }
 
 #[inline(always)]
@@ -498,7 +554,9 @@ fn mix_part<const F: bool, const N: usize>(weights: &[f32], values: &[f32], out:
     let mut sums = [0.0; N];
     sums.copy_from_slice(&out[from..from + N]);
     for (weight, value) in weights.iter().zip(values.chunks_exact(width)) {
-        sums.iter_mut().zip(&value[from..from + N]).for_each(|(sum, value)| *sum = fused::<F>(*weight, *value, *sum));
+        for (sum, value) in sums.iter_mut().zip(&value[from..from + N]) {
+            *sum = fused::<F>(*weight, *value, *sum);
+        }
     }
     out[from..from + N].copy_from_slice(&sums);
 }
@@ -546,10 +604,15 @@ fn plain_widen<const F: bool>(from: &[u16], to: &mut [f32]) {
 
 const ROUND: f32 = 12_582_912.0;
 
-/// A polynomial, its coefficients from the highest power down.
+/// A polynomial, its coefficients from the highest power down. (A loop as plain as can be: an iterator's `fold` may stay a
+/// call, of code for no level.)
 #[inline(always)]
 fn polynomial<const F: bool, const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
-    coefficients[1..].iter().fold(coefficients[0], |sum, next| fused::<F>(sum, x, *next))
+    let mut sum = coefficients[0];
+    for coefficient in &coefficients[1..] {
+        sum = fused::<F>(sum, x, *coefficient);
+    }
+    sum
 }
 
 /// `e^x` without a branch: `2^n · e^r` with `|r| ≤ ln 2 / 2` and a polynomial for `e^r` (the minimax coefficients of
