@@ -7,8 +7,8 @@
 #![allow(unsafe_code, reason = "tasks of one stage write disjoint parts of shared buffers")]
 
 use super::pages::load_block;
+use super::run::{Run, Scratch, Shared};
 use super::simd::Simd;
-use super::{Run, Scratch, Shared};
 use crate::backend::Step;
 use crate::graph::{Heads, PAGE_TOKENS};
 use crate::plan::Buffer;

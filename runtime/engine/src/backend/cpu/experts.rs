@@ -5,7 +5,15 @@
 //! slot's numbers do not depend on the other slots of its expert, and a row's slots are added in the order in which its
 //! experts were chosen, so a row's answer does not depend on its neighbours.
 
-use super::*;
+#![allow(unsafe_code, reason = "tasks of one stage write disjoint parts of shared buffers")]
+
+use super::dense;
+use super::quant::{self, Rounded, Rows};
+use super::run::{Loaded, PLAIN_ROWS, Run, Scratch, Shared, TASKS_PER_THREAD};
+use super::weights::{Matrix, PRODUCT_ROWS};
+use crate::backend::reference::choose;
+use crate::graph::{Activation, Expert, Op};
+use crate::plan::Buffer;
 
 /// The steps of the operation, each a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -258,14 +266,16 @@ fn multiply<'a>(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use kedge_formats::{Dtype, Tensor, quant as stored};
 
     use super::super::simd::tests::numbers;
     use super::*;
-    use crate::Reference;
-    use crate::backend::Sequence;
-    use crate::graph::Builder;
-    use crate::plan::Shape;
+    use crate::backend::{Backend, Sequence, Step};
+    use crate::graph::{Builder, Graph};
+    use crate::plan::{Plan, Shape};
+    use crate::{Cpu, Reference};
 
     const WIDTH: usize = 256;
     const INNER: usize = 512;

@@ -17,8 +17,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kedge_formats::region::{Filling, Region};
 use sha2::{Digest, Sha256};
 
-use super::Matrix;
 use super::pool::Pool;
+use super::weights::Matrix;
 use crate::EngineError;
 use crate::graph::{Graph, Weight};
 
