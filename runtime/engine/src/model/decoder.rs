@@ -414,7 +414,7 @@ fn gguf_window(file: &Gguf, family: &Family, layers: usize) -> Result<Option<usi
     if file.has(&at(key)) {
         // A list says which layers have it; a number, each how many'th has none, and zero that all have it.
         let fits = match file.number(&at(key)) {
-            Ok(every) => (0..layers).all(|layer| is_windowed(layer) == !(layer as u64 + 1).is_multiple_of(every)),
+            Ok(every) => (0..layers).all(|layer| is_windowed(layer) != (layer as u64 + 1).is_multiple_of(every)),
             Err(_) => {
                 let list = file.floats(&at(key))?;
                 list.len() == layers && list.iter().enumerate().all(|(layer, on)| is_windowed(layer) == (*on != 0.0))
