@@ -2,6 +2,7 @@
 
 mod bench;
 mod facts;
+mod fuzz;
 mod kernels;
 mod kill9;
 mod licences;
@@ -31,6 +32,8 @@ enum Verb {
     Bench(bench::Options),
     /// Make the facts table of Kubernetes' types and resources from the published sources
     Facts(facts::Options),
+    /// Fuzz what reads files of models, guided by coverage (needs a C++ compiler)
+    Fuzz(fuzz::Options),
     /// Hold our OpenAPI documents against the published ones
     Openapi(openapi::Options),
     /// Make PTX from the CUDA kernels, and the ledger of what they use (needs Python wheels, no device)
@@ -44,6 +47,7 @@ fn main() -> Result<()> {
         Verb::Kill9(options) => kill9::run(&options),
         Verb::Bench(options) => bench::run(&options),
         Verb::Facts(options) => facts::run(&options),
+        Verb::Fuzz(options) => fuzz::run(&options),
         Verb::Openapi(options) => openapi::run(&options),
         Verb::Kernels(options) => kernels::run(&options),
     }

@@ -16,6 +16,7 @@ use crate::backend::spare::{Placed, Ran};
 use crate::backend::{Backend, Capabilities, Sequence, Step};
 use crate::generate::text;
 use crate::graph::Graph;
+use crate::guarded::guarded;
 use crate::model::{EncoderConfig, bert, gguf_file};
 use crate::plan::{Plan, Shape};
 
@@ -91,10 +92,9 @@ impl Encoder {
 
     /// Tokens of one text, cut at the model's longest sequence; `index` is for the error.
     pub fn tokenize(&self, index: usize, text: &str) -> Result<Tokens, EngineError> {
-        let encoding = self
-            .tokenizer
-            .encode(text, true)
-            .map_err(|error| EngineError::Tokenize { index, reason: error.to_string() })?;
+        let encoding = guarded(|| self.tokenizer.encode(text, true));
+        let encoding = encoding.and_then(|encoding| encoding.map_err(|error| error.to_string()));
+        let encoding = encoding.map_err(|reason| EngineError::Tokenize { index, reason })?;
         let tokens = Tokens { ids: encoding.get_ids().to_vec(), types: encoding.get_type_ids().to_vec() };
         self.check(index, &tokens)?;
         Ok(tokens)
@@ -184,12 +184,7 @@ pub(crate) fn read(path: &Path, reads: bool) -> Result<(EncoderConfig, Tokenizer
 }
 
 fn read_tokenizer(path: &Path, config: &EncoderConfig) -> Result<Tokenizer, EngineError> {
-    let tokenizer = Tokenizer::from_file(path).map_err(|error| EngineError::Field {
-        path: path.to_owned(),
-        field: "(file)".into(),
-        reason: error.to_string(),
-    })?;
-    fitted(tokenizer, path, config)
+    fitted(text::tokenizer_of(path)?, path, config)
 }
 
 /// The tokenizer as this engine uses it: it fills nothing up, and cuts where the model's longest sequence ends.

@@ -13,6 +13,7 @@ pub mod encoder;
 pub mod error;
 pub mod generate;
 pub mod graph;
+mod guarded;
 mod inspect;
 mod memory;
 pub mod model;

@@ -3,11 +3,14 @@
 //! A template is Jinja as transformers runs it (`chat_template_utils.py`): blocks are trimmed, Python's methods of texts
 //! and lists are there, and `raise_exception` refuses what a model cannot take. What must hold: a template is hostile
 //! until proven otherwise; it reads what it is given and nothing else, and stops after a bounded number of steps.
+//! Not here: a bound of memory. A template that doubles a text in a loop, or multiplies a list, takes as much as it says, for
+//! minijinja counts steps and no bytes; its server's limit of memory is what ends it.
 
 use minijinja::{Environment, Error, ErrorKind, context};
 use serde::{Deserialize, Serialize};
 
 use crate::EngineError;
+use crate::guarded::guarded;
 
 /// Steps that a template may take: far above any real one.
 const FUEL: u64 = 2_000_000;
@@ -48,9 +51,9 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
-        environment
-            .add_template_owned(NAME, template.to_owned())
-            .map_err(|error| wrong(format!("cannot be read: {error}")))?;
+        guarded(|| environment.add_template_owned(NAME, template.to_owned()))
+            .and_then(|added| added.map_err(|error| error.to_string()))
+            .map_err(|reason| wrong(format!("cannot be read: {reason}")))?;
         Ok(Self { environment, bos: bos.to_owned(), eos: eos.to_owned() })
     }
 
@@ -58,7 +61,8 @@ impl ChatTemplate {
     pub fn render(&self, messages: &[Message]) -> Result<String, EngineError> {
         let template = self.environment.get_template(NAME).expect("it was added");
         let all = context! { messages, add_generation_prompt => true, bos_token => self.bos, eos_token => self.eos };
-        template.render(all).map_err(|error| EngineError::Template { reason: error.to_string() })
+        let rendered = guarded(|| template.render(all)).and_then(|text| text.map_err(|error| error.to_string()));
+        rendered.map_err(|reason| EngineError::Template { reason })
     }
 }
 
@@ -83,6 +87,8 @@ mod tests {
         assert_eq!(said(template, &[("user", " hi ")]), "<s><|user|>hi</s><|assistant|>");
         assert!(said(template, &[("x", "")]).contains("no x"));
         assert!(said("{% for", &[]).contains("chat template cannot be read"));
+        // minijinja 2.24 takes the first letter of a text that has none.
+        assert!(said("{{ messages[0].content[::-1] }}", &[("user", "")]).contains("chat template"));
         assert!(
             said("{% for a in range(9999) %}{% for b in range(9999) %}{{ a }}{% endfor %}{% endfor %}", &[])
                 .contains("chat template")

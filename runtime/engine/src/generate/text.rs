@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
 use crate::EngineError;
+use crate::guarded::guarded;
 
 /// The tokenizer of a decoder.
 #[derive(Debug)]
@@ -23,8 +24,7 @@ pub struct TextTokenizer {
 impl TextTokenizer {
     /// From a `tokenizer.json`.
     pub fn of_file(path: &Path) -> Result<Self, EngineError> {
-        let inner = Tokenizer::from_file(path).map_err(|error| wrong(path, "(file)", error.to_string()))?;
-        Self::checked(inner, None)
+        Self::checked(tokenizer_of(path)?, None)
     }
 
     fn checked(mut inner: Tokenizer, bos: Option<u32>) -> Result<Self, EngineError> {
@@ -46,9 +46,7 @@ impl TextTokenizer {
                 return Err(wrong(path, "tokenizer.ggml.model", reason));
             }
         };
-        let inner = Tokenizer::from_bytes(made.to_string());
-        let inner = inner.map_err(|error| wrong(path, "tokenizer.ggml", error.to_string()))?;
-        Self::checked(inner, bos_of(file)?)
+        Self::checked(tokenizer_from(&made, path)?, bos_of(file)?)
     }
 
     /// Number of tokens it knows.
@@ -69,8 +67,9 @@ impl TextTokenizer {
     /// Tokens of a text; with `begin` also the one that begins it, unless it stands there. Words for tokens, such as
     /// `<|end|>`, become those.
     pub fn encode(&self, text: &str, begin: bool) -> Result<Vec<u32>, EngineError> {
-        let encoding = self.inner.encode(text, begin);
-        let encoding = encoding.map_err(|error| EngineError::Tokenize { index: 0, reason: error.to_string() })?;
+        let encoding = guarded(|| self.inner.encode(text, begin));
+        let encoding = encoding.and_then(|encoding| encoding.map_err(|error| error.to_string()));
+        let encoding = encoding.map_err(|reason| EngineError::Tokenize { index: 0, reason })?;
         let mut ids = encoding.get_ids().to_vec();
         if let Some(bos) = self.bos.filter(|bos| begin && ids.first() != Some(bos)) {
             ids.insert(0, bos);
@@ -80,7 +79,8 @@ impl TextTokenizer {
 
     /// The text of tokens, without the special ones.
     pub fn decode(&self, ids: &[u32]) -> Result<String, EngineError> {
-        self.inner.decode(ids, true).map_err(|error| EngineError::Tokenize { index: 0, reason: error.to_string() })
+        let text = guarded(|| self.inner.decode(ids, true)).and_then(|text| text.map_err(|error| error.to_string()));
+        text.map_err(|reason| EngineError::Tokenize { index: 0, reason })
     }
 }
 
@@ -253,8 +253,20 @@ pub(crate) fn word_piece(file: &Gguf) -> Result<Tokenizer, EngineError> {
             "max_input_chars_per_word": 100,
         },
     });
-    let tokenizer = Tokenizer::from_bytes(made.to_string());
-    tokenizer.map_err(|error| wrong(path, "tokenizer.ggml", error.to_string()))
+    tokenizer_from(&made, path)
+}
+
+/// The tokenizer of a `tokenizer.json`.
+pub(crate) fn tokenizer_of(path: &Path) -> Result<Tokenizer, EngineError> {
+    let read = guarded(|| Tokenizer::from_file(path)).and_then(|read| read.map_err(|error| error.to_string()));
+    read.map_err(|reason| wrong(path, "(file)", reason))
+}
+
+/// The tokenizer that is described so, as found in a GGUF file.
+fn tokenizer_from(made: &Value, path: &Path) -> Result<Tokenizer, EngineError> {
+    let made = guarded(|| Tokenizer::from_bytes(made.to_string()));
+    let made = made.and_then(|made| made.map_err(|error| error.to_string()));
+    made.map_err(|reason| wrong(path, "tokenizer.ggml", reason))
 }
 
 /// Of so many tokens one has a large letter where large letters matter; of BERT's cased vocabularies it is every third.
@@ -460,6 +472,17 @@ mod tests {
         let ids = bare.encode("a pod", true).unwrap();
         assert_eq!(bare.token(ids[0]).unwrap(), "a");
         assert_eq!(bare.decode(&ids).unwrap(), "a pod");
+    }
+
+    /// tokenizers 0.23 panics over a decoder that is none.
+    #[test]
+    #[allow(clippy::disallowed_methods, reason = "tests use the real disk")]
+    fn a_tokenizer_that_panics_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        std::fs::write(&path, r#"{"version":"1.0","decoder":["a"#).unwrap();
+        let said = TextTokenizer::of_file(&path).unwrap_err().to_string();
+        assert!(said.contains("tokenizer.json: (file): the library that reads it gave up: Helper"), "{said}");
     }
 
     #[test]
