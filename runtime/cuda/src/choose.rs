@@ -1,6 +1,6 @@
 //! Choices as the kernel takes them, and what it found as choices. Pure; `kernels/sample.cu` has the same structures.
 
-use kedge_engine::generate::sample::{Draw, Found, NotFinite, Told, WHOLE};
+use kedge_engine::generate::sample::{Draw, Found, NotFinite, Told, VOCABULARY_MAX, WHOLE};
 
 use crate::arguments as a;
 use crate::constants::{CHANGE_NUMBERS, CHOOSERS, DRAW_NUMBERS, FOUND_NUMBERS, WHOLE_BITS};
@@ -25,7 +25,7 @@ impl Choices {
     /// From vectors of so many logits; none where the kernel does not take them.
     pub(crate) fn of(draws: &[Draw], width: usize) -> Option<Self> {
         let told_most = draws.iter().filter_map(|draw| draw.told).max().unwrap_or(0).min(width);
-        if told_most > TOLD_MAX || width == 0 || width >= 1 << 24 {
+        if told_most > TOLD_MAX || width == 0 || width > VOCABULARY_MAX {
             return None;
         }
         let (mut table, mut changes) = (Vec::with_capacity(DRAW_NUMBERS * draws.len()), Vec::new());
@@ -126,6 +126,6 @@ mod tests {
         let told = |count| [Draw { told: Some(count), ..Draw::default() }];
         assert!(Choices::of(&told(TOLD_MAX), 100).is_some() && Choices::of(&told(TOLD_MAX + 1), 100).is_none());
         assert!(Choices::of(&told(99), 20).is_some(), "there are no more");
-        assert!(Choices::of(&told(0), 0).is_none() && Choices::of(&told(0), 1 << 24).is_none());
+        assert!(Choices::of(&told(0), 0).is_none() && Choices::of(&told(0), VOCABULARY_MAX + 1).is_none());
     }
 }

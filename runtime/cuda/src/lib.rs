@@ -224,10 +224,7 @@ impl Prepared for Loaded {
         room: &mut Vec<f32>,
         choices: &mut Vec<Chosen>,
     ) -> Result<(), EngineError> {
-        if draws.len() != step.answers(&self.graph) {
-            let (expected, actual) = (format!("{} draws", step.answers(&self.graph)), draws.len().to_string());
-            return Err(EngineError::Shape { expected, actual });
-        }
+        step.check_draws(plan, draws)?;
         let wanted = match Choices::of(draws, self.graph.result_width()) {
             Some(wanted) if !draws.is_empty() => wanted,
             _ => return run_and_choose(self, plan, step, draws, room, choices),

@@ -13,7 +13,7 @@ use kedge_engine::backend::{Chosen, Sequence, Step};
 use kedge_engine::generate::sample::{Change, Draw, NotFinite, WHOLE};
 use kedge_engine::graph::{Builder, Graph, Op};
 use kedge_engine::plan::{Plan, Shape};
-use kedge_engine::{Backend, EngineError, Reference};
+use kedge_engine::{Backend, Cpu, EngineError, Reference};
 use kedge_formats::Tensor;
 use proptest::prelude::*;
 
@@ -184,9 +184,15 @@ fn what_is_no_number_is_found_and_harms_nobody_else() {
 #[test]
 fn a_draw_for_each_answer() {
     let graph = graph(&[vec![1.0, 2.0]]);
-    for Tested { backend, .. } in each() {
-        let said = chosen(&graph, &*backend, &[0, 0], &[plain()]).unwrap_err().to_string();
-        assert!(said.contains("2 draws"), "{said}");
+    let mut all: Vec<(String, Arc<dyn Backend>)> =
+        vec![("plain".into(), Arc::new(Reference)), ("CPU".into(), Arc::new(Cpu::new(Some(1)).unwrap()))];
+    all.extend(each().into_iter().map(|Tested { name, backend, .. }| (name, backend as Arc<dyn Backend>)));
+    for (name, backend) in all {
+        for draws in [0, 1, 3, 4] {
+            let said = chosen(&graph, &*backend, &[0, 0], &vec![plain(); draws]).map_err(|error| error.to_string());
+            let expected = Err(format!("running a plan for 2 draws: got {draws}"));
+            assert_eq!(said, expected, "{name}");
+        }
     }
 }
 

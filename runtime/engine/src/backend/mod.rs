@@ -11,7 +11,7 @@ pub mod spare;
 use std::sync::Arc;
 
 use crate::EngineError;
-use crate::generate::sample::{self, Choice, Draw, NotFinite};
+use crate::generate::sample::{self, Choice, Draw, NotFinite, VOCABULARY_MAX};
 use crate::graph::{Graph, Op, PAGE_TOKENS};
 use crate::plan::Plan;
 
@@ -48,7 +48,8 @@ pub trait Prepared: Send + Sync {
     fn run(&self, plan: &Plan, step: &Step, answers: &mut Vec<f32>) -> Result<(), EngineError>;
 
     /// Runs a plan whose answers are logits, and makes of each the choice that its draw says. What must hold: a choice is
-    /// that of [`sample::choose`] for these logits. `room` is kept for the next step.
+    /// that of [`sample::choose`] for these logits, and there is a draw for each answer ([`Step::check_draws`]). `room` is
+    /// kept for the next step.
     fn choose(
         &self,
         plan: &Plan,
@@ -73,8 +74,13 @@ pub fn run_and_choose<P: Prepared + ?Sized>(
     room: &mut Vec<f32>,
     choices: &mut Vec<Chosen>,
 ) -> Result<(), EngineError> {
+    step.check_draws(plan, draws)?;
     prepared.run(plan, step, room)?;
     let width = room.len() / draws.len().max(1);
+    if width > VOCABULARY_MAX {
+        let expected = format!("at most {VOCABULARY_MAX} logits for each draw");
+        return Err(EngineError::Shape { expected, actual: width.to_string() });
+    }
     choices.clear();
     choices.extend(
         draws.iter().zip(room.chunks_exact_mut(width.max(1))).map(|(draw, logits)| sample::choose(logits, draw)),
@@ -160,9 +166,24 @@ impl Step {
         Ok(())
     }
 
+    /// Refuses draws that are not one for each answer.
+    pub fn check_draws(&self, plan: &Plan, draws: &[Draw]) -> Result<(), EngineError> {
+        match self.answers_of(&plan.ops) {
+            answers if answers == draws.len() => Ok(()),
+            answers => {
+                let (expected, actual) = (format!("{answers} draws"), draws.len().to_string());
+                Err(EngineError::Shape { expected, actual })
+            }
+        }
+    }
+
     /// How many answers it asks for.
     pub fn answers(&self, graph: &Graph) -> usize {
-        let takes_rows = graph.ops.iter().any(|op| matches!(op, Op::Take { .. }));
+        self.answers_of(&graph.ops)
+    }
+
+    fn answers_of(&self, ops: &[Op]) -> usize {
+        let takes_rows = ops.iter().any(|op| matches!(op, Op::Take { .. }));
         if takes_rows { self.outputs.len() } else { self.sequences.len() }
     }
 }

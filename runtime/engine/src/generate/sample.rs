@@ -229,8 +229,9 @@ impl From<Found> for Choice {
     }
 }
 
-/// Chooses a token. `logits` are changed on the way.
+/// Chooses a token among at most [`VOCABULARY_MAX`]; with more, masses would not add up. `logits` are changed on the way.
 pub fn choose(logits: &mut [f32], draw: &Draw) -> Result<Choice, NotFinite> {
+    assert!(logits.len() <= VOCABULARY_MAX, "whoever reads a model's settings refuses more tokens");
     let mut best = likeliest(logits)?;
     let raw = draw.told.map(|count| (tell(logits, best.1, count), before(logits, &draw.changes)));
     for change in &draw.changes {
@@ -250,8 +251,13 @@ pub fn choose(logits: &mut [f32], draw: &Draw) -> Result<Choice, NotFinite> {
 }
 
 /// The mass of the likeliest token. Masses are whole numbers, so that their sums are the same in any order and on any
-/// device, and 2²⁴ tokens fit.
+/// device.
 pub const WHOLE: u64 = 1 << 40;
+
+/// The most tokens that there may be: if all are as likely as the likeliest, their masses' sum is just below 2⁶⁴.
+pub const VOCABULARY_MAX: usize = (1 << 24) - 1;
+
+const _: () = assert!(WHOLE.checked_mul(VOCABULARY_MAX as u64).is_some(), "sums of all masses fit");
 
 /// The mass of a token whose logit is so far below the largest (zero or less): e to the power of it. Polynomial and
 /// constants are those of Cephes; no step is one that devices round in their own ways.
