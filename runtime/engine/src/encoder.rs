@@ -203,11 +203,7 @@ fn fitted(mut tokenizer: Tokenizer, path: &Path, config: &EncoderConfig) -> Resu
         return Err(EngineError::Field {
             path: path.to_owned(),
             field: "model.vocab".into(),
-            reason: format!(
-                "has {} tokens, and config.json's vocab_size is {}",
-                tokenizer.get_vocab_size(true),
-                config.vocabulary
-            ),
+            reason: format!("has {} tokens, and the model {}", tokenizer.get_vocab_size(true), config.vocabulary),
         });
     }
     Ok(tokenizer)

@@ -294,6 +294,7 @@ fn what_a_decoder_cannot_take_is_refused_by_name() {
         ("hidden_act", json!("relu"), "hidden_act: \"relu\" is not supported"),
         ("num_key_value_heads", json!(3), "num_key_value_heads: 3 does not divide the 4 heads"),
         ("vocab_size", json!(90), "tensor model.embed_tokens.weight: has shape [80, 64]"),
+        ("vocab_size", json!(1 << 24), "vocab_size: 16777216 tokens are more than 16777215"),
         ("hidden_size", json!(0), "hidden_size: 0 is not between"),
     ] {
         let text = said(&|config| config[field] = value.clone());

@@ -106,6 +106,11 @@ fn what_a_file_says_beyond_the_usual_is_meant_or_refused_by_name() {
         ("Qwen3", "qwen3.attention.causal", Some(Meta::Bool(false)), "0 is not supported; 1 is"),
         ("Mixtral", "llama.expert_gating_func", number(2), "2 is not supported; 1 is"),
         ("Llama", "llama.rope.scaling.type", number(2), "is no text"),
+        ("Qwen3", "qwen3.pooling_type", number(3), "3 is that of an encoder"),
+        ("Qwen2", "qwen2.attention.head_count_kv", number(3), "3 does not divide the 4 heads"),
+        ("Mixtral", "llama.expert_used_count", number(200), "is not between 1 and"),
+        ("Llama", "llama.embedding_length", number(1 << 20), "heads of 262144 are wider"),
+        ("Llama", "llama.attention.key_length", number(1 << 13), "heads of 8192 are wider"),
         ("Llama", "llama.rope.scaling.yarn_ext_factor", Some(Meta::Float(0.5)), "only 1 is supported"),
     ] {
         let said = changed(&path, name, &[(key, value)], &[]).unwrap_err();

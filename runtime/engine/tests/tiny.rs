@@ -162,6 +162,7 @@ fn what_a_gguf_file_says_is_meant_or_refused_by_name() {
         ("bert.attention.layer_norm_epsilon", Some(Meta::Float(0.0)), "0 is not between 0 and 1"),
         ("bert.block_count", Some(Meta::Unsigned(0)), "0 is not between 1"),
         ("bert.context_length", None, "is not in the metadata"),
+        ("bert.attention.head_count", Some(Meta::Unsigned(7)), "7 does not divide bert.embedding_length"),
         ("tokenizer.ggml.model", Some(Meta::Text("t5".into())), "\"t5\" is not supported; bert and a tokenizer.json"),
         ("tokenizer.ggml.tokens", texts(&twelve), "has a token twice"),
         ("tokenizer.ggml.bos_token_id", Some(Meta::Unsigned(12)), "is 12, and there are 12 tokens"),
@@ -185,6 +186,22 @@ fn what_a_gguf_file_says_is_meant_or_refused_by_name() {
     assert_eq!(ids(&[]), [2, 6, 4, 3]);
     assert_eq!(ids(&lowercase(false)), [2, 6, 1, 3]);
     assert_eq!(ids(&[("tokenizer.ggml.tokens", texts(&cased))]), [2, 6, 5, 3]);
+    // Kinds need not be told; then what is in brackets, or what the file says is special, is no end of a word.
+    let none = ("tokenizer.ggml.token_type", None);
+    let ids_of = |words: &[&str]| ids(&[none.clone(), ("tokenizer.ggml.tokens", texts(words))]);
+    assert_eq!(ids(&[none.clone()]), [2, 6, 4, 3]);
+    assert_eq!(ids(&[none.clone(), lowercase(false)[0].clone()]), [2, 6, 1, 3], "an unknown word");
+    let odd = ["<pad>", "<unk>", "<s>", "</s>", "▁edges", "▁!", "▁a", "s", "▁model", "▁runs", "▁.", "[MASK]"];
+    assert_eq!(ids_of(&odd), [2, 6, 1, 3], "an unknown word");
+    let told = ("tokenizer.ggml.unknown_token_id", None);
+    let many: Vec<String> = (0..103).map(|word| format!("▁{word}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    for (words, expected) in [(&odd[..], "is 100, and there are 12 tokens"), (&many, "usual one, 100, is \"▁100\"")] {
+        let keys = [none.clone(), told.clone(), ("tokenizer.ggml.tokens", texts(words))];
+        gguf(folder.path(), &file, &keys, &[]);
+        let said = Encoder::open(&file, &Reference).err().unwrap().to_string();
+        assert!(said.contains("tokenizer.ggml.unknown_token_id: ") && said.contains(expected), "{said}");
+    }
     // What older files call the first token, and what is taken where none is told.
     assert_eq!(
         ids(&[("tokenizer.ggml.bos_token_id", None), ("tokenizer.ggml.cls_token_id", Some(Meta::Unsigned(0)))]),

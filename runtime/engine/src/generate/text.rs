@@ -205,29 +205,40 @@ pub(crate) fn word_piece(file: &Gguf) -> Result<Tokenizer, EngineError> {
         let reason = format!("{model:?} is not supported; bert and a tokenizer.json beside the file are");
         return Err(wrong(path, "tokenizer.ggml.model", reason));
     }
+    // Files need not say kinds. Those before them had what is in brackets as it is written.
+    let in_brackets = |id: usize| words.tokens[id].starts_with('[') && words.tokens[id].ends_with(']');
+    let is_control = |id: usize| words.kinds[id] == CONTROL || in_brackets(id);
+    // What llama.cpp takes where a file does not say it.
+    let special = |keys: [&str; 2], usual: usize| -> Result<usize, EngineError> {
+        let told = keys.into_iter().map(|key| format!("tokenizer.ggml.{key}_token_id")).find(|key| file.has(key));
+        let count = words.tokens.len();
+        let (key, id) = match told {
+            Some(key) => (key.clone(), usize::try_from(file.number(&key)?).unwrap_or(usize::MAX)),
+            None => {
+                let key = format!("tokenizer.ggml.{}_token_id", keys[0]);
+                if usual < count && !is_control(usual) {
+                    let reason = format!("is not there, and the usual one, {usual}, is {:?}", words.tokens[usual]);
+                    return Err(wrong(path, &key, reason));
+                }
+                (key, usual)
+            }
+        };
+        if id < count { Ok(id) } else { Err(wrong(path, &key, format!("is {id}, and there are {count} tokens"))) }
+    };
+    let (first, last) = (special(["cls", "bos"], 101)?, special(["seperator", "eos"], 102)?);
+    let unknown = special(["unknown", "unknown"], 100)?;
+    let piece = |id: usize| match words.tokens[id].strip_prefix('▁') {
+        _ if words.kinds[id] == CONTROL => words.tokens[id].to_owned(),
+        Some(word) => word.to_owned(),
+        None if in_brackets(id) || [first, last, unknown].contains(&id) => words.tokens[id].to_owned(),
+        None => format!("##{}", words.tokens[id]),
+    };
     let mut pieces = HashMap::with_capacity(words.tokens.len());
     for (id, token) in words.tokens.iter().enumerate() {
-        let piece = match token.strip_prefix('▁') {
-            _ if words.kinds[id] == CONTROL => (*token).to_owned(),
-            Some(word) => word.to_owned(),
-            None => format!("##{token}"),
-        };
-        if pieces.insert(piece, id).is_some() {
+        if pieces.insert(piece(id), id).is_some() {
             return Err(wrong(path, "tokenizer.ggml.tokens", format!("has {token:?} twice")));
         }
     }
-    // What llama.cpp takes where a file does not say it.
-    let special = |keys: [&str; 2], usual: u64| -> Result<(&str, u64), EngineError> {
-        let told = keys.into_iter().map(|key| format!("tokenizer.ggml.{key}_token_id")).find(|key| file.has(key));
-        let id = told.as_ref().map_or(Ok(usual), |key| file.number(key))?;
-        let token = usize::try_from(id).ok().and_then(|id| words.tokens.get(id));
-        token.map(|token| (token.strip_prefix('▁').unwrap_or(token), id)).ok_or_else(|| {
-            let reason = format!("is {id}, and there are {} tokens", words.tokens.len());
-            wrong(path, &told.unwrap_or_else(|| format!("tokenizer.ggml.{}_token_id", keys[0])), reason)
-        })
-    };
-    let (first, last) = (special(["cls", "bos"], 101)?, special(["seperator", "eos"], 102)?);
-    let (unknown, _) = special(["unknown", "unknown"], 100)?;
     for key in ["tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_sep_token"] {
         if file.has(key) && !file.flag(key)? {
             return Err(wrong(path, key, "false is not supported; texts stand between two special tokens".into()));
@@ -236,8 +247,7 @@ pub(crate) fn word_piece(file: &Gguf) -> Result<Tokenizer, EngineError> {
     let flag = |key: &str| if file.has(key) { file.flag(key).map(Some) } else { Ok(None) };
     // Older files do not say whether letters become small; a vocabulary that has large ones knows them.
     let large = words.tokens.iter().enumerate();
-    let large =
-        large.filter(|(id, token)| words.kinds[*id] != CONTROL && token.chars().any(char::is_uppercase)).count();
+    let large = large.filter(|(id, token)| !is_control(*id) && token.chars().any(char::is_uppercase)).count();
     let lowercase = flag("tokenizer.ggml.normalizer.lowercase")?.unwrap_or(large * CASED_SHARE < words.tokens.len());
     let made = json!({
         "version": "1.0",
@@ -247,9 +257,9 @@ pub(crate) fn word_piece(file: &Gguf) -> Result<Tokenizer, EngineError> {
             "strip_accents": flag("tokenizer.ggml.normalizer.strip_accents")?,
         },
         "pre_tokenizer": { "type": "BertPreTokenizer" },
-        "post_processor": { "type": "BertProcessing", "sep": last, "cls": first },
+        "post_processor": { "type": "BertProcessing", "sep": (piece(last), last), "cls": (piece(first), first) },
         "model": {
-            "type": "WordPiece", "vocab": pieces, "unk_token": unknown, "continuing_subword_prefix": "##",
+            "type": "WordPiece", "vocab": pieces, "unk_token": piece(unknown), "continuing_subword_prefix": "##",
             "max_input_chars_per_word": 100,
         },
     });

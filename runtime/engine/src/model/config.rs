@@ -93,7 +93,7 @@ impl EncoderConfig {
             normalize,
             sequence_max: read_sequence_max(directory)?.unwrap_or(positions).min(positions),
         };
-        config.check(|field, reason| file.wrong(field, reason))
+        config.check(["num_attention_heads", "hidden_size"], |field, reason| file.wrong(field, reason))
     }
 
     /// From the metadata of a GGUF file. It says neither whether vectors are scaled to length one, which llama.cpp does, nor
@@ -150,13 +150,18 @@ impl EncoderConfig {
             normalize: true,
             sequence_max: read_sequence_max(folder)?.unwrap_or(positions).min(positions),
         };
-        config.check(wrong)
+        config.check(["bert.attention.head_count", "bert.embedding_length"], wrong)
     }
 
-    fn check(self, wrong: impl Fn(&str, String) -> EngineError) -> Result<Self, EngineError> {
+    /// `heads` and `hidden` are what the file calls those.
+    fn check(
+        self,
+        [heads, hidden]: [&str; 2],
+        wrong: impl Fn(&str, String) -> EngineError,
+    ) -> Result<Self, EngineError> {
         if !self.hidden.is_multiple_of(self.heads) {
-            let reason = format!("{} does not divide hidden_size {}", self.heads, self.hidden);
-            return Err(wrong("num_attention_heads", reason));
+            let reason = format!("{} does not divide {hidden} {}", self.heads, self.hidden);
+            return Err(wrong(heads, reason));
         }
         Ok(self)
     }

@@ -14,6 +14,7 @@ use serde_json::Value as Json;
 use super::config::{Fields, read_json};
 use super::rope::Turning;
 use crate::EngineError;
+use crate::generate::sample::VOCABULARY_MAX;
 use crate::graph::{Activation, Builder, Expert, Graph, Heads, Norm, Op, Pages, Pairs, Part, Rope};
 
 /// Where a family of decoders differs from Llama.
@@ -226,7 +227,7 @@ impl DecoderConfig {
             experts,
             tied: file.json["tie_word_embeddings"].as_bool().unwrap_or(family.gemma),
         };
-        config.check(|field, reason| file.wrong(field, reason))
+        config.check(|(field, _), reason| file.wrong(field, reason))
     }
 
     /// From the metadata of a GGUF file.
@@ -256,7 +257,12 @@ impl DecoderConfig {
         let width = number_or("attention.key_length", hidden / heads)?;
         let turned = number_or("rope.dimension_count", width)?;
         let pairs = if family.neighbours { Pairs::Neighbours } else { Pairs::Halves };
-        if width > HEAD_MAX || turned > width {
+        if width > HEAD_MAX {
+            let reason = format!("heads of {width} are wider than every model's");
+            let key = if file.has(&at("attention.key_length")) { "attention.key_length" } else { "embedding_length" };
+            return Err(wrong(&at(key), reason));
+        }
+        if turned > width {
             let reason = format!("{turned} numbers of a head of {width} cannot be turned");
             return Err(wrong(&at("rope.dimension_count"), reason));
         }
@@ -271,6 +277,14 @@ impl DecoderConfig {
                 Some(Experts { count, used: number("expert_used_count")?, normalize })
             }
         };
+        let key = at("pooling_type");
+        let pooling = if file.has(&key) { file.number(&key)? } else { 0 };
+        if pooling != 0 {
+            let reason = format!(
+                "{pooling} is that of an encoder, which makes a vector of a text; of encoders in GGUF bert is supported"
+            );
+            return Err(wrong(&key, reason));
+        }
         for (key, harmless) in HARMLESS {
             let key = at(key);
             let told = if !file.has(&key) { harmless } else { file.float(&key).or(file.flag(&key).map(f64::from))? };
@@ -306,28 +320,37 @@ impl DecoderConfig {
             experts,
             tied: !file.tensors.has("output.weight"),
         };
-        config.check(wrong)
+        let of_all = |key: &str| key.starts_with("tokenizer.");
+        config.check(|(_, key), reason| wrong(&if of_all(key) { key.to_owned() } else { at(key) }, reason))
     }
 
-    fn check(self, wrong: impl Fn(&str, String) -> EngineError) -> Result<Self, EngineError> {
+    /// Errors name a field of `config.json`, or that key of the architecture in GGUF.
+    fn check(self, wrong: impl Fn((&str, &str), String) -> EngineError) -> Result<Self, EngineError> {
         let Heads { query, key, width } = self.heads;
         if query % key != 0 {
-            return Err(wrong("num_key_value_heads", format!("{key} does not divide the {query} heads")));
+            let field = ("num_key_value_heads", "attention.head_count_kv");
+            return Err(wrong(field, format!("{key} does not divide the {query} heads")));
+        }
+        if self.vocabulary > VOCABULARY_MAX {
+            let reason =
+                format!("{} tokens are more than {VOCABULARY_MAX}, of which one can be chosen", self.vocabulary);
+            return Err(wrong(("vocab_size", "tokenizer.ggml.tokens"), reason));
         }
         for rope in [Some(&self.rope), self.rope_window.as_ref()].into_iter().flatten() {
             let pairs = rope.frequencies.len();
             if pairs == 0 || 2 * pairs > width || rope.frequencies.iter().any(|f| !f.is_finite()) {
-                return Err(wrong("rope", format!("{pairs} pairs of a head of {width} cannot be turned")));
+                return Err(wrong(("rope", "rope"), format!("{pairs} pairs of a head of {width} cannot be turned")));
             }
             if !rope.magnitude.is_finite() {
-                return Err(wrong("rope", format!("what is turned is multiplied by {}", rope.magnitude)));
+                return Err(wrong(("rope", "rope"), format!("what is turned is multiplied by {}", rope.magnitude)));
             }
         }
         if self.experts.is_some_and(|experts| experts.used == 0 || experts.used > experts.count) {
-            return Err(wrong("num_experts_per_tok", "is not between 1 and the number of experts".into()));
+            let field = ("num_experts_per_tok", "expert_used_count");
+            return Err(wrong(field, "is not between 1 and the number of experts".into()));
         }
         if self.layers.saturating_mul(self.heads.qkv()) > 1 << 28 || self.hidden > 1 << 20 {
-            return Err(wrong("hidden_size", "is far above every model there is".into()));
+            return Err(wrong(("hidden_size", "embedding_length"), "is far above every model there is".into()));
         }
         Ok(self)
     }
@@ -512,7 +535,8 @@ pub(crate) fn graph(source: &Source, config: &DecoderConfig) -> Result<Graph, En
     if let Some(bound) = config.softcap_logits {
         logits = w.g.softcap(logits, bound);
     }
-    // Files of Hugging Face have tensors that nobody needs. In GGUF each has a use, if only for a model that is not this.
+    // Files of Hugging Face have tensors that nobody needs. In GGUF each has a use, if only for a model that is not this; who
+    // read how to turn has looked at those that say it.
     if source.is_gguf() {
         w.used.extend(super::rope::TENSORS.map(str::to_owned));
         if let Some(name) = source.tensors().names().find(|name| !w.used.contains(*name)) {

@@ -16,7 +16,7 @@ use crate::graph::{Pairs, Rope};
 /// What frequencies are without a word on them.
 const THETA: f64 = 10_000.0;
 
-/// Tensors that say how a model in GGUF turns.
+/// Tensors that say how a model in GGUF turns; [`Turning::of_gguf`] refuses those that it does not read.
 pub(super) const TENSORS: [&str; 3] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
 
 /// How a decoder turns.
@@ -249,7 +249,8 @@ impl Turning {
             }
         }
         // The second is what the key was called at first.
-        let factor = float("scaling.factor")?.or(float("scale_linear")?).unwrap_or(1.0);
+        let factor_key = if file.has(&at("scaling.factor")) { "scaling.factor" } else { "scale_linear" };
+        let factor = float(factor_key)?.unwrap_or(1.0);
         let key = at("scaling.original_context_length");
         let original = if file.has(&key) { file.number(&key)? as f64 } else { context as f64 };
         let attention = float("scaling.attn_factor")?;
@@ -262,7 +263,21 @@ impl Turning {
             let divisors = divisors.into_iter().map(|divisor| f64::from(divisor) * factor).collect();
             Ok(Scaling::Divisors { divisors, magnitude })
         };
-        let scaling = if file.tensors.has("rope_factors_long.weight") {
+        let is_long = file.tensors.has("rope_factors_long.weight");
+        let read = if is_long { &TENSORS[1..] } else { &TENSORS[..1] };
+        if let Some(name) = TENSORS.iter().find(|name| file.tensors.has(name) && !read.contains(name)) {
+            let reason = if is_long { "beside rope_factors_long.weight" } else { "without rope_factors_long.weight" };
+            return Err(file.tensors.wrong(name, format!("{reason} it is not supported")).into());
+        }
+        let scaling = if is_long {
+            if !["none", "linear", "longrope"].contains(&kind) {
+                let reason = format!("{kind:?} is not supported beside rope_factors_long.weight");
+                return Err(wrong(at("scaling.type"), reason));
+            }
+            if kind != "none" && factor != 1.0 {
+                let reason = format!("{factor} is not supported beside rope_factors_long.weight; 1 is");
+                return Err(wrong(at(factor_key), reason));
+            }
             let long = context as f64 > original;
             let magnitude = if attention.is_some() { 1.0 } else { long_magnitude(context as f64 / original, original) };
             divisors(if long { "rope_factors_long.weight" } else { "rope_factors_short.weight" }, 1.0, magnitude)?
@@ -284,6 +299,10 @@ impl Turning {
                     whole: true,
                     magnitude: float("scaling.yarn_attn_factor")?.unwrap_or(yarn_magnitude(factor, 1.0)),
                 },
+                "longrope" => {
+                    let reason = "\"longrope\" is not supported without rope_factors_long.weight".to_owned();
+                    return Err(wrong(at("scaling.type"), reason));
+                }
                 other => {
                     let reason = format!("{other:?} is not supported here; none, linear, yarn and longrope are");
                     return Err(wrong(at("scaling.type"), reason));
@@ -313,6 +332,10 @@ mod tests {
     }
 
     fn of_gguf(metadata: &[(&str, Meta)], tensors: &[(&str, &[f32])]) -> Turning {
+        read_gguf(metadata, tensors).unwrap()
+    }
+
+    fn read_gguf(metadata: &[(&str, Meta)], tensors: &[(&str, &[f32])]) -> Result<Turning, EngineError> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.gguf");
         let metadata: Vec<_> =
@@ -321,7 +344,7 @@ mod tests {
             tensors.iter().map(|(name, values)| ((*name).into(), Tensor::of_f32(&[values.len()], values))).collect();
         #[allow(clippy::disallowed_methods, reason = "tests use the real disk")]
         std::fs::write(&path, write::to_bytes(&metadata, &tensors)).unwrap();
-        Turning::of_gguf(&Gguf::open(&path).unwrap(), "llama", 16, 256, Pairs::Halves).unwrap()
+        Turning::of_gguf(&Gguf::open(&path).unwrap(), "llama", 16, 256, Pairs::Halves)
     }
 
     fn near(a: &Turning, b: &Turning, what: &str) {
@@ -394,6 +417,31 @@ mod tests {
         let told =
             [("scaling.original_context_length", Meta::Unsigned(64)), ("scaling.attn_factor", Meta::Float(1.25))];
         assert!((of_gguf(&told, &tensors).all.magnitude - 1.25).abs() < 1e-6);
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_refused_by_name() {
+        let (text, ones) = (|text: &str| Meta::Text(text.into()), &[1.0_f32; 8][..]);
+        let [freqs, long, short] = TENSORS;
+        let refused = |metadata: &[(&str, Meta)], names: &[&str], expected: &str| {
+            let tensors: Vec<_> = names.iter().map(|name| (*name, ones)).collect();
+            let said = read_gguf(metadata, &tensors).map(drop).unwrap_err().to_string();
+            assert!(said.contains(expected), "{said}");
+        };
+        refused(&[], &[short], "tensor rope_factors_short.weight: without rope_factors_long.weight");
+        refused(&[], &[freqs, short], "tensor rope_factors_short.weight: without");
+        refused(&[], &[freqs, long, short], "tensor rope_freqs.weight: beside rope_factors_long.weight");
+        let kind = |kind: &str| ("scaling.type", text(kind));
+        refused(&[kind("longrope")], &[], "llama.rope.scaling.type: \"longrope\" is not supported without");
+        refused(&[kind("yarn")], &[long, short], "llama.rope.scaling.type: \"yarn\" is not supported beside");
+        for kind in [kind("linear"), kind("longrope"), ("scaling.original_context_length", Meta::Unsigned(64))] {
+            for key in ["scaling.factor", "scale_linear"] {
+                let factor = (key, Meta::Float(4.0));
+                let expected = format!("llama.rope.{key}: 4 is not supported beside");
+                refused(&[kind.clone(), factor], &[long, short], &expected);
+            }
+            read_gguf(&[kind, ("scaling.factor", Meta::Float(1.0))], &[(long, ones), (short, ones)]).unwrap();
+        }
     }
 
     /// Where the ends lie: the first pair turns often and is left, the last hardly at all and is stretched whole.
