@@ -40,9 +40,23 @@ impl<K> Feed<'_, K> {
         }
         state.0 += bytes.len();
         drop(state);
-        // Whoever uploads is there until this is dropped; if it panicked, all of this does.
+        // Whoever uploads is there until this is dropped; if it panics, that is a fault for the next piece, and all of this
+        // panics in the end.
         let _ = self.pieces.send((to, bytes));
         Ok(())
+    }
+}
+
+/// Who uploads. If an upload panics, nothing goes on waiting for it.
+struct Uploads<'a>(&'a Gate);
+
+impl Drop for Uploads<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let (step, code) = ("uploading weights".into(), "its thread panicked".into());
+            self.0.state().1.get_or_insert(Fault::Failed { step, code });
+            self.0.changed.notify_all();
+        }
     }
 }
 
@@ -57,6 +71,7 @@ pub(crate) fn feed<K: Send, T>(
     let packed = std::thread::scope(|scope| {
         let gate = &gate;
         scope.spawn(move || {
+            let _uploads = Uploads(gate);
             for (to, bytes) in ready {
                 let is_sound = gate.state().1.is_none();
                 let uploaded = if is_sound { upload(to, &bytes) } else { Ok(()) };
@@ -117,22 +132,41 @@ mod tests {
 
     #[test]
     fn what_waits_is_bounded() {
-        let (waiting, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let uploaded = AtomicUsize::new(0);
         let upload = |_, bytes: &[u8]| {
             std::thread::sleep(Duration::from_millis(1));
-            waiting.fetch_sub(bytes.len(), Ordering::SeqCst);
+            uploaded.fetch_add(bytes.len(), Ordering::SeqCst);
             Ok(())
         };
         feed(10, upload, |feed| {
+            let mut sent = 0;
             for length in [3, 4, 5, 6, 25, 1, 9, 10, 0, 2] {
                 feed.send(0, vec![0; length])?;
-                let now = waiting.fetch_add(length, Ordering::SeqCst) as isize + length as isize;
-                most.fetch_max(usize::try_from(now).unwrap_or(0), Ordering::SeqCst);
+                sent += length;
+                // Not more than there were when it was let in.
+                let now = sent - uploaded.load(Ordering::SeqCst);
+                assert!(now <= 10 || now == length, "{now} after a piece of {length}; one may be larger, alone");
             }
             Ok(())
         })
         .unwrap();
-        assert!(most.load(Ordering::SeqCst) <= 25, "one piece may be larger, alone: {most:?}");
+    }
+
+    /// What it was given keeps its room, which is why whoever packs would wait for ever.
+    #[test]
+    fn an_upload_that_panics_ends_both() {
+        let (told, ended) = channel();
+        let packing = std::thread::spawn(move || {
+            let upload = |(), _: &[u8]| panic!("the driver is no more");
+            feed(10, upload, |feed| {
+                told.send((0..3).map(|_| feed.send((), vec![0; 6])).find(Result::is_err)).unwrap();
+                Ok(())
+            })
+        });
+        let fault = ended.recv_timeout(SOON).expect("nobody waits for ever");
+        let expected = Fault::Failed { step: "uploading weights".into(), code: "its thread panicked".into() };
+        assert_eq!(fault, Some(Err(expected)));
+        assert!(packing.join().is_err(), "and the panic goes on");
     }
 
     #[test]
