@@ -3,10 +3,12 @@
 //!
 //! What must hold: all levels but the portable one exist only after the machine was asked, which is what makes calls
 //! of functions compiled for them sound; all levels agree within the tolerances of the tests below, and each gives the
-//! same bits for the same numbers every time.
+//! same bits for the same numbers every time. A closure that is handed to a function may stay a call, of code that is compiled
+//! for no level: there a product that is added is a call of the C library's `fmaf`, and no vector is used. So numbers are
+//! worked on in plain loops here, and by functions that are `inline(always)`.
 
 #![allow(unsafe_code, reason = "vector instructions, and calls to functions compiled for them")]
-#![allow(clippy::needless_range_loop, reason = "a closure may stay a call, of code that is compiled for no level")]
+#![allow(clippy::needless_range_loop, reason = "iterators take closures")]
 
 #[cfg(target_arch = "x86_64")]
 use super::amx::{self, Offer};
@@ -216,28 +218,35 @@ fn fused<const F: bool>(a: f32, b: f32, c: f32) -> f32 {
     if F { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// Sixteen partial sums, so that the compiler may use vectors; `add` adds the term of a place to one.
-#[inline(always)]
-fn sum_of(count: usize, add: impl Fn(f32, usize) -> f32) -> f32 {
-    let mut sums = [0.0f32; 16];
-    let whole = count / 16 * 16;
-    for start in (0..whole).step_by(16) {
-        for lane in 0..16 {
-            sums[lane] = add(sums[lane], start + lane);
+/// The sum of a term for each place below a count, in sixteen partial sums, so that the compiler may use vectors: the
+/// expression adds the term of a place to one.
+macro_rules! sum_of {
+    ($count:expr, |$sum:ident, $place:ident| $more:expr) => {{
+        let count = $count;
+        let mut sums = [0.0f32; 16];
+        let whole = count / 16 * 16;
+        for start in (0..whole).step_by(16) {
+            for lane in 0..16 {
+                let ($sum, $place) = (sums[lane], start + lane);
+                sums[lane] = $more;
+            }
         }
-    }
-    let mut rest = 0.0;
-    for place in whole..count {
-        rest = add(rest, place);
-    }
-    halve(sums, |a, b| a + b) + rest
+        let mut rest = 0.0f32;
+        for $place in whole..count {
+            let $sum = rest;
+            rest = $more;
+        }
+        added(sums) + rest
+    }};
 }
 
-/// Sixteen numbers to one, half by half, so that no step waits for fifteen others.
+/// The sum of sixteen numbers, half by half, so that no step waits for fifteen others.
 #[inline(always)]
-fn halve(mut lanes: [f32; 16], join: impl Fn(f32, f32) -> f32) -> f32 {
+fn added(mut lanes: [f32; 16]) -> f32 {
     for half in [8, 4, 2, 1] {
-        (0..half).for_each(|lane| lanes[lane] = join(lanes[lane], lanes[lane + half]));
+        for lane in 0..half {
+            lanes[lane] += lanes[lane + half];
+        }
     }
     lanes[0]
 }
@@ -245,27 +254,35 @@ fn halve(mut lanes: [f32; 16], join: impl Fn(f32, f32) -> f32) -> f32 {
 #[inline(always)]
 fn plain_dot<const F: bool>(a: &[f32], b: &[f32]) -> f32 {
     let b = &b[..a.len()];
-    sum_of(a.len(), |sum, i| fused::<F>(a[i], b[i], sum))
+    sum_of!(a.len(), |sum, i| fused::<F>(a[i], b[i], sum))
 }
 
 #[inline(always)]
 fn plain_copy<const F: bool>(from: &[f32], to: &mut [f32]) {
     let (whole, rest) = from.as_chunks::<16>();
     let (to_whole, to_rest) = to.as_chunks_mut::<16>();
-    to_whole.iter_mut().zip(whole).for_each(|(to, from)| *to = *from);
-    to_rest.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+    for (to, from) in to_whole.iter_mut().zip(whole) {
+        *to = *from;
+    }
+    for (to, from) in to_rest.iter_mut().zip(rest) {
+        *to = *from;
+    }
 }
 
 #[inline(always)]
 fn plain_scale<const F: bool>(factor: f32, x: &[f32], out: &mut [f32]) {
-    out.iter_mut().zip(x).for_each(|(out, x)| *out = factor * x);
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = factor * x;
+    }
 }
 
 #[inline(always)]
 fn plain_settle<const F: bool>(lanes: usize, bias: &[f32], activation: Option<Activation>, sums: &mut [f32]) {
     if !bias.is_empty() {
         for row in sums.chunks_exact_mut(lanes) {
-            row.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
+            for (sum, bias) in row.iter_mut().zip(bias) {
+                *sum += bias;
+            }
         }
     }
     if let Some(activation) = activation {
@@ -293,7 +310,9 @@ fn plain_look<const F: bool>(text: Text<'_>, queries: &[[f32; LANES]], seen: &mu
             }
             for (scores, sums) in seen.scores[first..].iter_mut().zip(&sums) {
                 *scores = *sums;
-                (0..LANES).for_each(|lane| tops[lane] = if sums[lane] > tops[lane] { sums[lane] } else { tops[lane] });
+                for lane in 0..LANES {
+                    tops[lane] = if sums[lane] > tops[lane] { sums[lane] } else { tops[lane] };
+                }
             }
         }
         // What was weighed by distances to smaller scores shrinks.
@@ -315,7 +334,9 @@ fn plain_look<const F: bool>(text: Text<'_>, queries: &[[f32; LANES]], seen: &mu
         for first in (0..LANES).step_by(4) {
             let out = &mut seen.out[first * width..][..4 * width];
             for (out, shrink) in out.chunks_exact_mut(width).zip(&shrink[first..]) {
-                out.iter_mut().for_each(|out| *out *= shrink);
+                for out in out {
+                    *out *= shrink;
+                }
             }
             let values = &block[text.value..];
             let scores = &seen.scores[..count];
@@ -352,7 +373,9 @@ fn weigh<const F: bool, const N: usize>(
         add_times::<F, N>(&mut sums[2], scores[first + 2], &value);
         add_times::<F, N>(&mut sums[3], scores[first + 3], &value);
     }
-    (0..4).for_each(|query| out[query * width + from..][..N].copy_from_slice(&sums[query]));
+    for query in 0..4 {
+        out[query * width + from..][..N].copy_from_slice(&sums[query]);
+    }
 }
 
 #[inline(always)]
@@ -370,7 +393,9 @@ fn part_of<const N: usize>(of: &[f32]) -> [f32; N] {
 
 #[inline(always)]
 fn plain_add<const F: bool>(a: &[f32], b: &[f32], out: &mut [f32]) {
-    out.iter_mut().zip(a.iter().zip(b)).for_each(|(out, (a, b))| *out = a + b);
+    for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
+        *out = a + b;
+    }
 }
 
 #[inline(always)]
@@ -385,14 +410,14 @@ fn plain_powers<const F: bool>(top: f32, scores: &mut [f32]) -> f32 {
     for x in scores.iter_mut() {
         *x = exp::<F>(*x - top);
     }
-    sum_of(scores.len(), |sum, i| sum + scores[i])
+    sum_of!(scores.len(), |sum, i| sum + scores[i])
 }
 
 #[inline(always)]
 fn plain_layer_norm<const F: bool>(x: &[f32], gamma: &[f32], beta: &[f32], epsilon: f32, out: &mut [f32]) {
     let count = x.len() as f32;
-    let mean = sum_of(x.len(), |sum, i| sum + x[i]) / count;
-    let variance = sum_of(x.len(), |sum, i| fused::<F>(x[i] - mean, x[i] - mean, sum)) / count;
+    let mean = sum_of!(x.len(), |sum, i| sum + x[i]) / count;
+    let variance = sum_of!(x.len(), |sum, i| fused::<F>(x[i] - mean, x[i] - mean, sum)) / count;
     let scale = 1.0 / (variance + epsilon).sqrt();
     for (((out, x), gamma), beta) in out.iter_mut().zip(x).zip(gamma).zip(beta) {
         *out = fused::<F>((x - mean) * scale, *gamma, *beta);
@@ -401,7 +426,7 @@ fn plain_layer_norm<const F: bool>(x: &[f32], gamma: &[f32], beta: &[f32], epsil
 
 #[inline(always)]
 fn plain_rms_norm<const F: bool>(x: &[f32], gamma: &[f32], more: f32, epsilon: f32, out: &mut [f32]) {
-    let squares = sum_of(x.len(), |sum, i| fused::<F>(x[i], x[i], sum));
+    let squares = sum_of!(x.len(), |sum, i| fused::<F>(x[i], x[i], sum));
     let scale = 1.0 / (squares / x.len() as f32 + epsilon).sqrt();
     for ((out, x), gamma) in out.iter_mut().zip(x).zip(gamma) {
         *out = x * scale * (gamma + more);
@@ -433,7 +458,9 @@ fn plain_activate<const F: bool>(activation: Activation, x: &mut [f32]) {
 fn plain_gate<const F: bool>(activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
     out.copy_from_slice(gate);
     plain_activate::<F>(activation, out);
-    out.iter_mut().zip(up).for_each(|(out, up)| *out *= up);
+    for (out, up) in out.iter_mut().zip(up) {
+        *out *= up;
+    }
 }
 
 #[inline(always)]
@@ -447,21 +474,18 @@ fn plain_softcap<const F: bool>(bound: f32, x: &mut [f32]) {
 fn plain_scores<const F: bool>(query: &[f32], keys: &[f32], out: &mut [f32; PAGE_TOKENS]) {
     // Two sums for each key, so that one addition need not wait for the one before.
     let mut sums = [[0.0; PAGE_TOKENS]; 2];
-    let add = |sums: &mut [f32; PAGE_TOKENS], query: f32, keys: &[f32]| {
-        for (sum, key) in sums.iter_mut().zip(keys) {
-            *sum = fused::<F>(query, *key, *sum);
-        }
-    };
-    for (query, keys) in query.chunks_exact(2).zip(keys.chunks_exact(2 * PAGE_TOKENS)) {
-        let (even, odd) = keys.split_at(PAGE_TOKENS);
-        add(&mut sums[0], query[0], even);
-        add(&mut sums[1], query[1], odd);
+    let (keys, _) = keys.as_chunks::<PAGE_TOKENS>();
+    for (query, keys) in query.chunks_exact(2).zip(keys.chunks_exact(2)) {
+        add_times::<F, PAGE_TOKENS>(&mut sums[0], query[0], &keys[0]);
+        add_times::<F, PAGE_TOKENS>(&mut sums[1], query[1], &keys[1]);
     }
     if query.len() % 2 == 1 {
         let last = query.len() - 1;
-        add(&mut sums[0], query[last], &keys[last * PAGE_TOKENS..]);
+        add_times::<F, PAGE_TOKENS>(&mut sums[0], query[last], &keys[last]);
     }
-    (0..PAGE_TOKENS).for_each(|key| out[key] = sums[0][key] + sums[1][key]);
+    for key in 0..PAGE_TOKENS {
+        out[key] = sums[0][key] + sums[1][key];
+    }
 }
 
 #[inline(always)]
@@ -495,7 +519,9 @@ fn plain_scores_of_four<const F: bool>(queries: [&[f32]; 4], keys: &[f32], out: 
         add_for_four::<F>(&mut even, queries, width - 1, &keys[width - 1]);
     }
     for (out, (even, odd)) in out.iter_mut().zip(even.iter().zip(&odd)) {
-        (0..PAGE_TOKENS).for_each(|key| out[key] = even[key] + odd[key]);
+        for key in 0..PAGE_TOKENS {
+            out[key] = even[key] + odd[key];
+        }
     }
 }
 
@@ -544,7 +570,9 @@ fn mix_part_for_four<const F: bool, const N: usize>(
         add_times::<F, N>(&mut sums[2], weights[2][key], &value);
         add_times::<F, N>(&mut sums[3], weights[3][key], &value);
     }
-    (0..4).for_each(|query| out[query][from..][..N].copy_from_slice(&sums[query]));
+    for query in 0..4 {
+        out[query][from..][..N].copy_from_slice(&sums[query]);
+    }
 }
 
 /// `N` dimensions of [`plain_mix`], from `from` on; their sums stay in registers.
@@ -564,30 +592,71 @@ fn mix_part<const F: bool, const N: usize>(weights: &[f32], values: &[f32], out:
 #[inline(always)]
 fn plain_largest<const F: bool>(top: f32, x: &[f32]) -> f32 {
     let mut tops = [top; 16];
-    let (whole, rest) = x.split_at(x.len() / 16 * 16);
-    for part in whole.chunks_exact(16) {
-        (0..16).for_each(|lane| tops[lane] = if part[lane] > tops[lane] { part[lane] } else { tops[lane] });
+    let (whole, rest) = x.as_chunks::<16>();
+    for part in whole {
+        for lane in 0..16 {
+            tops[lane] = larger(tops[lane], part[lane]);
+        }
     }
-    rest.iter().copied().fold(halve(tops, |a, b| if b > a { b } else { a }), f32::max)
+    for half in [8, 4, 2, 1] {
+        for lane in 0..half {
+            tops[lane] = larger(tops[lane], tops[lane + half]);
+        }
+    }
+    let mut top = tops[0];
+    for x in rest {
+        top = larger(top, *x);
+    }
+    top
+}
+
+/// The second only where it is larger: NaN is not.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
 }
 
 #[inline(always)]
 fn plain_quantize<const F: bool>(x: &[f32], bytes: &mut [i8], blocks: &mut [Rounded]) {
     for ((x, bytes), block) in x.chunks_exact(32).zip(bytes.chunks_exact_mut(32)).zip(blocks) {
-        let mut tops = [0.0f32; 16];
-        (0..16).for_each(|lane| tops[lane] = x[lane].abs().max(x[lane + 16].abs()));
-        let top = tops.iter().copied().fold(0.0, f32::max);
+        // Sizes are compared by their bits: there NaN is the largest, while a float's `max` passes it over.
+        let mut tops = [0i32; 16];
+        for lane in 0..16 {
+            tops[lane] = size_bits(x[lane]).max(size_bits(x[lane + 16]));
+        }
+        let mut top = 0;
+        for lane in tops {
+            top = top.max(lane);
+        }
+        let top = f32::from_bits(top.min(INFINITY_BITS) as u32);
         let scale = top / 127.0;
         let by = if top > 0.0 { 127.0 / top } else { 0.0 };
-        // Adding 1.5·2²³ rounds to a whole number, to even, and leaves it in the low bits. NaN and infinity become
-        // something or other here; they are found where answers are read, by their scale.
-        let mut whole = [0i32; 32];
-        (0..32).for_each(|i| whole[i] = (x[i] * by + ROUND).to_bits() as i32 - ROUND.to_bits() as i32);
-        (0..32).for_each(|i| bytes[i] = whole[i] as i8);
-        let halves = [&whole[..16], &whole[16..]].map(|half| half.iter().fold(0i32, |sum, x| sum.wrapping_add(*x)));
-        let sum = halves[0].wrapping_add(halves[1]) as f32 * scale;
-        *block = Rounded { scale, sum, halves: halves.map(|half| half as f32 * scale) };
+        // Adding 1.5·2²³ rounds to a whole number, to even, and leaves it in the low bits. Where one is not finite all become
+        // something or other, under an infinite scale: no product with them is finite.
+        let (mut whole, mut sums) = ([0i32; 32], [0i32; 2]);
+        for i in 0..32 {
+            whole[i] = ((x[i] * by + ROUND).to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
+        }
+        for i in 0..32 {
+            bytes[i] = whole[i] as i8;
+        }
+        for i in 0..16 {
+            sums[0] = sums[0].wrapping_add(whole[i]);
+        }
+        for i in 16..32 {
+            sums[1] = sums[1].wrapping_add(whole[i]);
+        }
+        let sum = sums[0].wrapping_add(sums[1]) as f32 * scale;
+        *block = Rounded { scale, sum, halves: [sums[0] as f32 * scale, sums[1] as f32 * scale] };
     }
+}
+
+const INFINITY_BITS: i32 = 0x7f80_0000;
+
+/// The bits of a number without its sign: in the order of sizes, infinity's above all of them and NaN's above that.
+#[inline(always)]
+fn size_bits(x: f32) -> i32 {
+    (x.to_bits() & 0x7fff_ffff) as i32
 }
 
 #[inline(always)]
@@ -787,6 +856,32 @@ pub(crate) mod tests {
             for (bits, wide) in all.iter().zip(&wide) {
                 let expected = half::f16::from_bits(*bits).to_f32();
                 assert!(expected.to_bits() == wide.to_bits() || expected.is_nan() && wide.is_nan(), "{bits:x}: {wide}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_has_an_infinite_scale_at_every_level() {
+        let sound = numbers(96, 9);
+        for level in Simd::available() {
+            let quantized = |x: &[f32]| {
+                let (mut bytes, mut blocks) = (vec![0i8; 96], [Rounded::default(); 3]);
+                level.quantize(x, &mut bytes, &mut blocks);
+                (bytes, blocks)
+            };
+            let (expected, known) = quantized(&sound);
+            for number in [f32::NAN, -f32::NAN, f32::from_bits(0x7f80_0001), f32::INFINITY, f32::NEG_INFINITY] {
+                for (at, others) in [(0, 0.5), (15, 0.0), (16, 0.5), (31, 0.0), (7, f32::NAN), (20, f32::INFINITY)] {
+                    let mut x = sound.clone();
+                    x[32..64].fill(others);
+                    x[32 + at] = number;
+                    let (bytes, blocks) = quantized(&x);
+                    let what = format!("{number} at {at} among {others} at {level:?}: {:?}", blocks[1]);
+                    assert_eq!(blocks[1].scale, f32::INFINITY, "{what}");
+                    assert!(!blocks[1].sum.is_finite() && blocks[1].halves.iter().all(|x| !x.is_finite()), "{what}");
+                    assert_eq!([blocks[0], blocks[2]], [known[0], known[2]], "{what}");
+                    assert_eq!([&bytes[..32], &bytes[64..]], [&expected[..32], &expected[64..]], "{what}");
+                }
             }
         }
     }
