@@ -2,7 +2,8 @@
 //!
 //! The file has no name while it is filled ([`Region::create`]); [`Region::keep`] gives it one when every byte of it is
 //! on the disk. So a file of that name is whole, whenever power went. Its room is taken before it is mapped, since a
-//! mapped write to a full disk would end the process. A folder keeps those that were used last: so many, and so many bytes.
+//! mapped write to a full disk would end the process. A folder keeps those that were used last: so many, and so many bytes;
+//! one that would take more by itself is refused, and the others stay.
 //! Not here: what the bytes are and whether they are still those that were written, and when a file is out of date: its name
 //! says what it was made of.
 
@@ -15,6 +16,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use memmap2::{Mmap, MmapMut};
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
@@ -22,8 +24,10 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 /// Names of files of regions end so.
 const SUFFIX: &str = "packed";
 /// Files of regions that a folder keeps: those that were used last. Together they take at most half of the room that
-/// there would be without them, so that a disk which others fill is left to them; the last one stays whatever it takes.
+/// there would be without them, so that a disk which others fill is left to them.
 const KEPT_MAX: usize = 8;
+/// How long a file that is about to have its name may lie there under another: a process that was ended left it.
+const NEW_MAX: Duration = Duration::from_secs(60 * 60);
 
 /// Bytes to fill.
 #[derive(Debug)]
@@ -38,6 +42,8 @@ pub struct Region {
     map: Mmap,
     /// The file that has no name yet, and the one it shall have.
     file: Mutex<Option<(File, PathBuf)>>,
+    /// Where it was found, and which file that was: its device and its number there.
+    found: Option<(PathBuf, (u64, u64))>,
 }
 
 impl Region {
@@ -57,28 +63,35 @@ impl Region {
             return Ok(None);
         }
         // Those used last are kept: when that is not to be written down, as on a disk that is only read, it matters not.
-        let _ = file.set_modified(std::time::SystemTime::now());
+        let _ = file.set_modified(SystemTime::now());
         // SAFETY: the map is only read, as bytes, and nobody changes a file of that name (see `Mapped::open`).
         let map = unsafe { Mmap::map(&file) }?;
-        Ok(Some(Arc::new(Self { map, file: Mutex::new(None) })))
+        Ok(Some(Arc::new(Self { map, file: Mutex::new(None), found: Some((path, which(&about))) })))
     }
 
-    /// Room for so many bytes in a file that will lie in that folder under that name.
+    /// Room for so many bytes in a file that will lie in that folder under that name. More than half of the room there is an
+    /// error, before any other file has to go.
     pub fn create(folder: &Path, name: &str, length: usize) -> io::Result<Filling> {
         std::fs::create_dir_all(folder)?;
-        prune(folder, length as u64)?;
         let flags = OFlag::O_TMPFILE.bits();
         let file = File::options().read(true).write(true).mode(0o600).custom_flags(flags).open(folder)?;
+        prune(folder, length as u64, SystemTime::now())?;
         nix::fcntl::posix_fallocate(&file, 0, length as i64)?;
         // SAFETY: the file has no name: nobody else can open it.
         let map = unsafe { MmapMut::map_mut(&file) }?;
         Ok(Filling { map, file: Some((file, path(folder, name))) })
     }
 
-    /// Removes what lies in that folder under that name, if anything does: its path then. Whoever maps it keeps it.
-    pub fn remove(folder: &Path, name: &str) -> io::Result<Option<PathBuf>> {
-        let path = path(folder, name);
-        Ok(unless_gone(std::fs::remove_file(&path))?.map(|()| path))
+    /// Removes the file in which this was found, if that is still what lies there: its path then. Another process may have
+    /// put another there, which stays. Whoever maps what is removed keeps it.
+    pub fn remove(&self) -> io::Result<Option<&Path>> {
+        let Some((path, found)) = &self.found else { return Ok(None) };
+        match unless_gone(std::fs::metadata(path))? {
+            Some(about) if which(&about) == *found => {
+                Ok(unless_gone(std::fs::remove_file(path))?.map(|()| path.as_path()))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Room for so many bytes in memory.
@@ -116,7 +129,7 @@ impl Region {
         }
         let folder = path.parent().unwrap_or(Path::new("."));
         File::open(folder)?.sync_all()?;
-        prune(folder, 0)
+        prune(folder, 0, SystemTime::now())
     }
 }
 
@@ -128,7 +141,7 @@ impl Filling {
 
     /// From now on they are only read.
     pub fn finish(self) -> io::Result<Arc<Region>> {
-        Ok(Arc::new(Region { map: self.map.make_read_only()?, file: Mutex::new(self.file) }))
+        Ok(Arc::new(Region { map: self.map.make_read_only()?, file: Mutex::new(self.file), found: None }))
     }
 }
 
@@ -141,33 +154,62 @@ fn path(folder: &Path, name: &str) -> PathBuf {
     folder.join(format!("{name}.{SUFFIX}"))
 }
 
-/// Removes files of regions until only those are left that a folder keeps, a coming one of so many bytes among them. Whoever
-/// maps one keeps it; one that is gone meanwhile was removed by another process that does the same.
-fn prune(folder: &Path, coming: u64) -> io::Result<()> {
-    let mut all = Vec::new();
+/// Which file that is.
+fn which(about: &Metadata) -> (u64, u64) {
+    (about.dev(), about.ino())
+}
+
+/// Removes files of regions until only those are left that a folder keeps, a coming one of so many bytes among them; refuses
+/// one that is too large before any is removed. Whoever maps one keeps it; one that is gone meanwhile was removed by another
+/// process that does the same.
+fn prune(folder: &Path, coming: u64, now: SystemTime) -> io::Result<()> {
+    let (mut all, mut gone) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(folder)? {
-        let entry = entry?;
-        if entry.path().extension().is_some_and(|suffix| suffix == SUFFIX)
-            && let Some(about) = unless_gone(entry.metadata())?
+        let path = entry?.path();
+        let (is_kept, is_new) = (path.extension().is_some_and(|suffix| suffix == SUFFIX), is_new(&path));
+        if (is_kept || is_new)
+            && let Some(about) = unless_gone(std::fs::symlink_metadata(&path))?
         {
-            all.push((about.modified()?, about.len(), entry.path()));
+            // It had that name no earlier than its node was changed last.
+            let changed = UNIX_EPOCH + Duration::from_secs(about.ctime().max(0) as u64);
+            if is_kept {
+                all.push((about.modified()?, about.len(), path));
+            } else if now.duration_since(changed).is_ok_and(|since| since > NEW_MAX) {
+                gone.push(path);
+            }
         }
     }
     all.sort();
     let disk = nix::sys::statvfs::statvfs(folder)?;
     let free = disk.blocks_available() as u64 * disk.fragment_size() as u64;
     let lengths: Vec<u64> = all.iter().map(|(_, length, _)| *length).collect();
-    let too_many = too_many(&lengths, coming, free);
-    all.into_iter().take(too_many).try_for_each(|(_, _, path)| unless_gone(std::fs::remove_file(path)).map(drop))
+    let room = room(&lengths, free);
+    if coming > room {
+        let reason = format!("its {coming} bytes are more than the {room} that it may have: half of the room there");
+        return Err(io::Error::new(ErrorKind::StorageFull, reason));
+    }
+    gone.extend(all.into_iter().take(too_many(&lengths, coming, room)).map(|(_, _, path)| path));
+    gone.into_iter().try_for_each(|path| unless_gone(std::fs::remove_file(path)).map(drop))
 }
 
-/// How many files, of those lengths and the oldest first, have to go: see [`KEPT_MAX`].
-fn too_many(lengths: &[u64], coming: u64, free: u64) -> usize {
-    let room = lengths.iter().fold(free, |sum, length| sum.saturating_add(*length)) / 2;
+/// Whether that is the name under which a file lies for the moment before it replaces another: see [`Region::keep`].
+fn is_new(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".new"));
+    let process = name.and_then(|name| name.rsplit_once('.')).map(|(_, process)| process);
+    process.is_some_and(|process| process.parse::<u32>().is_ok())
+}
+
+/// What files of those lengths may take together: see [`KEPT_MAX`].
+fn room(lengths: &[u64], free: u64) -> u64 {
+    lengths.iter().fold(free, |sum, length| sum.saturating_add(*length)) / 2
+}
+
+/// How many files, of those lengths and the oldest first, have to go.
+fn too_many(lengths: &[u64], coming: u64, room: u64) -> usize {
     let (mut kept, mut bytes) = (usize::from(coming > 0), coming);
     for (index, length) in lengths.iter().enumerate().rev() {
         (kept, bytes) = (kept + 1, bytes.saturating_add(*length));
-        if kept > KEPT_MAX || bytes > room && kept > 1 {
+        if kept > KEPT_MAX || bytes > room {
             return index + 1;
         }
     }
@@ -225,24 +267,67 @@ mod tests {
             ("more than half", &[30, 30, 30], 0, 60, 1),
             ("the newest are kept", &[10, 40, 20, 20], 0, 0, 2),
             ("a disk that others filled", &[30, 30, 30], 0, 0, 2),
-            ("the last stays", &[90], 0, 0, 0),
-            ("none beside a large one that comes", &[30, 30], 100, 100, 2),
+            ("one alone that takes more than half", &[90], 0, 60, 1),
+            ("one alone that takes half", &[90], 0, 90, 0),
+            ("none beside a large one that comes", &[30, 30], 75, 100, 2),
             ("room for one beside it", &[30, 30], 30, 80, 1),
             ("lengths beyond all", &[1, u64::MAX], 1, 0, 2),
         ] {
             let lengths: Vec<u64> = lengths.to_vec();
-            assert_eq!(too_many(&lengths, coming, free), expected, "{what}");
+            assert_eq!(too_many(&lengths, coming, room(&lengths, free)), expected, "{what}");
         }
     }
 
     #[test]
-    fn what_has_a_name_can_be_removed() {
+    fn what_was_found_can_be_removed_and_what_came_in_its_place_stays() {
         let folder = tempfile::tempdir().unwrap();
-        Region::create(folder.path(), "a", 10).unwrap().finish().unwrap().keep().unwrap();
-        assert_eq!(Region::remove(folder.path(), "a").unwrap(), Some(path(folder.path(), "a")));
-        assert_eq!(Region::remove(folder.path(), "a").unwrap(), None);
-        std::fs::create_dir(path(folder.path(), "b")).unwrap();
-        assert!(Region::remove(folder.path(), "b").is_err(), "a folder is nobody's to remove");
+        let make = || {
+            let region = Region::create(folder.path(), "a", 10).unwrap().finish().unwrap();
+            region.keep().unwrap();
+            region
+        };
+        let find = || Region::open(folder.path(), "a", 10).unwrap();
+        let path = path(folder.path(), "a");
+        assert_eq!(make().remove().unwrap(), None, "it was made, not found");
+        let (one, again) = (find().unwrap(), find().unwrap());
+        assert_eq!(one.remove().unwrap(), Some(path.as_path()));
+        assert_eq!(again.remove().unwrap(), None, "it is gone");
+        let other = make();
+        assert_eq!(again.remove().unwrap(), None, "another lies there");
+        assert_eq!(find().unwrap().bytes(), other.bytes());
+    }
+
+    #[test]
+    fn one_that_is_too_large_is_refused_and_the_others_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["a", "b"] {
+            Region::create(folder.path(), name, 10).unwrap().finish().unwrap().keep().unwrap();
+        }
+        let disk = nix::sys::statvfs::statvfs(folder.path()).unwrap();
+        let free = disk.blocks_available() as usize * disk.fragment_size() as usize;
+        for length in [1 << 60, free - free / 4] {
+            let error = Region::create(folder.path(), "c", length).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::StorageFull);
+            assert!(error.to_string().contains("half of the room"), "{error}");
+            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+        }
+    }
+
+    #[test]
+    fn what_a_process_that_was_ended_left_goes_after_an_hour() {
+        let folder = tempfile::tempdir().unwrap();
+        let now = SystemTime::now();
+        let names = ["a.17.new", "a.new", "a.b.new", "17.new", "a.17.new.old", "a.17.packed"];
+        names.iter().for_each(|name| std::fs::write(folder.path().join(name), "").unwrap());
+        let there = || names.iter().filter(|name| folder.path().join(name).exists()).copied().collect::<Vec<_>>();
+        for soon in [Duration::ZERO, NEW_MAX - Duration::from_secs(60)] {
+            prune(folder.path(), 0, now + soon).unwrap();
+            assert_eq!(there(), names);
+        }
+        prune(folder.path(), 0, now - 2 * NEW_MAX).unwrap();
+        assert_eq!(there(), names, "the clock was set back");
+        prune(folder.path(), 0, now + NEW_MAX + Duration::from_secs(60)).unwrap();
+        assert_eq!(there(), names[1..]);
     }
 
     #[test]
@@ -251,7 +336,7 @@ mod tests {
         for round in 0..20 {
             (0..40).for_each(|n| std::fs::write(folder.path().join(format!("{round}-{n}.{SUFFIX}")), "").unwrap());
             std::thread::scope(|scope| {
-                let both = [(); 2].map(|()| scope.spawn(|| prune(folder.path(), 0)));
+                let both = [(); 2].map(|()| scope.spawn(|| prune(folder.path(), 0, SystemTime::now())));
                 both.into_iter().for_each(|one| one.join().unwrap().unwrap());
             });
         }

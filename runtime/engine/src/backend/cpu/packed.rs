@@ -4,8 +4,8 @@
 //! The file's name is a digest of all that its bytes follow from: this layout, types, shapes, and which files, as last
 //! changed, hold the weights. Behind the matrices lies a [`digest`] of each MiB of them. It is checked whenever a file is
 //! found, on all threads: 250 MB that are in memory take two threads about 10 ms, and those that are not must be read for the
-//! first answer anyway. What must hold: a file that cannot be had costs speed and memory, never the model; one that a disk
-//! or anybody else has changed is packed again, before it is used.
+//! first answer anyway. What must hold: a file that cannot be had, or would take more than half of the disk's room, costs speed
+//! and memory, never the model; one that a disk or anybody else has changed is packed again, before it is used.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -92,11 +92,14 @@ fn in_file(
     };
     let whole = length + length.div_ceil(DIGESTED_BYTES) * size_of::<u64>();
     let found = Region::open(folder, &name, whole).map_err(without).ok()?;
-    if let Some(region) = found.filter(|region| is_sound(region.bytes(), length, pool)) {
-        return Some(region);
-    }
-    if let Some(path) = Region::remove(folder, &name).map_err(without).ok()? {
-        tracing::warn!(file = %path.display(), "packed weights are damaged; they are removed and packed again");
+    if let Some(region) = found {
+        if is_sound(region.bytes(), length, pool) {
+            return Some(region);
+        }
+        // What another process has put there meanwhile stays.
+        if let Some(path) = region.remove().map_err(without).ok()? {
+            tracing::warn!(file = %path.display(), "packed weights are damaged; they are removed and packed again");
+        }
     }
     let mut filling = Region::create(folder, &name, whole).map_err(without).ok()?;
     pack(graph, places, pool, &mut filling);
