@@ -61,9 +61,20 @@ struct Job {
 }
 
 impl Pool {
-    /// A pool of so many threads, the caller included.
+    /// A pool of so many threads, the caller included. All have their places or none has.
     pub(crate) fn new(placement: impl Into<Placement>) -> Result<Self, EngineError> {
         let Placement { threads, homes } = placement.into();
+        let pool = Self::start(threads, &homes)?;
+        if homes.is_empty() || pool.is_placed() {
+            return Ok(pool);
+        }
+        // Those that have a place would keep it, and share it with one that is free.
+        drop(pool);
+        Self::start(threads, &[])
+    }
+
+    /// As many threads; the places are taken until one cannot be had.
+    fn start(threads: usize, homes: &[usize]) -> Result<Self, EngineError> {
         let mut pool = Self { shared: Arc::default(), turn: Mutex::default(), handles: Vec::new(), home: None };
         let mut placed = !homes.is_empty();
         for index in 1..threads {
@@ -75,7 +86,7 @@ impl Pool {
             let spawned = named.spawn(move || shared.serve());
             pool.handles.push(spawned.map_err(|source| EngineError::Threads { index, source })?);
         }
-        pool.home = homes.into_iter().next().filter(|_| placed);
+        pool.home = homes.first().copied().filter(|_| placed);
         Ok(pool)
     }
 
@@ -222,13 +233,29 @@ mod tests {
         }
     }
 
+    /// The processors that the thread may use.
+    fn here() -> Vec<usize> {
+        use nix::sched::{CpuSet, sched_getaffinity};
+        let set = sched_getaffinity(nix::unistd::Pid::from_raw(0)).unwrap();
+        (0..CpuSet::count()).filter(|number| set.is_set(*number).unwrap()).collect()
+    }
+
+    /// Those of each thread of a pool.
+    fn of_each(pool: &Pool) -> Vec<Vec<usize>> {
+        let (threads, there, found) = (pool.threads(), AtomicUsize::new(0), Mutex::new(Vec::new()));
+        // Each waits for the others, so that each has one task.
+        pool.run(&[threads], &|_, _| {
+            found.lock().unwrap().push(here());
+            there.fetch_add(1, Ordering::Relaxed);
+            while there.load(Ordering::Relaxed) < threads {
+                std::thread::yield_now();
+            }
+        });
+        found.into_inner().unwrap()
+    }
+
     #[test]
     fn threads_with_places_stay_there_and_the_caller_goes_back() {
-        use nix::sched::{CpuSet, sched_getaffinity};
-        let here = || {
-            let set = sched_getaffinity(nix::unistd::Pid::from_raw(0)).unwrap();
-            (0..CpuSet::count()).filter(|number| set.is_set(*number).unwrap()).collect::<Vec<_>>()
-        };
         let before = here();
         // As many threads as there are processors, or two on one.
         let mut homes = before.clone();
@@ -237,23 +264,22 @@ mod tests {
         let pool = Pool::new(Placement { threads, homes: homes.clone() }).unwrap();
         assert!(pool.is_placed() && !Pool::new(threads).unwrap().is_placed());
         assert_eq!(here(), before);
-        let found = Mutex::new(Vec::new());
-        // Each waits for the others, so that each has one task.
-        let there = AtomicUsize::new(0);
-        pool.run(&[threads], &|_, _| {
-            found.lock().unwrap().push(here());
-            there.fetch_add(1, Ordering::Relaxed);
-            while there.load(Ordering::Relaxed) < threads {
-                std::thread::yield_now();
-            }
-        });
-        let mut found = found.into_inner().unwrap().concat();
+        let mut found = of_each(&pool).concat();
         found.sort();
         homes.sort();
         assert_eq!(found, homes);
         assert_eq!(here(), before);
-        let nowhere = Pool::new(Placement { threads: 2, homes: vec![before[0], 1023] }).unwrap();
-        assert!(!nowhere.is_placed() && nowhere.threads() == 2);
+    }
+
+    #[test]
+    fn where_one_cannot_have_its_place_all_are_free() {
+        let before = here();
+        let nowhere = 1023;
+        for homes in [vec![before[0], before[0], nowhere], vec![before[0], nowhere, before[0]]] {
+            let pool = Pool::new(Placement { threads: 3, homes }).unwrap();
+            assert!(!pool.is_placed() && pool.threads() == 3);
+            assert_eq!(of_each(&pool), [(); 3].map(|()| before.clone()));
+        }
     }
 
     #[test]
