@@ -194,7 +194,8 @@ const AT_ONCE: usize = 4;
 /// last sixteen overlap with those before, and only what is new is kept.
 ///
 /// # Safety
-/// The unit may be used on this thread: see [`amx::Offer::Granted`].
+/// The unit may be used on this thread: see [`amx::Offer::Granted`]. The level is one with AVX-512; with the model of a unit,
+/// tests may take any.
 #[cfg(target_arch = "x86_64")]
 unsafe fn by_tiles<U: amx::Unit>(
     unit: &mut U,
@@ -216,9 +217,10 @@ unsafe fn by_tiles<U: amx::Unit>(
             for (block, opened) in stretch.clone().zip(&mut opened.0) {
                 let stored = &panel[block_at(layout, block)..][..layout.numbers()];
                 match simd {
-                    // SAFETY: the level is only made when the machine has what the function is compiled for.
-                    Simd::Avx512 | Simd::Amx => unsafe { avx512::open(stored, opened) },
+                    #[cfg(test)]
                     Simd::Portable | Simd::Avx2 => open(stored, opened),
+                    // SAFETY: the caller's promise.
+                    _ => unsafe { avx512::open(stored, opened) },
                 }
             }
         }
@@ -239,11 +241,10 @@ unsafe fn by_tiles<U: amx::Unit>(
                 let new = rows.slice(inputs, done, from + height - done);
                 let (skip, sums) = (done - from, &mut sums[done..from + height]);
                 match simd {
+                    #[cfg(test)]
+                    Simd::Portable | Simd::Avx2 => tests::weigh(layout, new, panel, blocks, &products, skip, sums),
                     // SAFETY: as above.
-                    Simd::Avx512 | Simd::Amx => unsafe {
-                        avx512::weigh(layout, new, panel, blocks, &products, skip, sums);
-                    },
-                    Simd::Portable | Simd::Avx2 => weigh(layout, new, panel, blocks, &products, skip, sums),
+                    _ => unsafe { avx512::weigh(layout, new, panel, blocks, &products, skip, sums) },
                 }
             }
             done = from + height;
@@ -263,49 +264,6 @@ fn open(stored: &[u8], to: &mut [u8; PANEL * BLOCK]) {
     let (low, high) = to.split_at_mut(PANEL * BLOCK / 2);
     for ((stored, low), high) in stored.iter().zip(low).zip(high) {
         (*low, *high) = (stored & 15, stored >> 4);
-    }
-}
-
-/// Adds to `sums` the whole-number products of a few blocks, weighed by their scales: what [`avx512::weigh`] does, with the
-/// same bits. The first `skip` rows of each of the products are others'.
-#[cfg(target_arch = "x86_64")]
-fn weigh(
-    layout: Layout,
-    rows: Rows,
-    panel: &[u8],
-    blocks: Range<usize>,
-    products: &[amx::Sums],
-    skip: usize,
-    sums: &mut [[f32; PANEL]],
-) {
-    let parts = if layout.scheme == Scheme::Halves { 2 } else { 1 };
-    for (block, products) in blocks.zip(products.chunks_exact(parts)) {
-        let head = block_at(layout, block / SUPER * SUPER) - layout.scheme.head();
-        let scales = block_at(layout, block) + layout.numbers();
-        for (row, lane) in (0..sums.len()).flat_map(|row| (0..PANEL).map(move |lane| (row, lane))) {
-            let known = rows.blocks[row * layout.blocks + block];
-            let product = |part: usize| products[part].0[skip + row][lane] as f32;
-            let unit = |at: usize| half_at(panel, head + 2 * (at * PANEL + lane));
-            let byte = |at: usize| panel[scales + at * PANEL + lane];
-            let sum = &mut sums[row][lane];
-            match layout.scheme {
-                Scheme::Plain => {
-                    let offset = if layout.four_bits { 8.0 } else { 128.0 };
-                    let product = product(0).mul_add(known.scale, -(offset * known.sum));
-                    *sum = product.mul_add(half_at(panel, scales + 2 * lane), *sum);
-                }
-                Scheme::Minimum => {
-                    *sum = (product(0) * known.scale).mul_add(unit(0) * f32::from(byte(0)), *sum);
-                    *sum = (unit(1) * f32::from(byte(1))).mul_add(-known.sum, *sum);
-                }
-                Scheme::Halves => {
-                    for part in 0..2 {
-                        let product = product(part).mul_add(known.scale, -(32.0 * known.halves[part]));
-                        *sum = product.mul_add(unit(0) * f32::from(byte(part) as i8), *sum);
-                    }
-                }
-            }
-        }
     }
 }
 
@@ -700,7 +658,8 @@ mod avx512 {
         super::open(stored, to);
     }
 
-    /// See [`super::weigh`].
+    /// Adds to `sums` the whole-number products of a few blocks, weighed by their scales. The first `skip` rows of each of the
+    /// products are others'.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")]
     pub(super) fn weigh(
         layout: Layout,
@@ -807,6 +766,48 @@ mod tests {
                                 let off = (found - expected).abs();
                                 assert!(off < 1e-3, "{level:?} {dtype:?} {rows} rows: {found}, not {expected}");
                             }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// What [`avx512::weigh`] does, with the same bits.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn weigh(
+        layout: Layout,
+        rows: Rows,
+        panel: &[u8],
+        blocks: Range<usize>,
+        products: &[amx::Sums],
+        skip: usize,
+        sums: &mut [[f32; PANEL]],
+    ) {
+        let parts = if layout.scheme == Scheme::Halves { 2 } else { 1 };
+        for (block, products) in blocks.zip(products.chunks_exact(parts)) {
+            let head = block_at(layout, block / SUPER * SUPER) - layout.scheme.head();
+            let scales = block_at(layout, block) + layout.numbers();
+            for (row, lane) in (0..sums.len()).flat_map(|row| (0..PANEL).map(move |lane| (row, lane))) {
+                let known = rows.blocks[row * layout.blocks + block];
+                let product = |part: usize| products[part].0[skip + row][lane] as f32;
+                let unit = |at: usize| half_at(panel, head + 2 * (at * PANEL + lane));
+                let byte = |at: usize| panel[scales + at * PANEL + lane];
+                let sum = &mut sums[row][lane];
+                match layout.scheme {
+                    Scheme::Plain => {
+                        let offset = if layout.four_bits { 8.0 } else { 128.0 };
+                        let product = product(0).mul_add(known.scale, -(offset * known.sum));
+                        *sum = product.mul_add(half_at(panel, scales + 2 * lane), *sum);
+                    }
+                    Scheme::Minimum => {
+                        *sum = (product(0) * known.scale).mul_add(unit(0) * f32::from(byte(0)), *sum);
+                        *sum = (unit(1) * f32::from(byte(1))).mul_add(-known.sum, *sum);
+                    }
+                    Scheme::Halves => {
+                        for part in 0..2 {
+                            let product = product(part).mul_add(known.scale, -(32.0 * known.halves[part]));
+                            *sum = product.mul_add(unit(0) * f32::from(byte(part) as i8), *sum);
                         }
                     }
                 }
