@@ -11,8 +11,12 @@
 
 #include "common.cuh"
 
-// Numbers of a head that a lane of `attend` sums up: heads are at most 32 times as wide.
-#define EACH 8
+// Numbers of a head that a lane of `attend` sums up: pairs of neighbours, 64 apart.
+#define EACH (HEAD_MAX / 32)
+static_assert(HEAD_MAX % 64 == 0, "lanes have whole pairs");
+
+// The number of a head that is this lane's number `i`.
+__device__ __forceinline__ u32 number_of(u32 lane, int i) { return 2 * lane + 32 * (i & ~1) + (i & 1); }
 
 // Cosine and sine of each row's position times each pair's frequency, times the magnitude. Angles are reduced in 64
 // bits; what is left is in [-π/4, π/4], where short polynomials (those of Cephes) are as good as 32 bits are.
@@ -113,44 +117,40 @@ KERNEL(256, place)(const float *qkv, const float *q_gamma, const float *q_beta, 
     }
 }
 
-// What one stream has seen of a head: the largest score, the sum of the powers of e of the distances to it, and the
-// values weighed by those, a lane's numbers two by two.
-template <int HEADS>
+// What a warp of `attend` has seen of a head: the largest score, the sum of the powers of e of the distances to it, and the
+// values weighed by those.
 struct Seen {
-    float top[HEADS], total[HEADS], sums[HEADS][EACH];
+    float top, total, sums[EACH];
 
     __device__ __forceinline__ Seen() {
+        top = NEVER;
+        total = 0.0f;
 #pragma unroll
-        for (int h = 0; h < HEADS; h++) {
-            top[h] = NEVER;
-            total[h] = 0.0f;
-#pragma unroll
-            for (int i = 0; i < EACH; i++) sums[h][i] = 0.0f;
-        }
+        for (int i = 0; i < EACH; i++) sums[i] = 0.0f;
     }
 
     // Takes in the scores of up to 32 tokens, one a lane (minus infinity where there is none), not all of which may be
     // missing. Returns the weight of this lane's token.
-    __device__ __forceinline__ float weigh(int h, float score) {
-        float best = fmaxf(top[h], warp_max(score));
-        float shrink = expf(top[h] - best), power = expf(score - best);
-        top[h] = best;
-        total[h] = __fadd_rn(__fmul_rn(total[h], shrink), warp_sum(power));
+    __device__ __forceinline__ float weigh(float score) {
+        float best = fmaxf(top, warp_max(score));
+        float shrink = expf(top - best), power = expf(score - best);
+        top = best;
+        total = __fadd_rn(__fmul_rn(total, shrink), warp_sum(power));
 #pragma unroll
-        for (int i = 0; i < EACH; i++) sums[h][i] = __fmul_rn(sums[h][i], shrink);
+        for (int i = 0; i < EACH; i++) sums[i] = __fmul_rn(sums[i], shrink);
         return power;
     }
 
-    // Adds a token's values, of which this lane has numbers `2 · lane + 64 · i / 2 + i % 2`.
-    __device__ __forceinline__ void mix(int h, float weight, const float (&values)[EACH]) {
+    // Adds a token's values under its weight: this lane's numbers of them, see `number_of`.
+    __device__ __forceinline__ void mix(float weight, const float (&values)[EACH]) {
 #pragma unroll
-        for (int i = 0; i < EACH; i++) sums[h][i] = __fmaf_rn(weight, values[i], sums[h][i]);
+        for (int i = 0; i < EACH; i++) sums[i] = __fmaf_rn(weight, values[i], sums[i]);
     }
 };
 
 // A score that is not finite becomes infinity, which makes everything that it is compared with not finite: minus infinity
 // would say that there is no score.
-__device__ __forceinline__ float loud(float score) { return fabsf(score) <= 3.4028235e38f ? score : -NEVER; }
+__device__ __forceinline__ float loud(float score) { return fabsf(score) <= FINITE_MAX ? score : -NEVER; }
 
 __device__ __forceinline__ float bend(float score, float bound) {
     return bound > 0.0f ? bound * tanhf(score / bound) : score;
@@ -437,6 +437,7 @@ __device__ __forceinline__ void paged(PAGED_PARAMETERS) {
 PAGED(64)
 PAGED(128)
 PAGED(256)
+static_assert(HEAD_MAX <= 256, "the widest heads fit in the last");
 
 // Adds up the parts of a head of a row, in order. Grid: rows, heads.
 KERNEL(256, paged_merge)(const float *partial, float *out, const u32 *count, u32 query_heads, u32 width) {
@@ -478,7 +479,7 @@ KERNEL(WARPS * 32, attend)(const float *qkv, float *out, const u32 *sequences, c
     float *query = shared;
     for (u32 i = threadIdx.x; i < width; i += blockDim.x) query[i] = qkv[((u64)row * heads + head) * width + i];
     __syncthreads();
-    Seen<1> seen;
+    Seen seen;
     for (u32 start = first + warp * 32; start < end; start += WARPS * 32) {
         bool there = start + lane < end;
         float score = NEVER;
@@ -499,28 +500,28 @@ KERNEL(WARPS * 32, attend)(const float *qkv, float *out, const u32 *sequences, c
             score = loud(__fmul_rn(sum, scale));
         }
         __syncwarp();
-        float weight = seen.weigh(0, score);
+        float weight = seen.weigh(score);
         u32 tokens = min(end - start, 32);
         for (u32 token = 0; token < tokens; token++) {
             const float *value = qkv + ((u64)(start + token) * heads + value_head) * width;
             float numbers[EACH];
 #pragma unroll
             for (int i = 0; i < EACH; i++) {
-                u32 at = 2 * lane + 32 * (i & ~1) + (i & 1);
+                u32 at = number_of(lane, i);
                 numbers[i] = at < width ? value[at] : 0.0f;
             }
-            seen.mix(0, __shfl_sync(EVERYONE, weight, token), numbers);
+            seen.mix(__shfl_sync(EVERYONE, weight, token), numbers);
         }
     }
     float *tops = query + (width + 3) / 4 * 4, *totals = tops + WARPS, *sums = totals + WARPS;
     if (lane == 0) {
-        tops[warp] = seen.top[0];
-        totals[warp] = seen.total[0];
+        tops[warp] = seen.top;
+        totals[warp] = seen.total;
     }
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
-        u32 at = 2 * lane + 32 * (i & ~1) + (i & 1);
-        if (at < width) sums[warp * width + at] = seen.sums[0][i];
+        u32 at = number_of(lane, i);
+        if (at < width) sums[warp * width + at] = seen.sums[i];
     }
     __syncthreads();
     float best = NEVER, total = 0.0f;

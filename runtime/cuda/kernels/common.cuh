@@ -17,6 +17,7 @@ typedef unsigned long long u64;
 #define KERNEL(threads, name) extern "C" __global__ void __launch_bounds__(threads) kedge_##name
 #define EVERYONE 0xffffffffu
 #define NEVER __int_as_float(0xff800000) /* minus infinity */
+#define FINITE_MAX 3.4028235e38f
 
 __device__ __forceinline__ float from_half(u16 bits) {
     float value;
@@ -93,7 +94,6 @@ __device__ __forceinline__ float activate(u32 activation, float x) {
 }
 
 // Rounding of vectors for products (linear.cu). What is not finite makes all products with it not finite.
-#define FINITE_MAX 3.4028235e38f
 
 // The parts of a rounded vector: where it goes, and what undoes it. Nothing is rounded where `kind` is 0.
 struct Rounded {

@@ -4,7 +4,8 @@
 #include "common.cuh"
 
 // The best experts of each row and their weights: a softmax over all, and the largest few; of equals the first. A warp
-// for each row; at most 1024 experts.
+// for each row; a lane keeps a bit for each of its experts that is taken.
+static_assert(EXPERTS_MAX <= 32 * 32, "as many as a warp's lanes have bits");
 KERNEL(32, route)(const float *router, u32 *choice, float *weights, const u32 *count, u32 experts, u32 used,
                   u32 normalize) {
     u32 row = blockIdx.x, lane = threadIdx.x;

@@ -339,10 +339,10 @@ __device__ __forceinline__ void linear_quant(LINEAR_PARAMETERS) {
                 float scale = from_half(unit[output]);
                 if (FORMAT == Q6_K) {
                     by[i] = __fmul_rn(scale, (float)((const signed char *)scale_at)[output]);
-                    other[i] = __fmul_rn(scale, (float)((const signed char *)scale_at)[16 + output]);
+                    other[i] = __fmul_rn(scale, (float)((const signed char *)scale_at)[OUTPUTS + output]);
                 } else {
                     by[i] = __fmul_rn(scale, (float)scale_at[output]);
-                    other[i] = __fmul_rn(from_half(unit[16 + output]), (float)scale_at[16 + output]);
+                    other[i] = __fmul_rn(from_half(unit[OUTPUTS + output]), (float)scale_at[OUTPUTS + output]);
                 }
             }
         }

@@ -51,7 +51,8 @@ __device__ __noinline__ float stored(u32 kind, const u8 *base, u64 index) {
 // A number of a matrix that is packed for products (src/pack.rs). Models whose last
 // matrix is their table of words have it only once.
 __device__ __noinline__ float packed(u32 kind, const u8 *base, const u8 *units, u32 chunks, u32 row, u32 input) {
-    u32 tile = row / 16, output = row % 16;
+    static_assert(OUTPUTS == 16, "lanes have an output of the first eight and one of the others");
+    u32 tile = row / OUTPUTS, output = row % OUTPUTS;
     if (kind == PACKED_HALF) {
         u32 within = input % 16, lane = output % 8 * 4 + within % 8 / 2, part = within / 8 * 2 + output / 8;
         const u16 *chunk = (const u16 *)(base + ((u64)tile * chunks + input / 16) * 512);
@@ -68,12 +69,12 @@ __device__ __noinline__ float packed(u32 kind, const u8 *base, const u8 *units, 
     const u16 *unit = (const u16 *)(units + ((u64)tile * ((chunks + 7) / 8) + input / 256) * (kind == PACKED_Q6_K ? 32 : 64));
     if (kind == PACKED_Q6_K) {
         q |= (chunk[256 + lane * 4 + at] >> (2 * part) & 3) << 4;
-        float scale = (float)(signed char)scales[within / 16 * 16 + output];
+        float scale = (float)(signed char)scales[within / 16 * OUTPUTS + output];
         return from_half(unit[output]) * scale * (float)((int)q - 32);
     }
     if (kind == PACKED_Q5_K) q |= (chunk[256 + lane * 2 + part / 2] >> (part % 2 * 4 + at) & 1) << 4;
-    float scale = (float)scales[output], minimum = (float)scales[16 + output];
-    return __fsub_rn(from_half(unit[output]) * scale * (float)q, from_half(unit[16 + output]) * minimum);
+    float scale = (float)scales[output], minimum = (float)scales[OUTPUTS + output];
+    return __fsub_rn(from_half(unit[output]) * scale * (float)q, from_half(unit[OUTPUTS + output]) * minimum);
 }
 
 // A block for each row.

@@ -9,7 +9,7 @@
 
 #define BINS 2048
 
-// As `choices` of src/choose.rs writes them. `told` is one more than how many of the likeliest tokens are told; zero when no
+// As `Choices::of` of src/choose.rs writes them. `told` is one more than how many of the likeliest tokens are told; zero when no
 // probability is.
 struct Draw {
     float sharpness;

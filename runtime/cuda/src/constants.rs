@@ -17,8 +17,12 @@ constants! {
     PAGE = 32;
     /// Warps of a block in which attention is shared out.
     WARPS = 4;
-    /// Blocks that share a query.
+    /// Parts that the pages of a query are shared out to: of few rows each is a block's, of many one block takes all.
     SPLITS = 8;
+    /// The widest head that the attention kernels take.
+    HEAD_MAX = 256;
+    /// The most experts that the routing kernel takes.
+    EXPERTS_MAX = 1024;
     /// Queries of a warp.
     QUERIES = 16;
     /// Outputs of a tile of a packed matrix.

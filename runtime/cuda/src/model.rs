@@ -3,13 +3,8 @@
 use kedge_engine::graph::{Graph, Norm, Op, Part, Rope};
 use kedge_formats::{Dtype, Tensor};
 
-use crate::constants as c;
+use crate::constants::{self as c, EXPERTS_MAX, HEAD_MAX};
 use crate::pack::{Format, Packed};
-
-/// The widest head that the attention kernels take.
-pub(crate) const HEAD_MAX: usize = 256;
-/// The most experts that the routing kernel takes.
-pub(crate) const EXPERTS_MAX: usize = 1024;
 
 /// A table of vectors.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -409,27 +409,35 @@ mod tests {
     use kedge_formats::{Dtype, Tensor, quant};
 
     use super::*;
+    use crate::constants::{HEAD_MAX, SHARES};
+    use crate::pack::Format;
     use crate::places::scratch;
+
+    fn matrix(g: &mut Builder, dtype: Dtype, outputs: usize, inputs: usize) -> Part {
+        let bytes = quant::quantize(dtype, &vec![0.5; outputs * inputs]);
+        Part { weight: g.weight(Tensor::of_bytes(dtype, &[outputs, inputs], bytes).unwrap()), bias: None }
+    }
 
     /// A layer of a decoder with matrices of that type, 64 wide.
     fn layer(dtype: Dtype) -> Graph {
+        layer_with(dtype, Heads { query: 2, key: 1, width: 32 })
+    }
+
+    fn layer_with(dtype: Dtype, heads: Heads) -> Graph {
         let mut g = Builder::default();
-        let matrix = |g: &mut Builder, outputs: usize, inputs: usize| {
-            let bytes = quant::quantize(dtype, &vec![0.5; outputs * inputs]);
-            Part { weight: g.weight(Tensor::of_bytes(dtype, &[outputs, inputs], bytes).unwrap()), bias: None }
-        };
+        let matrix = |g: &mut Builder, outputs: usize, inputs: usize| matrix(g, dtype, outputs, inputs);
         let gamma = g.weight(Tensor::of_f32(&[64], &[1.0; 64]));
         let norm = Norm::Rms { gamma, plus_one: false };
-        let heads = Heads { query: 2, key: 1, width: 32 };
-        let (x, q, seen) = (g.per_row(64), g.per_row(64), g.per_row(64));
+        let (wide, narrow) = (heads.query * heads.width, heads.key * heads.width);
+        let (x, q, seen) = (g.per_row(64), g.per_row(wide), g.per_row(wide));
         let words = matrix(&mut g, 9, 64).weight;
         g.push(Op::Embed { words, positions: None, types: None, scale: 1.0, out: x });
         let normed = g.norm(x, norm, 1e-5);
-        let parts = [64, 32, 32].map(|outputs| matrix(&mut g, outputs, 64)).to_vec();
+        let parts = [wide, narrow, narrow].map(|outputs| matrix(&mut g, outputs, 64)).to_vec();
         let qkv = g.linear(normed, parts, None);
         g.push(Op::Place { qkv, heads, norms: None, epsilon: 1e-5, rope: None, layer: 0, out: q });
         g.push(Op::Paged { q, heads, scale: 1.0, window: None, softcap: None, layer: 0, out: seen });
-        let parts = vec![matrix(&mut g, 64, 64)];
+        let parts = vec![matrix(&mut g, 64, wide)];
         let mixed = g.linear(seen, parts, None);
         let (_, normed) = g.add_norm(mixed, x, norm, 1e-5);
         let parts = vec![matrix(&mut g, 128, 64), matrix(&mut g, 128, 64)];
@@ -438,7 +446,28 @@ mod tests {
         let parts = vec![matrix(&mut g, 64, 128)];
         let out = g.linear(gated, parts, None);
         let result = g.take(out);
-        g.finish(result, Some(Pages { layers: 1, heads: 1, width: 32 }))
+        g.finish(result, Some(Pages { layers: 1, heads: heads.key, width: heads.width }))
+    }
+
+    /// Attention in both directions.
+    fn attention(heads: Heads) -> Graph {
+        let mut g = Builder::default();
+        let (x, out) = (g.per_row(64), g.per_row(heads.query * heads.width));
+        let words = matrix(&mut g, Dtype::F32, 9, 64).weight;
+        g.push(Op::Embed { words, positions: None, types: None, scale: 1.0, out: x });
+        let part = matrix(&mut g, Dtype::F32, heads.qkv(), 64);
+        let qkv = g.linear(x, vec![part], None);
+        g.push(Op::Attend { qkv, heads, out });
+        let result = g.take(out);
+        g.finish(result, None)
+    }
+
+    /// The most registers of a thread and the most shared memory that a kernel takes by itself, on any device.
+    fn taken(kernel: &str) -> (u32, u32) {
+        let lines = include_str!("../../ptx/ledger.tsv").lines().map(|line| line.split('\t').collect::<Vec<_>>());
+        let own: Vec<_> = lines.filter(|fields| fields[2] == kernel).collect();
+        let most = |index: usize| own.iter().map(|fields| fields[index].parse().unwrap()).max();
+        (most(3).expect("all kernels are there"), most(4).expect("all kernels are there"))
     }
 
     fn written(graph: &Graph, rows: usize) -> Vec<Launch> {
@@ -483,18 +512,69 @@ mod tests {
 
     #[test]
     fn launches_are_what_devices_take() {
-        for (dtype, rows) in [(Dtype::Q8_0, 1), (Dtype::F16, 3000), (Dtype::F32, 3000)] {
-            for Launch { kernel, grid, block, shared, .. } in written(&layer(dtype), rows) {
-                let threads: u32 = block.iter().product();
-                assert!(threads.is_multiple_of(32) && threads <= 1024, "{kernel}: {block:?}");
-                assert!(grid[0] < 1 << 31 && grid[1] < 1 << 16 && grid[2] < 1 << 16, "{kernel}: {grid:?}");
-                assert!(shared <= 48 << 10, "{kernel}: {shared}");
+        let mut met = std::collections::BTreeSet::new();
+        for heads in [(2, 1, 32), (16, 1, HEAD_MAX), (3, 3, HEAD_MAX), (4, 2, 128)] {
+            let heads = Heads { query: heads.0, key: heads.1, width: heads.2 };
+            let graphs = [Dtype::Q8_0, Dtype::F16, Dtype::F32].map(|dtype| layer_with(dtype, heads));
+            for (graph, rows) in
+                graphs.iter().chain([&attention(heads)]).flat_map(|graph| [1, 20, 3000].map(|n| (graph, n)))
+            {
+                for Launch { kernel, grid, block, shared, .. } in written(graph, rows) {
+                    let threads: u32 = block.iter().product();
+                    let (registers, own) = taken(kernel);
+                    assert!(threads.is_multiple_of(32) && threads <= 1024, "{kernel}: {block:?}");
+                    assert!(registers.next_multiple_of(8) * threads <= 1 << 16, "{kernel}: {registers} of {threads}");
+                    assert!(grid[0] < 1 << 31 && grid[1] < 1 << 16 && grid[2] < 1 << 16, "{kernel}: {grid:?}");
+                    assert!(shared + own <= 48 << 10, "{kernel}: {shared} and {own}");
+                    met.insert(kernel);
+                }
+            }
+        }
+        for kernel in ["attend", "place", "paged_256", "paged_whole_256", "paged_merge"] {
+            assert!(met.contains(&*format!("kedge_{kernel}")), "{kernel} is not among {met:?}");
+        }
+    }
+
+    #[test]
+    fn shares_and_splits_follow_from_widths_alone() {
+        for dtype in [Dtype::Q8_0, Dtype::F16, Dtype::F32] {
+            let graph = layer(dtype);
+            let chunk = Format::of(dtype).unwrap().chunk();
+            let of = |rows| {
+                let mut found = Vec::new();
+                for Launch { kernel, grid, block, arguments, .. } in written(&graph, rows) {
+                    let warps = block[0] as usize / 32;
+                    if kernel.contains("linear") {
+                        // Behind ten addresses and steps; by these alone kernels for many vectors count shares themselves.
+                        let [inputs, outputs] =
+                            [80, 84].map(|at| u32::from_le_bytes(arguments[at..at + 4].try_into().unwrap()));
+                        let shares = (inputs as usize / chunk).clamp(1, SHARES);
+                        let each_a_warp = kernel.ends_with("_8") || kernel.ends_with("_32") && dtype != Dtype::F32;
+                        assert!(!each_a_warp || warps == shares, "{kernel} of {rows} rows: {warps}, not {shares}");
+                        found.push((
+                            inputs as usize,
+                            outputs as usize,
+                            if dtype == Dtype::F32 { warps } else { shares },
+                        ));
+                    } else if kernel.contains("paged_merge") {
+                        assert!(rows <= PARTIAL_ROWS_MAX, "{rows} rows");
+                    } else if kernel.contains("paged") {
+                        let splits = if kernel.contains("whole") { SPLITS } else { grid[2] as usize };
+                        found.push((warps, splits, 0));
+                    }
+                }
+                found
+            };
+            let few = of(1);
+            assert_eq!(few.iter().find(|(.., shares)| *shares == 0), Some(&(WARPS, SPLITS, 0)));
+            for rows in [8, 9, 16, 17, 32, 33, PARTIAL_ROWS_MAX, PARTIAL_ROWS_MAX + 1, 3000] {
+                assert_eq!(of(rows), few, "{} of {rows} rows", dtype.name());
             }
         }
     }
 
     #[test]
-    fn threads_and_shares_do_not_depend_on_how_many_rows_there_are() {
+    fn threads_of_other_kernels_do_not_depend_on_how_many_rows_there_are() {
         for dtype in [Dtype::Q8_0, Dtype::F16, Dtype::F32] {
             let of = |rows| {
                 let plain = |launch: &Launch| !launch.kernel.contains("linear") && !launch.kernel.contains("paged");
