@@ -189,7 +189,7 @@ fn what_a_gguf_file_says_is_meant_or_refused_by_name() {
     // Kinds need not be told; then what is in brackets, or what the file says is special, is no end of a word.
     let none = ("tokenizer.ggml.token_type", None);
     let ids_of = |words: &[&str]| ids(&[none.clone(), ("tokenizer.ggml.tokens", texts(words))]);
-    assert_eq!(ids(&[none.clone()]), [2, 6, 4, 3]);
+    assert_eq!(ids(std::slice::from_ref(&none)), [2, 6, 4, 3]);
     assert_eq!(ids(&[none.clone(), lowercase(false)[0].clone()]), [2, 6, 1, 3], "an unknown word");
     let odd = ["<pad>", "<unk>", "<s>", "</s>", "▁edges", "▁!", "▁a", "s", "▁model", "▁runs", "▁.", "[MASK]"];
     assert_eq!(ids_of(&odd), [2, 6, 1, 3], "an unknown word");
