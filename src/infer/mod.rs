@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Error, Result, bail};
 use clap::builder::{NonEmptyStringValueParser, RangedU64ValueParser};
 use clap::{Args, Subcommand, ValueEnum};
-use kedge_engine::Decoder;
+use kedge_engine::{Cpu, Decoder};
 use kedge_serve::{Candidate, Device, InferOptions, Model, Opened, Placement, TelemetryOptions, TlsFiles};
 
 use crate::logs;
@@ -70,13 +70,19 @@ struct PlacementFlags {
     /// What computes: auto is an NVIDIA device that can be used, else the processor
     #[arg(long, value_name = "auto|cpu|cuda", default_value = "auto")]
     device: Device,
-    /// Threads that compute (default: one for each core that this process may use)
-    #[arg(long, value_name = "COUNT", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    /// Threads that compute, 64 at most (default: one for each core that this process may use)
+    #[arg(long, value_name = "COUNT", value_parser = threads())]
     threads: Option<usize>,
     /// Where weights are kept in the order that this processor wants, so that the next start need not sort them
-    /// (default: kedge in $XDG_CACHE_HOME, or in ~/.cache); the eight files used last stay, in half of the disk's room
+    /// (default: kedge in $XDG_CACHE_HOME, or in ~/.cache); the eight files used last stay, in half of the disk's room, and
+    /// weights that would take more by themselves are sorted into memory
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
+}
+
+/// How many threads may be asked for.
+fn threads() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=Cpu::THREADS_MAX as u64)
 }
 
 impl PlacementFlags {
@@ -207,6 +213,31 @@ async fn open(model: &Path, flags: &PlacementFlags) -> Result<(Arc<Decoder>, Opt
         Opened { model: Model::Decoder(decoder), no_gpu, .. } => Ok((decoder, no_gpu)),
         Opened { model: Model::Encoder(_), .. } => {
             bail!("{} makes vectors; this takes a model that makes text", model.display())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Flags {
+        #[command(flatten)]
+        placement: PlacementFlags,
+    }
+
+    #[test]
+    fn more_threads_than_there_can_be_are_refused_by_name() {
+        let asked = |count: &str| Flags::try_parse_from(["infer", "--threads", count]);
+        for (count, threads) in [("1", 1), ("64", 64)] {
+            assert_eq!(asked(count).unwrap().placement.threads, Some(threads));
+        }
+        for count in ["0", "65", "128"] {
+            let error = asked(count).unwrap_err().to_string();
+            assert!(error.contains("--threads") && error.contains("1..=64"), "{error}");
         }
     }
 }

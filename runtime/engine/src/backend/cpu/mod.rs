@@ -38,6 +38,9 @@ pub struct Cpu {
 }
 
 impl Cpu {
+    /// Threads at most, where no number is asked for; whoever asks users should take no more.
+    pub const THREADS_MAX: usize = placement::THREADS_MAX;
+
     /// With that many threads, or one for each core that this process may use (which respects affinity and cgroup quotas).
     /// Where the kernel moves no threads, each has a processor of its own.
     pub fn new(threads: Option<usize>) -> Result<Self, EngineError> {

@@ -20,8 +20,8 @@ use std::collections::BTreeSet;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-/// Threads at most.
-const THREADS_MAX: usize = 64;
+/// Threads at most where none asked for more.
+pub(super) const THREADS_MAX: usize = 64;
 
 /// A processor that this process may run on: half a core, where cores have two.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +56,7 @@ pub(super) fn place(processors: &[Processor], bound: usize, asked: Option<usize>
     let (firsts, others): (Vec<_>, Vec<_>) = processors.iter().partition(|processor| cores.insert(&processor.core));
     order.extend(firsts.into_iter().chain(others).map(|processor| processor.number));
     let useful = if cores.is_empty() { bound } else { bound.min(cores.len()) };
-    let threads = asked.unwrap_or(useful).clamp(1, THREADS_MAX);
+    let threads = asked.unwrap_or(useful.min(THREADS_MAX)).max(1);
     let alone = !processors.is_empty() && processors.iter().all(|processor| processor.isolated);
     let homes = if alone && threads > 1 { order.into_iter().cycle().take(threads).collect() } else { Vec::new() };
     Placement { threads, homes }
@@ -152,6 +152,7 @@ mod tests {
         assert_eq!(place(&mixed, 4, None), 4.into(), "a free thread finds the one that is not isolated");
         let many: Vec<Processor> = (0..200).flat_map(|n| processors(&[(n, &n.to_string())], false)).collect();
         assert_eq!(place(&many, 200, None), THREADS_MAX.into());
+        assert_eq!(place(&many, 200, Some(128)), 128.into(), "what was asked for is not cut");
     }
 
     #[test]
