@@ -22,6 +22,7 @@ pub(super) const SUPER: usize = 8;
 
 impl Scheme {
     /// Bytes of units in front of each eight blocks.
+    #[inline]
     pub(super) const fn head(self) -> usize {
         match self {
             Scheme::Plain => 0,
@@ -61,10 +62,12 @@ impl Layout {
     }
 
     /// Bytes of a block's numbers.
+    #[inline]
     pub(super) fn numbers(self) -> usize {
         if self.four_bits { PANEL * BLOCK / 2 } else { PANEL * BLOCK }
     }
 
+    #[inline]
     fn block(self) -> usize {
         self.numbers() + 2 * PANEL
     }
@@ -76,6 +79,7 @@ impl Layout {
 }
 
 /// Where a block begins in its panel.
+#[inline]
 pub(super) fn block_at(layout: Layout, block: usize) -> usize {
     block * layout.block() + (block / SUPER + 1) * layout.scheme.head()
 }
