@@ -52,6 +52,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies in the repository")?;
     let out = root.join("target/fuzz");
     build(root, &out)?;
+    let memory = PathBuf::from(format!("/dev/shm/kedge-fuzz-{}", std::process::id()));
+    let ran = fuzz(options, root, &out, &memory);
+    let _ = std::fs::remove_dir_all(&memory);
+    ran
+}
+
+fn fuzz(options: &Options, root: &Path, out: &Path, memory: &Path) -> Result<()> {
     let seeds = out.join("seeds");
     let mut test = Command::new("cargo");
     test.current_dir(root).env("KEDGE_SEEDS", &seeds);
@@ -62,7 +69,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
         }
         let mut fuzz = Command::new(out.join(TRIPLE).join("release").join(target));
-        fuzz.env("RUST_BACKTRACE", "1");
+        fuzz.env("RUST_BACKTRACE", "1").env("KEDGE_FUZZ_FOLDER", memory);
         fuzz.args([format!("-timeout={INPUT_SECONDS_MAX}"), format!("-rss_limit_mb={MEMORY_MB_MAX}")]);
         fuzz.arg(format!("-max_len={}", if target == "gguf" { WEIGHTS_BYTES_MAX } else { BYTES_MAX }));
         if let Some(input) = &options.shrink {

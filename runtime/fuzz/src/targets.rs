@@ -1,7 +1,6 @@
 //! What each target does with an input: whatever it says ends in a model, an answer or an error. The engine's test
 //! `fuzzed.rs` takes this file, too, and runs what was found.
 
-use std::cell::RefCell;
 use std::path::PathBuf;
 
 use kedge_engine::generate::{ChatTemplate, Message, TextStream, TextTokenizer};
@@ -23,23 +22,35 @@ pub const TARGETS: [(&str, Target); 6] = [
     ("template", template),
 ];
 
-thread_local! {
-    static FOLDER: RefCell<Option<PathBuf>> = const { RefCell::new(None) };
+/// A folder of this thread's own, in memory where the system has that; it goes with the thread, and that of `cargo xtask fuzz`
+/// with it.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        let memory = PathBuf::from("/dev/shm");
+        let parent = if memory.is_dir() { memory } else { std::env::temp_dir() };
+        let parent = std::env::var_os("KEDGE_FUZZ_FOLDER").map_or(parent, PathBuf::from);
+        let thread = format!("{:?}", std::thread::current().id()).replace(|c: char| !c.is_ascii_digit(), "");
+        let folder = parent.join(format!("kedge-fuzz-{}-{thread}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("there is room");
+        Self(folder)
+    }
 }
 
-/// A file of this thread's own, in memory where the system has that.
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+thread_local! {
+    static FOLDER: Folder = Folder::new();
+}
+
+/// A file in that folder.
 fn file(name: &str, bytes: &[u8]) -> PathBuf {
-    let folder = FOLDER.with_borrow_mut(|folder| {
-        let make = || {
-            let memory = PathBuf::from("/dev/shm");
-            let parent = if memory.is_dir() { memory } else { std::env::temp_dir() };
-            let thread = format!("{:?}", std::thread::current().id()).replace(|c: char| !c.is_ascii_digit(), "");
-            let folder = parent.join(format!("kedge-fuzz-{}-{thread}", std::process::id()));
-            std::fs::create_dir_all(&folder).expect("there is room");
-            folder
-        };
-        folder.get_or_insert_with(make).clone()
-    });
+    let folder = FOLDER.with(|folder| folder.0.clone());
     let path = folder.join(name);
     // A new file each time: the old one is mapped as long as anybody has it.
     let _ = std::fs::remove_file(&path);
