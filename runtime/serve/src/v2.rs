@@ -33,7 +33,7 @@ pub(crate) struct TensorMetadata {
 
 impl Task {
     pub(crate) fn platform(self) -> &'static str {
-        if self == Self::Text { "kedge_decoder" } else { "kedge_safetensors" }
+        if self == Self::Text { "kedge_decoder" } else { "kedge_encoder" }
     }
 
     pub(crate) fn input(self) -> TensorMetadata {

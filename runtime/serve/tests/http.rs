@@ -87,7 +87,7 @@ async fn both_protocols_give_the_engine_s_vectors() {
         ("/v2/health/ready", None, 200, "{\"ready\":true}"),
         ("/v2/models/minilm/ready", None, 200, "\"ready\":true"),
         ("/v2/models/minilm", None, 200, "\"versions\":[\"1\"]"),
-        ("/v2/models/minilm", None, 200, "\"platform\":\"kedge_safetensors\""),
+        ("/v2/models/minilm", None, 200, "\"platform\":\"kedge_encoder\""),
         ("/v2/models/minilm/versions/1", None, 200, "\"outputs\":[{"),
         ("/v2/models/minilm/versions/1/ready", None, 200, "\"ready\":true"),
         ("/v2/models/minilm/versions/2", None, 404, "has no version"),
