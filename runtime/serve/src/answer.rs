@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http::{Extensions, HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody};
 use hyper::body::{Frame, Incoming, SizeHint};
@@ -73,11 +73,18 @@ impl Server {
     }
 
     /// Watches a request that computes; `target` is what was called.
-    pub(crate) fn watch(&self, headers: &HeaderMap, operation: &'static str, target: &str) -> Arc<Watch> {
+    pub(crate) fn watch(
+        &self,
+        headers: &HeaderMap,
+        extensions: &Extensions,
+        operation: &'static str,
+        target: &str,
+    ) -> Arc<Watch> {
         let latency = self.metrics.latency.get_or_create(&self.labels()).clone();
         let model = self.options.name.clone();
         let notes = Notes { operation, model, target: target.to_owned(), ..Notes::default() };
-        Watch::new(self.telemetry.as_ref(), latency, headers, notes)
+        let origin = auth::origin(self.options.keys.as_deref(), headers, extensions);
+        Watch::new(self.telemetry.as_ref(), latency, headers, origin, notes)
     }
 
     async fn route(&self, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
@@ -94,7 +101,7 @@ impl Server {
             return Err(Refusal::plain(405, format!("{path:?} takes {wanted}, not {}", request.method())));
         }
         let Some(operation) = route.operation() else { return self.tell(route) };
-        let watch = self.watch(request.headers(), operation, path);
+        let watch = self.watch(request.headers(), request.extensions(), operation, path);
         let answered = async {
             self.takes_in()?;
             let deadline = life::deadline(request.headers(), watch.begin(), self.options.request_timeout)?;

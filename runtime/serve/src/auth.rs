@@ -1,9 +1,9 @@
-//! Who may ask: keys of clients, a line each in a file.
+//! Who asks, and who may: keys of clients, a line each in a file.
 
 use std::path::{Path, PathBuf};
 
-use http::HeaderMap;
 use http::header::AUTHORIZATION;
+use http::{Extensions, HeaderMap};
 use parking_lot::RwLock;
 use sha2::{Digest, Sha256};
 
@@ -35,15 +35,44 @@ impl Keys {
 
     /// Lets a request pass that shows one of the keys.
     pub(crate) fn check(&self, headers: &HeaderMap) -> Result<(), Refusal> {
-        let shown = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let key = shown
-            .and_then(|text| text.split_once(' '))
-            .and_then(|(scheme, key)| scheme.eq_ignore_ascii_case("bearer").then_some(key.trim()));
-        match key {
+        match shown(headers) {
             Some(key) if self.has(key) => Ok(()),
             Some(_) => Err(Refusal::plain(401, "the API key is not one of this server's")),
             None => Err(Refusal::plain(401, "an API key is needed: Authorization: Bearer KEY")),
         }
+    }
+}
+
+/// The key that a request shows.
+fn shown(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, key) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
+}
+
+/// The other end of a connection, as requests carry it: the hash of its certificate if it has one, else its address
+/// without the port.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer(String);
+
+impl Peer {
+    pub(crate) fn at(address: &str) -> Self {
+        Self(address.rsplit_once(':').map_or(address, |(host, _)| host).to_owned())
+    }
+
+    pub(crate) fn with_certificate(der: &[u8]) -> Self {
+        Self(fingerprint(der))
+    }
+}
+
+fn fingerprint(of: &[u8]) -> String {
+    Sha256::digest(of).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Whom a server that has those keys knows the sender of a request to be: the one with that key, else that peer.
+pub(crate) fn origin(keys: Option<&Keys>, headers: &HeaderMap, extensions: &Extensions) -> String {
+    match keys.and_then(|_| shown(headers)) {
+        Some(key) => fingerprint(key.as_bytes()),
+        None => extensions.get().map_or_else(String::new, |Peer(name)| name.clone()),
     }
 }
 
@@ -83,6 +112,28 @@ pub(crate) fn is_guarded(path: &[&str]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[allow(clippy::disallowed_methods, reason = "a test")]
+    fn a_client_is_its_key_else_its_certificate_else_its_address() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "one\n").unwrap();
+        let keys = Keys::open(file.path()).unwrap();
+        let with = |peer| {
+            let mut extensions = Extensions::new();
+            extensions.insert::<Peer>(peer);
+            extensions
+        };
+        let (near, far) = (with(Peer::at("127.0.0.1:4000")), with(Peer::at("[::1]:4000")));
+        assert_eq!(origin(None, &headers("Bearer any"), &near), "127.0.0.1");
+        assert_eq!(origin(None, &headers("Bearer any"), &far), "[::1]");
+        assert_eq!(
+            origin(Some(&keys), &headers("Bearer one"), &near),
+            origin(Some(&keys), &headers("bearer one"), &far)
+        );
+        let (one, two) = (with(Peer::with_certificate(b"one")), with(Peer::with_certificate(b"two")));
+        assert_ne!(origin(None, &HeaderMap::new(), &one), origin(None, &HeaderMap::new(), &two));
+    }
 
     fn headers(value: &str) -> HeaderMap {
         HeaderMap::from_iter([(AUTHORIZATION, value.parse().unwrap())])

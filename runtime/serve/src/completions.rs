@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use kedge_engine::generate::{ChatTemplate, Choice, End, Message, Request, Sampling, TextTokenizer};
+use kedge_engine::generate::{ChatTemplate, Choice, Client, End, Message, Request, Sampling, TextTokenizer};
 use kedge_engine::{Decoder, EngineError};
 use serde_json::{Map, Value, json};
 
@@ -179,11 +179,13 @@ pub(crate) fn parse(
     };
     let answers = body.count("n", 1, ANSWERS_MAX)?.unwrap_or(1);
     let priority = body.whole("priority", -1e6, 1e6)?.unwrap_or(0.0) as i32;
-    let client = match body.take("user") {
+    let name = match body.take("user") {
         None => String::new(),
         Some(Value::String(user)) => user,
         Some(other) => return Err(Refusal::field("user", format!("must be a string, is {other}"))),
     };
+    // Whom the server knows it to be is not said in the body.
+    let client = Client { origin: String::new(), name };
     body.refuse("best_of", |value| *value == 1)?;
     body.refuse("echo", |value| *value == false)?;
     body.refuse("suffix", |value| *value == "")?;

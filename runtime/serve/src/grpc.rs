@@ -177,9 +177,9 @@ impl GrpcInferenceService for Asked {
         &self,
         request: tonic::Request<ModelInferRequest>,
     ) -> Result<tonic::Response<ModelInferResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
+        let (metadata, extensions, request) = request.into_parts();
         let headers = metadata.into_headers();
-        let watch = self.0.watch(&headers, "infer", "/inference.GRPCInferenceService/ModelInfer");
+        let watch = self.0.watch(&headers, &extensions, "infer", "/inference.GRPCInferenceService/ModelInfer");
         let answer = self.0.infer(&headers, request, &watch).await;
         watch.note(|notes| notes.status = answer.as_ref().map_or_else(|refusal| refusal.status, |_| 200));
         self.0.answered(answer)

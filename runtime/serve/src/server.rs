@@ -12,6 +12,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Request;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -24,7 +26,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::ServeError;
 use crate::answer::Server;
-use crate::auth::Keys;
+use crate::auth::{Keys, Peer};
 use crate::life::{Flights, Phase};
 use crate::socket::Patient;
 use crate::telemetry::TelemetryOptions;
@@ -185,7 +187,7 @@ async fn accept(server: &Arc<Server>, listener: &dyn Listener, places: &Arc<Sema
         };
         let server = server.clone();
         tokio::spawn(async move {
-            if let Err(error) = connection(server, stream).await {
+            if let Err(error) = connection(server, stream, &peer).await {
                 tracing::debug!(peer, %error, "a connection ended early");
             }
             drop(place);
@@ -205,23 +207,27 @@ async fn too_many(mut stream: BoxedStream) -> std::io::Result<()> {
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-async fn connection(server: Arc<Server>, stream: BoxedStream) -> Result<(), BoxError> {
+async fn connection(server: Arc<Server>, stream: BoxedStream, address: &str) -> Result<(), BoxError> {
+    let peer = Peer::at(address);
     let stream = Patient::new(stream, server.options.write_timeout);
-    let Some(tls) = &server.options.tls else { return talk(server, TokioIo::new(stream)).await };
+    let Some(tls) = &server.options.tls else { return talk(server, TokioIo::new(stream), peer).await };
     let handshake = TlsAcceptor::from(tls.current()).accept(stream);
     let stream = tokio::select! {
         stream = timeout(server.options.read_timeout, handshake) => stream??,
         () = server.life.ending() => return Ok(()),
     };
-    Box::pin(talk(server, TokioIo::new(stream))).await
+    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let peer = certificate.map_or(peer, |certificate| Peer::with_certificate(certificate));
+    Box::pin(talk(server, TokioIo::new(stream), peer)).await
 }
 
-async fn talk<S>(server: Arc<Server>, stream: S) -> Result<(), BoxError>
+async fn talk<S>(server: Arc<Server>, stream: S, peer: Peer) -> Result<(), BoxError>
 where
     S: hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
 {
     let flights = Flights::new();
-    let service = service_fn(|request| {
+    let service = service_fn(|mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer.clone());
         let (server, flight) = (server.clone(), flights.begin());
         async move { Ok::<_, Infallible>(server.answer(request, flight).await) }
     });

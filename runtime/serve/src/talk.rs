@@ -127,7 +127,8 @@ impl Talk {
         let mut maker = Maker { talk: self.clone(), completion, frame, parts: Vec::new(), cached: 0, watch };
         // The decoder's thread must not wait for a client. As many events come as the answers may have tokens.
         let (sender, events) = mpsc::unbounded_channel::<(usize, Event)>();
-        for (index, request) in requests.into_iter().enumerate() {
+        for (index, mut request) in requests.into_iter().enumerate() {
+            maker.watch.origin().clone_into(&mut request.client.origin);
             let sender = sender.clone();
             let listener = Box::new(move |event| sender.send((index, event)).is_ok());
             let id = self.decoder.submit(request, listener);

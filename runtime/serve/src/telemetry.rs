@@ -242,6 +242,7 @@ impl Exporter {
 /// Watches one request; what it saw is told when the last of it is dropped.
 pub(crate) struct Watch {
     begin: Instant,
+    origin: String,
     latency: Histogram,
     span: Option<(Telemetry, u64, Option<Parent>)>,
     notes: Mutex<Notes>,
@@ -253,6 +254,7 @@ impl Watch {
         telemetry: Option<&Telemetry>,
         latency: Histogram,
         headers: &http::HeaderMap,
+        origin: String,
         notes: Notes,
     ) -> Arc<Self> {
         let span = telemetry.and_then(|telemetry| {
@@ -261,12 +263,17 @@ impl Watch {
             let now = u64::try_from(telemetry.world.clock.wall().as_nanosecond()).unwrap_or_default();
             wanted.then(|| (telemetry.clone(), now, parent))
         });
-        Arc::new(Self { begin: Instant::now(), latency, span, notes: Mutex::new(notes) })
+        Arc::new(Self { begin: Instant::now(), origin, latency, span, notes: Mutex::new(notes) })
     }
 
     /// When it began.
     pub(crate) fn begin(&self) -> Instant {
         self.begin
+    }
+
+    /// Whom the server knows the client to be.
+    pub(crate) fn origin(&self) -> &str {
+        &self.origin
     }
 
     /// Notes something down.

@@ -72,7 +72,7 @@ pub struct Figures {
 pub type Listener = Box<dyn FnMut(Event) -> bool + Send>;
 
 enum Command {
-    Push(RequestId, Request, Listener),
+    Push(RequestId, Box<Request>, Listener),
     Cancel(RequestId),
 }
 
@@ -238,7 +238,7 @@ impl Decoder {
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         self.figures.open.fetch_add(1, Ordering::Relaxed);
-        self.send(Command::Push(id, request, listener));
+        self.send(Command::Push(id, Box::new(request), listener));
         Ok(id)
     }
 
@@ -423,7 +423,7 @@ impl Worker {
         match command {
             Command::Push(id, request, listener) => {
                 self.listeners.insert(id, listener);
-                self.schedule.push(id, request);
+                self.schedule.push(id, *request);
             }
             Command::Cancel(id) => {
                 self.schedule.cancel(id);

@@ -9,10 +9,12 @@ pub mod decoder;
 pub mod pages;
 pub mod sample;
 pub mod schedule;
+mod share;
 pub mod text;
 
 pub use chat::{ChatTemplate, Message};
 pub use decoder::{Decoder, DecoderOptions, Figures};
 pub use sample::{Choice, Sampling};
 pub use schedule::{End, Event, Request};
+pub use share::Client;
 pub use text::{TextStream, TextTokenizer};

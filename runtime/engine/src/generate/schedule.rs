@@ -7,19 +7,15 @@
 //! ```
 //!
 //! A step takes one token of each request that is making text, and fills up with pieces of prompts. Requests are admitted
-//! by priority, then by how little their client had, then by their turn. What must hold: a request that was admitted is
-//! never starved by later ones of no higher priority; when pages run out, the request admitted last gives its up; the
-//! tokens of a request do not depend on any of this.
-
-use std::collections::HashMap;
+//! by priority, then by their clients' shares ([`super::share`]). What must hold: no request is starved by later ones of no
+//! higher priority, nor one that was admitted by those that were not; when pages run out, the request admitted last gives
+//! its up; the tokens of a request do not depend on any of this.
 
 use super::pages::{Owned, PageTable};
 use super::sample::{Choice, History, Sampling};
+use super::share::{Client, Shares, Ticket};
 use crate::backend::{Sequence, Step};
 use crate::graph::PAGE_TOKENS;
-
-/// Clients whose share is remembered; names are theirs to choose, so that there is a bound.
-const CLIENTS_MAX: usize = 10_000;
 
 /// A request's number.
 pub type RequestId = u64;
@@ -35,8 +31,8 @@ pub struct Request {
     pub stop: Vec<u32>,
     /// How tokens are chosen.
     pub sampling: Sampling,
-    /// Who asks, for fairness; any text.
-    pub client: String,
+    /// Who asks, for fairness.
+    pub client: Client,
     /// Higher ones are admitted first.
     pub priority: i32,
 }
@@ -90,8 +86,9 @@ struct Running {
     owned: Owned,
     history: History,
     cached_tokens: usize,
-    /// In which order requests were admitted, the first time.
-    turn: u64,
+    ticket: Ticket,
+    /// In which order requests were admitted, the first time; none before that.
+    admitted: Option<u64>,
 }
 
 impl Running {
@@ -118,15 +115,15 @@ pub struct Schedule {
     pages: PageTable,
     waiting: Vec<Running>,
     running: Vec<Running>,
-    served: HashMap<String, u64>,
-    turns: u64,
+    shares: Shares,
+    admissions: u64,
 }
 
 impl Schedule {
     /// Nothing to do yet.
     pub fn new(limits: Limits, pages: u32) -> Self {
-        let (waiting, running, served) = (Vec::new(), Vec::new(), HashMap::new());
-        Self { limits, pages: PageTable::new(pages), waiting, running, served, turns: 0 }
+        let (waiting, running, shares) = (Vec::new(), Vec::new(), Shares::default());
+        Self { limits, pages: PageTable::new(pages), waiting, running, shares, admissions: 0 }
     }
 
     /// Requests that wait, and that run.
@@ -142,11 +139,10 @@ impl Schedule {
     /// Takes a request.
     pub fn push(&mut self, id: RequestId, request: Request) {
         assert!(!request.prompt.is_empty(), "a prompt has a token");
-        self.turns += 1;
         let (tokens, history) = (request.prompt.clone(), History::of_prompt(&request.prompt));
-        let owned = Owned::default();
-        let turn = self.turns;
-        self.waiting.push(Running { id, request, tokens, computed: 0, owned, history, cached_tokens: 0, turn });
+        let (owned, ticket) = (Owned::default(), self.shares.arrive(&request.client));
+        let (computed, cached_tokens, admitted) = (0, 0, None);
+        self.waiting.push(Running { id, request, tokens, computed, owned, history, cached_tokens, ticket, admitted });
     }
 
     /// Lets go of a request.
@@ -196,7 +192,7 @@ impl Schedule {
             if self.running.len() < 2 {
                 return None;
             }
-            let last = (0..self.running.len()).max_by_key(|index| self.running[*index].turn)?;
+            let last = (0..self.running.len()).max_by_key(|index| self.running[*index].admitted)?;
             self.preempt(last);
         }
     }
@@ -246,11 +242,20 @@ impl Schedule {
         running.owned.room() - running.computed + self.pages.available() * PAGE_TOKENS
     }
 
+    /// The request whose turn it is, of those that wait: of the highest priority those first that gave their pages up.
+    fn next(&self) -> Option<usize> {
+        let highest = self.waiting.iter().map(|waiting| waiting.request.priority).max()?;
+        let of_highest = || self.waiting.iter().enumerate().filter(|(_, one)| one.request.priority == highest);
+        let again = of_highest().filter_map(|(index, waiting)| Some((waiting.admitted?, index))).min();
+        again.map(|(_, index)| index).or_else(|| {
+            let next = self.shares.next(of_highest().map(|(_, waiting)| (waiting.ticket, waiting.tokens.len())))?;
+            of_highest().nth(next).map(|(index, _)| index)
+        })
+    }
+
     /// Moves the request whose turn it is from waiting to running, if there are pages for it; where it is then.
     fn admit(&mut self) -> Option<usize> {
-        let served = |client: &str| self.served.get(client).copied().unwrap_or(0);
-        let key = |w: &Running| (std::cmp::Reverse(w.request.priority), served(&w.request.client), w.turn);
-        let (best, _) = self.waiting.iter().enumerate().min_by_key(|(_, waiting)| key(waiting))?;
+        let best = self.next()?;
         let waiting = &self.waiting[best];
         let (owned, known) = self.pages.begin(&waiting.tokens);
         // All of its tokens and one page to go on, unless it is alone: then it gets what there is.
@@ -261,8 +266,11 @@ impl Schedule {
         }
         let mut running = self.waiting.remove(best);
         (running.owned, running.computed) = (owned, known);
-        if running.answered() == 0 {
+        if running.admitted.is_none() {
             running.cached_tokens = known;
+            self.admissions += 1;
+            running.admitted = Some(self.admissions);
+            self.shares.admit(running.ticket, running.tokens.len() - known);
         }
         self.running.push(running);
         Some(self.running.len() - 1)
@@ -280,7 +288,7 @@ impl Schedule {
             // The one admitted last gives its pages up, unless it is in this step already; then this one does.
             let in_step = |running: &Running| batch.rows.iter().any(|(id, _)| *id == running.id);
             let last = self.running.iter().enumerate().filter(|(_, running)| !in_step(running));
-            let (victim, _) = last.max_by_key(|(_, running)| running.turn).expect("this one is not in the step");
+            let (victim, _) = last.max_by_key(|(_, running)| running.admitted).expect("this one is not in the step");
             self.preempt(victim);
         }
         let Some(index) = self.position(id) else { return false };
@@ -316,7 +324,6 @@ impl Schedule {
             if let Some(index) = self.position(*id) {
                 let running = &mut self.running[index];
                 running.computed += rows;
-                *self.served.entry(running.request.client.clone()).or_default() += *rows as u64;
             }
         }
         for (id, choice) in batch.answers.iter().zip(chosen) {
@@ -328,6 +335,7 @@ impl Schedule {
                 Ok(choice) => {
                     running.tokens.push(choice.token);
                     running.history.push(choice.token);
+                    self.shares.made(running.ticket);
                     events.push((*id, Event::Token(choice)));
                     let full = running.tokens.len() >= self.limits.context;
                     (full || running.answered() >= running.request.tokens_max).then_some(End::Length)
@@ -339,9 +347,9 @@ impl Schedule {
                 events.push((*id, Event::End { end, cached_tokens }));
             }
         }
-        if self.waiting.is_empty() && self.running.is_empty() || self.served.len() > CLIENTS_MAX {
+        if self.waiting.is_empty() && self.running.is_empty() {
             // Whoever comes next begins as everybody else.
-            self.served.clear();
+            self.shares = Shares::default();
         }
         events
     }
@@ -349,12 +357,15 @@ impl Schedule {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use proptest::prelude::*;
 
     use super::*;
 
     fn request(prompt: Vec<u32>, tokens_max: usize, client: &str) -> Request {
-        Request { prompt, tokens_max, client: client.into(), sampling: Sampling::greedy(), ..Request::default() }
+        let client = Client { origin: client.into(), name: String::new() };
+        Request { prompt, tokens_max, client, sampling: Sampling::greedy(), ..Request::default() }
     }
 
     /// A model whose next token is a hash of all tokens before it, read back from what the pages were given: a page that
