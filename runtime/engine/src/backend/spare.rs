@@ -120,18 +120,24 @@ impl Placed {
         let now = self.now();
         let (ran, was_moved) = (work(&*now.prepared), now.moved.is_some());
         drop(now);
-        let Err(error @ EngineError::Device { .. }) = ran else { return ran.map(|()| Ran::Done) };
+        let (device, reason) = match ran {
+            Err(EngineError::Device { device, reason }) => (device, reason),
+            ran => return ran.map(|()| Ran::Done),
+        };
+        let lost = |and: &str| EngineError::Device { device: device.clone(), reason: format!("{reason}{and}") };
         let mut left = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         if self.now().moved.is_some() && !was_moved {
             // Another step has found out first.
             return Ok(Ran::Moved);
         }
-        // A spare that does not take the graph now is asked again when the next step fails.
-        let Some(spare) = left.clone() else { return Err(error) };
+        let Some(spare) = left.clone() else { return Err(lost("")) };
         let on = spare.capabilities();
-        tracing::error!(%error, instead = on.name, "the device was lost; the model goes on elsewhere");
-        let prepared = spare.prepare(self.graph.clone(), self.pages)?;
-        let new = Now { prepared, on, moved: Some(error.to_string()) };
+        tracing::error!(error = %lost(""), instead = on.name, "the device was lost; the model goes on elsewhere");
+        // A spare that does not take the graph now is asked again when the next step fails. It is the device's failure,
+        // whatever the spare lacks: whoever runs the steps counts those.
+        let prepared = spare.prepare(self.graph.clone(), self.pages);
+        let prepared = prepared.map_err(|error| lost(&format!("; its spare: {error}")))?;
+        let new = Now { prepared, on, moved: Some(lost("").to_string()) };
         // What the device held is given back after the lock.
         let _old = std::mem::replace(&mut *self.now.write().unwrap_or_else(PoisonError::into_inner), new);
         *left = None;
@@ -260,7 +266,10 @@ mod tests {
         spare.placed.set(Arc::downgrade(&placed)).unwrap();
         let mut answers = Vec::new();
         assert_eq!(step(&placed, &mut answers).unwrap(), Ran::Done);
-        assert!(matches!(step(&placed, &mut answers), Err(EngineError::Memory { .. })));
+        let refused = step(&placed, &mut answers).unwrap_err();
+        let said = "frail: it fell off the bus; its spare: taking 7 bytes of memory for weights: out of memory";
+        assert!(matches!(refused, EngineError::Device { .. }), "whoever runs it counts lost devices");
+        assert_eq!(refused.to_string(), said);
         assert_eq!((step(&placed, &mut answers).unwrap(), placed.on().0.name), (Ran::Moved, "reference"));
         assert_eq!((step(&placed, &mut answers).unwrap(), answers), (Ran::Done, vec![3.0]));
     }
