@@ -5,7 +5,7 @@
 //! of sentence-transformers (the special tokens are kept, the text's end goes).
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kedge_formats::Gguf;
@@ -17,7 +17,7 @@ use crate::backend::{Backend, Capabilities, Sequence, Step};
 use crate::generate::text;
 use crate::graph::Graph;
 use crate::guarded::guarded;
-use crate::model::{EncoderConfig, bert, gguf_file};
+use crate::model::{EncoderConfig, Location, bert};
 use crate::plan::{Plan, Shape};
 
 /// Most texts in one run of a plan.
@@ -56,8 +56,7 @@ pub struct Embedding {
 }
 
 impl Encoder {
-    /// Opens the model at `path`: a directory, a `.safetensors` file whose settings lie beside it, a `.gguf` file, or a
-    /// folder with nothing but one.
+    /// Opens the model at `path`, which [`Location`] says what it means.
     pub fn open(path: &Path, backend: &dyn Backend) -> Result<Self, EngineError> {
         let (config, tokenizer, graph) = read(path, true)?;
         let graph = Arc::new(graph);
@@ -152,34 +151,25 @@ impl Encoder {
     }
 }
 
-/// The folder with the settings, and the file with the weights.
-pub(crate) fn locate(path: &Path) -> (PathBuf, PathBuf) {
-    if path.is_file() {
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        return (directory.unwrap_or(Path::new(".")).to_owned(), path.to_owned());
-    }
-    (path.to_owned(), path.join("model.safetensors"))
-}
-
 /// The settings, the tokenizer and the graph of the model at `path`; whether its numbers are sound is looked at where `reads`
 /// says so.
 pub(crate) fn read(path: &Path, reads: bool) -> Result<(EncoderConfig, Tokenizer, Graph), EngineError> {
-    if let Some(path) = gguf_file(path) {
-        let file = Gguf::open(&path)?;
+    let at = Location::of(path)?;
+    let beside = at.folder.join("tokenizer.json");
+    if at.is_gguf() {
+        let file = Gguf::open(&at.weights)?;
         let config = EncoderConfig::of_gguf(&file)?;
-        let beside = path.with_file_name("tokenizer.json");
         let tokenizer = if beside.is_file() {
             read_tokenizer(&beside, &config)?
         } else {
-            fitted(text::word_piece(&file)?, &path, &config)?
+            fitted(text::word_piece(&file)?, &at.weights, &config)?
         };
         let graph = bert::of_gguf(&file, &config, reads)?;
         return Ok((config, tokenizer, graph));
     }
-    let (directory, weights) = locate(path);
-    let config = EncoderConfig::read(&directory)?;
-    let graph = bert::read(&weights, &config, reads)?;
-    let tokenizer = read_tokenizer(&directory.join("tokenizer.json"), &config)?;
+    let config = EncoderConfig::read(&at.folder)?;
+    let graph = bert::read(&at.weights, &config, reads)?;
+    let tokenizer = read_tokenizer(&beside, &config)?;
     Ok((config, tokenizer, graph))
 }
 

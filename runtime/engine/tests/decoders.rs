@@ -137,6 +137,17 @@ fn every_family_has_the_logits_that_transformers_has() {
 }
 
 #[test]
+fn weights_are_those_that_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path(), "LlamaForCausalLM", &json!({}), Dtype::F32);
+    let (usual, tuned) = (folder.path().join("model.safetensors"), folder.path().join("tuned.safetensors"));
+    std::fs::rename(&usual, &tuned).unwrap();
+    let named = graph_of(&tuned);
+    std::fs::write(&usual, "of another model").unwrap();
+    assert_eq!(graph_of(&tuned).weights[0].bytes(), named.weights[0].bytes());
+}
+
+#[test]
 fn every_quantisation_agrees_with_the_plain_backend() {
     for dtype in [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4K, Dtype::Q5K, Dtype::Q6K, Dtype::F16] {
         let folder = tempfile::tempdir().unwrap();

@@ -10,6 +10,7 @@ use std::path::Path;
 use kedge_engine::{Backend, Cpu, Embedding, Encoder, Reference};
 use kedge_formats::gguf::write::{Value as Meta, to_bytes};
 use kedge_formats::{Dtype, Tensor};
+use serde_json::json;
 use tiny_bert::{as_gguf, cosine, texts, tiny};
 
 /// Cosine distance allowed between 32-bit and 64-bit arithmetic.
@@ -58,6 +59,24 @@ fn a_text_has_the_same_vector_alone_and_in_a_batch() {
         (2, 18),
         "an empty text is two special tokens; a long one is cut at 18"
     );
+}
+
+#[test]
+fn weights_are_those_that_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    tiny(folder.path(), "mean_tokens");
+    let at = |name: &str| folder.path().join(name);
+    let whole = encode(folder.path(), &Reference);
+    // As a shard, and nothing called `model.safetensors`.
+    std::fs::rename(at("model.safetensors"), at("tuned.safetensors")).unwrap();
+    let weights = std::fs::read(at("tuned.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&weights).unwrap();
+    let map: serde_json::Map<_, _> =
+        tensors.names().iter().map(|n| ((*n).into(), "tuned.safetensors".into())).collect();
+    std::fs::write(at("model.safetensors.index.json"), json!({ "weight_map": map }).to_string()).unwrap();
+    assert_eq!(encode(folder.path(), &Reference), whole);
+    std::fs::write(at("model.safetensors.index.json"), "{").unwrap();
+    assert_eq!(encode(&at("tuned.safetensors"), &Reference), whole);
 }
 
 #[test]

@@ -32,6 +32,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use kedge_engine::EngineError;
+use kedge_engine::model::Location;
 use kedge_world::{Net, RealNet};
 use tokio::signal::unix::SignalKind;
 
@@ -152,8 +153,8 @@ fn files_open_max(limits: &str) -> Option<usize> {
 
 /// When the weights were written, in seconds since 1970; 0 when nobody can tell.
 fn created(model: &Path) -> u64 {
-    let weights = if model.is_dir() { model.join("model.safetensors") } else { model.to_owned() };
-    let written = weights.metadata().and_then(|metadata| metadata.modified()).ok();
+    let weights = Location::of(model).ok().map(|at| at.weights);
+    let written = weights.and_then(|weights| weights.metadata().ok()?.modified().ok());
     written.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs())
 }
 

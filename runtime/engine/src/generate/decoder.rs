@@ -18,9 +18,9 @@ use crate::EngineError;
 use crate::backend::spare::{FAILURES_MAX, Placed, Ran};
 use crate::backend::{Backend, Capabilities};
 use crate::graph::{Graph, PAGE_TOKENS, Pages};
+use crate::model::Location;
 use crate::model::config::read_json;
-use crate::model::decoder::{DecoderConfig, Source, graph, weights_of};
-use crate::model::gguf_file;
+use crate::model::decoder::{DecoderConfig, Source, graph};
 use crate::plan::{Plan, Shape};
 
 /// Bytes of a number in a page of keys and values.
@@ -119,8 +119,7 @@ struct Files {
 }
 
 impl Decoder {
-    /// Opens the model at `path`: a GGUF file, a folder with nothing but one, or a folder with
-    /// `config.json`, `tokenizer.json` and safetensors.
+    /// Opens the model at `path`, which [`Location`] says what it means.
     pub fn open(path: &Path, backend: &dyn Backend, options: DecoderOptions) -> Result<Self, EngineError> {
         let Files { source, config, tokenizer, template, stop } = Files::open(path)?;
         let graph = Arc::new(graph(&source, &config)?);
@@ -297,22 +296,15 @@ fn tokens_kept(graph: &Graph, config: &DecoderConfig, backend: &dyn Backend, opt
 
 impl Files {
     fn open(path: &Path) -> Result<Self, EngineError> {
-        if let Some(file) = gguf_file(path) {
-            return Self::of_gguf(&file);
+        let at = Location::of(path)?;
+        if at.is_gguf() {
+            return Self::of_gguf(&at.weights);
         }
-        // Not the settings beside it are what is missing then.
-        let about = path.metadata().map_err(|source| EngineError::Read { path: path.to_owned(), source })?;
-        let is_weights = path.extension().is_some_and(|extension| extension == "safetensors" || extension == "json");
-        let may_be_one = about.is_dir() || about.is_file() && is_weights;
-        if !may_be_one {
-            let reason = "is no model: a folder, a .safetensors file and a .gguf file are".into();
-            return Err(EngineError::Field { path: path.to_owned(), field: "(file)".into(), reason });
-        }
-        let folder = if path.is_file() { path.parent().unwrap_or(Path::new(".")) } else { path };
+        let folder = &*at.folder;
         let config_path = folder.join("config.json");
         let config = DecoderConfig::of_json(&config_path)?;
         let tokenizer = TextTokenizer::of_file(&folder.join("tokenizer.json"))?;
-        let source = Source::Folder(Tensors::open_safetensors(&weights_of(folder))?);
+        let source = Source::Folder(Tensors::open_safetensors(&at.weights)?);
         let optional = |name: &str| -> Result<Value, EngineError> {
             let path = folder.join(name);
             if path.is_file() { read_json(&path) } else { Ok(Value::Null) }
@@ -494,23 +486,5 @@ impl Worker {
         set(&self.figures.waiting, waiting);
         set(&self.figures.running, running);
         set(&self.figures.tokens_free, self.schedule.tokens_free());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_no_model_is_told_by_its_own_name() {
-        for (path, says) in [
-            ("/nowhere/model", "reading /nowhere/model: No such file"),
-            ("/dev/null", "/dev/null: (file): is no model"),
-            (concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"), "Cargo.toml: (file): is no model"),
-            (env!("CARGO_MANIFEST_DIR"), "config.json: No such file"),
-        ] {
-            let error = Decoder::inspect(Path::new(path)).unwrap_err().to_string();
-            assert!(error.contains(says), "{error}");
-        }
     }
 }

@@ -167,6 +167,27 @@ impl EncoderConfig {
     }
 }
 
+/// The type of a module of sentence-transformers', and the last part of its name.
+fn module_type(module: &Value) -> (&str, &str) {
+    let kind = module["type"].as_str().unwrap_or_default();
+    (kind, kind.rsplit('.').next().unwrap_or_default())
+}
+
+/// Refuses a decoder that sentence-transformers makes vectors with (Qwen3-Embedding): its folder names the class of one that
+/// makes text, and `modules.json` what becomes of it.
+pub(super) fn refuse_pooled(directory: &Path) -> Result<(), EngineError> {
+    let path = directory.join("modules.json");
+    let modules: Vec<Value> = if path.exists() { read_json(&path)? } else { Vec::new() };
+    match modules.iter().map(module_type).position(|(_, last)| last == "Pooling") {
+        None => Ok(()),
+        Some(index) => {
+            let reason =
+                format!("Pooling makes a vector of a text; of such models {} are supported", ENCODERS.join(", "));
+            Err(EngineError::Field { path, field: format!("[{index}].type"), reason })
+        }
+    }
+}
+
 /// Pooling and normalisation from `modules.json`. A bare transformers model has none: it is pooled by mean,
 /// as sentence-transformers does when it meets one.
 fn read_modules(directory: &Path) -> Result<(Pooling, bool), EngineError> {
@@ -177,8 +198,8 @@ fn read_modules(directory: &Path) -> Result<(Pooling, bool), EngineError> {
     let modules: Vec<Value> = read_json(&path)?;
     let (mut pooling, mut normalize) = (None, false);
     for (index, module) in modules.iter().enumerate() {
-        let kind = module["type"].as_str().unwrap_or_default();
-        match kind.rsplit('.').next().unwrap_or_default() {
+        let (kind, last) = module_type(module);
+        match last {
             "Transformer" => {}
             "Pooling" => {
                 pooling = Some(read_pooling(

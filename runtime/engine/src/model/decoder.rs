@@ -6,12 +6,12 @@
 //! operations; ggml's `gguf.md` and llama.cpp's `llama-arch.cpp` for the keys and names of tensors in GGUF.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use kedge_formats::{Gguf, Tensor, Tensors};
 use serde_json::Value as Json;
 
-use super::config::{Fields, read_json};
+use super::config::{Fields, read_json, refuse_pooled};
 use super::rope::Turning;
 use crate::EngineError;
 use crate::generate::sample::VOCABULARY_MAX;
@@ -176,6 +176,7 @@ impl DecoderConfig {
             let known = FAMILIES.map(|family| family.hugging_face).join(", ");
             file.wrong("architectures", format!("{name:?} is not supported; {known} and BertModel are"))
         })?;
+        refuse_pooled(path.parent().unwrap_or(Path::new("")))?;
         let heads = file.number("num_attention_heads")?;
         let hidden = file.number("hidden_size")?;
         let width = file.number_or("head_dim", family.head_dim.unwrap_or(hidden / heads))?;
@@ -688,10 +689,4 @@ impl Writer<'_> {
         self.g.push(Op::Experts { x, router, experts: all, used, normalize, activation, out });
         Ok(out)
     }
-}
-
-/// Where the weights of a folder are: one file, or an index of shards.
-pub(crate) fn weights_of(folder: &Path) -> PathBuf {
-    let index = folder.join("model.safetensors.index.json");
-    if index.is_file() { index } else { folder.join("model.safetensors") }
 }
