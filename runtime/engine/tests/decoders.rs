@@ -122,6 +122,7 @@ fn every_family_has_the_logits_that_transformers_has() {
     for (name, family, more) in named() {
         let folder = tempfile::tempdir().unwrap();
         write_model(folder.path(), family, &more, Dtype::F32);
+        assert_eq!(Decoder::read(folder.path()).unwrap().0.family.hugging_face, family);
         let found = logits_of(&graph_of(folder.path()), &Reference, 128, ASKED);
         // The last of three answers for each prompt.
         let last = |prompt: usize| &found[(prompt * 3 + 2) * WORDS..][..WORDS];

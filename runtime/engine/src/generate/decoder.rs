@@ -169,7 +169,7 @@ impl Decoder {
     pub fn inspect(path: &Path) -> Result<String, EngineError> {
         let files = Files::open(path)?;
         graph(&files.source, &files.config)?;
-        Ok(files.config.family.to_owned())
+        Ok(files.config.family.gguf.to_owned())
     }
 
     /// The settings and the graph of the model at `path`, for whoever runs steps by themselves.

@@ -1,7 +1,6 @@
 //! Decoders: their settings from `config.json` or GGUF metadata, and the graph they make.
 //!
-//! A family of models is a line in [`FAMILIES`] that says where it differs from Llama; a family that is not there is
-//! refused by name. What must hold: a setting that would change the numbers and is not supported is refused, never
+//! A family that is not in the table ([`super::family`]) is refused by name. What must hold: a setting that would change the numbers and is not supported is refused, never
 //! passed over. Sources: transformers' `configuration_*.py` for the settings and `modeling_*.py` for the order of
 //! operations; ggml's `gguf.md` and llama.cpp's `llama-arch.cpp` for the keys and names of tensors in GGUF.
 
@@ -12,99 +11,11 @@ use kedge_formats::{Gguf, Tensor, Tensors};
 use serde_json::Value as Json;
 
 use super::config::{Fields, read_json, refuse_pooled};
+use super::family::{FAMILIES, Family, Window};
 use super::rope::Turning;
 use crate::EngineError;
 use crate::generate::sample::VOCABULARY_MAX;
-use crate::graph::{Activation, Builder, Expert, Graph, Heads, Norm, Op, Pages, Pairs, Part, Rope};
-
-/// Where a family of decoders differs from Llama.
-#[derive(Debug)]
-struct Family {
-    /// `architectures` of `config.json`.
-    hugging_face: &'static str,
-    /// `general.architecture` of GGUF.
-    gguf: &'static str,
-    /// Queries, keys and values have biases.
-    bias: bool,
-    /// Query and key heads have a norm each.
-    head_norms: bool,
-    /// Width of a head where `config.json` does not say it; none for a part of the whole for each head.
-    head_dim: Option<usize>,
-    /// Norms also after attention and feed-forward, a scale of one plus the stored one, scaled embeddings (Gemma).
-    gemma: bool,
-    /// Query, key and value are one matrix, gate and up another.
-    fused: bool,
-    /// GGUF files have the numbers of a head as neighbours.
-    neighbours: bool,
-    /// Which layers look back only as far as the window.
-    window: Window,
-}
-
-/// Which layers have a window, where a model has one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Window {
-    /// None: a window in the settings is for another use.
-    Never,
-    /// All.
-    Every,
-    /// All but each so many'th.
-    AllBut(usize),
-}
-
-const LLAMA: Family = Family {
-    hugging_face: "LlamaForCausalLM",
-    gguf: "llama",
-    bias: false,
-    head_norms: false,
-    head_dim: None,
-    gemma: false,
-    fused: false,
-    neighbours: true,
-    window: Window::Never,
-};
-
-const FAMILIES: [Family; 9] = [
-    LLAMA,
-    Family { hugging_face: "MistralForCausalLM", window: Window::Every, ..LLAMA },
-    Family { hugging_face: "MixtralForCausalLM", window: Window::Every, ..LLAMA },
-    Family { hugging_face: "Qwen2ForCausalLM", gguf: "qwen2", bias: true, neighbours: false, ..LLAMA },
-    Family {
-        hugging_face: "Qwen3ForCausalLM",
-        gguf: "qwen3",
-        head_norms: true,
-        head_dim: Some(128),
-        neighbours: false,
-        ..LLAMA
-    },
-    Family { hugging_face: "Qwen3MoeForCausalLM", gguf: "qwen3moe", head_norms: true, neighbours: false, ..LLAMA },
-    Family {
-        hugging_face: "Phi3ForCausalLM",
-        gguf: "phi3",
-        fused: true,
-        neighbours: false,
-        window: Window::Every,
-        ..LLAMA
-    },
-    Family {
-        hugging_face: "Gemma2ForCausalLM",
-        gguf: "gemma2",
-        gemma: true,
-        head_dim: Some(256),
-        neighbours: false,
-        window: Window::AllBut(2),
-        ..LLAMA
-    },
-    Family {
-        hugging_face: "Gemma3ForCausalLM",
-        gguf: "gemma3",
-        gemma: true,
-        head_dim: Some(256),
-        head_norms: true,
-        neighbours: false,
-        window: Window::AllBut(6),
-        ..LLAMA
-    },
-];
+use crate::graph::{Activation, Builder, Expert, Graph, Heads, Norm, Op, Pages, Part, Rope};
 
 /// The widest head; the widest there is has an eighth of it.
 const HEAD_MAX: usize = 1 << 12;
@@ -112,8 +23,8 @@ const HEAD_MAX: usize = 1 << 12;
 /// The shape of a decoder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecoderConfig {
-    /// The family, as `general.architecture` names it.
-    pub family: &'static str,
+    /// The family.
+    pub family: &'static Family,
     /// Width of a token's vector.
     pub hidden: usize,
     /// Number of layers.
@@ -172,8 +83,8 @@ impl DecoderConfig {
     pub fn of_json(path: &Path) -> Result<Self, EngineError> {
         let file = Fields { json: read_json(path)?, path: path.to_owned() };
         let name = file.json["architectures"][0].as_str().unwrap_or_default().to_owned();
-        let family = FAMILIES.iter().find(|family| family.hugging_face == name).ok_or_else(|| {
-            let known = FAMILIES.map(|family| family.hugging_face).join(", ");
+        let family = Family::of_class(&name).ok_or_else(|| {
+            let known = FAMILIES.each_ref().map(|family| family.hugging_face).join(", ");
             file.wrong("architectures", format!("{name:?} is not supported; {known} and BertModel are"))
         })?;
         refuse_pooled(path.parent().unwrap_or(Path::new("")))?;
@@ -198,7 +109,7 @@ impl DecoderConfig {
             Some(field) => Some(Experts {
                 count: file.number(field)?,
                 used: file.number("num_experts_per_tok")?,
-                normalize: file.json["norm_topk_prob"].as_bool().unwrap_or(name == "MixtralForCausalLM"),
+                normalize: file.json["norm_topk_prob"].as_bool().unwrap_or(family.normalize),
             }),
         };
         let inner = if experts.is_some() && !file.json["moe_intermediate_size"].is_null() {
@@ -210,7 +121,7 @@ impl DecoderConfig {
             return Err(file.wrong("mlp_only_layers", "layers without experts among others are not supported"));
         }
         let config = Self {
-            family: family.gguf,
+            family,
             hidden,
             layers: file.number("num_hidden_layers")?,
             heads: Heads { query: heads, key: file.number_or("num_key_value_heads", heads)?, width },
@@ -221,7 +132,7 @@ impl DecoderConfig {
             scale: optional("query_pre_attn_scalar")?.unwrap_or(width as f64).powf(-0.5),
             rope: turning.all,
             rope_window: turning.window,
-            window: file.window(family.window)?,
+            window: file.window(family)?,
             softcap: optional("attn_logit_softcapping")?,
             softcap_logits: optional("final_logit_softcapping")?,
             activation: activation(&file)?,
@@ -239,12 +150,14 @@ impl DecoderConfig {
             reason,
         };
         let name = file.text("general.architecture")?;
-        let family = FAMILIES.iter().find(|family| family.gguf == name).ok_or_else(|| {
-            let mut known = FAMILIES.map(|family| family.gguf).to_vec();
+        let at = |key: &str| format!("{name}.{key}");
+        let key = at("attention.sliding_window");
+        let window = if file.has(&key) { Some(file.number(&key)?) } else { None };
+        let family = Family::of_gguf(name, window.is_some_and(|window| window > 0)).ok_or_else(|| {
+            let mut known = FAMILIES.each_ref().map(|family| family.gguf).to_vec();
             known.dedup();
             wrong("general.architecture", format!("{name:?} is not supported; {} and bert are", known.join(", ")))
         })?;
-        let at = |key: &str| format!("{name}.{key}");
         let number = |key: &str| -> Result<usize, EngineError> {
             let value = file.number(&at(key))?;
             if value == 0 || value > 1 << 24 {
@@ -257,7 +170,6 @@ impl DecoderConfig {
         let (hidden, heads) = (number("embedding_length")?, number("attention.head_count")?);
         let width = number_or("attention.key_length", hidden / heads)?;
         let turned = number_or("rope.dimension_count", width)?;
-        let pairs = if family.neighbours { Pairs::Neighbours } else { Pairs::Halves };
         if width > HEAD_MAX {
             let reason = format!("heads of {width} are wider than every model's");
             let key = if file.has(&at("attention.key_length")) { "attention.key_length" } else { "embedding_length" };
@@ -268,7 +180,7 @@ impl DecoderConfig {
             return Err(wrong(&at("rope.dimension_count"), reason));
         }
         let context = number("context_length")?;
-        let turning = Turning::of_gguf(file, name, turned, context, pairs)?;
+        let turning = Turning::of_gguf(file, family, turned, context)?;
         let count = number_or("expert_count", 0)?;
         let experts = match count {
             0 => None,
@@ -298,12 +210,12 @@ impl DecoderConfig {
         } else {
             "feed_forward_length"
         };
-        // The largest Gemmas scale by another width, which their files do not say; llama.cpp knows them by their layers.
+        // Files do not say by what width they scale; llama.cpp knows those that are special by their layers.
         let layers = number("block_count")?;
-        let is_largest = matches!((name, layers), ("gemma2", 46) | ("gemma3", 62));
+        let is_largest = family.layers_largest == Some(layers);
         let scale = (if is_largest { hidden / heads } else { width } as f64).powf(-0.5);
         let config = Self {
-            family: family.gguf,
+            family,
             hidden,
             layers,
             heads: Heads { query: heads, key: number_or("attention.head_count_kv", heads)?, width },
@@ -314,7 +226,7 @@ impl DecoderConfig {
             scale,
             rope: turning.all,
             rope_window: turning.window,
-            window: gguf_window(file, family, layers)?,
+            window: gguf_window(file, family, layers, window.unwrap_or(family.gguf_window))?,
             softcap: float("attn_logit_softcapping")?,
             softcap_logits: float("final_logit_softcapping")?,
             activation: if family.gemma { Activation::GeluTanh } else { Activation::Silu },
@@ -356,16 +268,9 @@ impl DecoderConfig {
         Ok(self)
     }
 
-    fn family(&self) -> &'static Family {
-        FAMILIES.iter().find(|family| family.gguf == self.family).expect("it was one of them")
-    }
-
     /// The window of a layer.
-    fn window_of(&self, layer: usize) -> Option<usize> {
-        match self.family().window {
-            Window::AllBut(every) if (layer + 1).is_multiple_of(every) => None,
-            _ => self.window,
-        }
+    pub(super) fn window_of(&self, layer: usize) -> Option<usize> {
+        self.window.filter(|_| self.family.is_windowed(layer))
     }
 }
 
@@ -374,15 +279,14 @@ impl Fields {
         if self.json[field].is_null() { Ok(other) } else { self.number(field) }
     }
 
-    fn window(&self, which: Window) -> Result<Option<usize>, EngineError> {
-        if which == Window::Never || self.json["sliding_window"].is_null() {
+    fn window(&self, family: &Family) -> Result<Option<usize>, EngineError> {
+        if family.window == Window::Never || self.json["sliding_window"].is_null() {
             return Ok(None);
         }
-        if let Window::AllBut(every) = which {
+        if let Window::AllBut(every) = family.window {
             let pattern = self.number_or("sliding_window_pattern", every)?;
             let types = self.json["layer_types"].as_array().into_iter().flatten().enumerate();
-            let expected =
-                |layer: usize| if (layer + 1).is_multiple_of(every) { "full_attention" } else { "sliding_attention" };
+            let expected = |layer| if family.is_windowed(layer) { "sliding_attention" } else { "full_attention" };
             if pattern != every || types.clone().any(|(layer, kind)| kind != expected(layer)) {
                 return Err(
                     self.wrong("layer_types", format!("only full attention in each {every}th layer is supported"))
@@ -412,36 +316,26 @@ const HARMLESS: [(&str, f64); 15] = [
     ("use_parallel_residual", 0.0),
 ];
 
-/// How far back layers look of which the family says that they have a window; zero in a file is none. A `llama` that has
-/// one is a Mistral, with a window in every layer.
-fn gguf_window(file: &Gguf, family: &Family, layers: usize) -> Result<Option<usize>, EngineError> {
+/// How far back layers look of which the family says that they have a window, given what was told; zero is none.
+fn gguf_window(file: &Gguf, family: &Family, layers: usize, told: u64) -> Result<Option<usize>, EngineError> {
     let at = |key: &str| format!("{}.attention.{key}", family.gguf);
     let wrong =
         |key: &str, reason: String| EngineError::Field { path: file.tensors.path().to_owned(), field: at(key), reason };
-    let told = match (file.has(&at("sliding_window")), family.gguf) {
-        (true, _) => file.number(&at("sliding_window"))?,
-        (false, "gemma2") => GEMMA2_WINDOW,
-        (false, _) => 0,
-    };
     if told == 0 {
         return Ok(None);
     }
-    let is_windowed = |layer: usize| match family.window {
-        Window::AllBut(every) => !(layer + 1).is_multiple_of(every),
-        Window::Every => true,
-        Window::Never => family.gguf == "llama",
-    };
-    if !(0..layers).any(is_windowed) {
+    if family.window == Window::Never {
         return Err(wrong("sliding_window", format!("{told} is not supported; models of this architecture have none")));
     }
     let key = "sliding_window_pattern";
     if file.has(&at(key)) {
         // A list says which layers have it; a number, each how many'th has none, and zero that all have it.
         let fits = match file.number(&at(key)) {
-            Ok(every) => (0..layers).all(|layer| is_windowed(layer) != (layer as u64 + 1).is_multiple_of(every)),
+            Ok(every) => (0..layers).all(|layer| family.is_windowed(layer) != (layer as u64 + 1).is_multiple_of(every)),
             Err(_) => {
                 let list = file.floats(&at(key))?;
-                list.len() == layers && list.iter().enumerate().all(|(layer, on)| is_windowed(layer) == (*on != 0.0))
+                list.len() == layers
+                    && list.iter().enumerate().all(|(layer, on)| family.is_windowed(layer) == (*on != 0.0))
             }
         };
         if !fits {
@@ -453,9 +347,6 @@ fn gguf_window(file: &Gguf, family: &Family, layers: usize) -> Result<Option<usi
         _ => Err(wrong("sliding_window", format!("{told} is not between 0 and {}", 1 << 24))),
     }
 }
-
-/// The window of Gemma 2 where its file does not say it (llama.cpp's `gemma2.cpp`).
-const GEMMA2_WINDOW: u64 = 4096;
 
 fn activation(file: &Fields) -> Result<Activation, EngineError> {
     let field = if file.json["hidden_activation"].is_null() { "hidden_act" } else { "hidden_activation" };
@@ -503,7 +394,7 @@ struct Writer<'a> {
 
 /// The graph of a decoder.
 pub(crate) fn graph(source: &Source, config: &DecoderConfig) -> Result<Graph, EngineError> {
-    let mut w = Writer { g: Builder::default(), source, config, family: config.family(), used: BTreeSet::new() };
+    let mut w = Writer { g: Builder::default(), source, config, family: config.family, used: BTreeSet::new() };
     let d = config.hidden;
     let table = source.name("model.embed_tokens.weight", "token_embd.weight");
     let words = w.weight(&table, &[config.vocabulary, d])?;
@@ -541,7 +432,7 @@ pub(crate) fn graph(source: &Source, config: &DecoderConfig) -> Result<Graph, En
     if source.is_gguf() {
         w.used.extend(super::rope::TENSORS.map(str::to_owned));
         if let Some(name) = source.tensors().names().find(|name| !w.used.contains(*name)) {
-            let reason = format!("is in the file, and models of the architecture {} have none", config.family);
+            let reason = format!("is in the file, and models of the architecture {} have none", config.family.gguf);
             return Err(source.tensors().wrong(name, reason).into());
         }
     }
@@ -661,27 +552,23 @@ impl Writer<'_> {
 
     fn experts(&mut self, layer: usize, x: usize, experts: Experts) -> Result<usize, EngineError> {
         let (d, wide) = (self.config.hidden, self.config.intermediate);
-        let mixtral = self.family.hugging_face == "MixtralForCausalLM"
-            || self.source.tensors().has("model.layers.0.block_sparse_moe.gate.weight");
-        let block = if mixtral { "block_sparse_moe" } else { "mlp" };
+        let [block, gate, up, down] = self.family.experts;
         let router = self.part(layer, (&format!("{block}.gate"), "ffn_gate_inp"), experts.count, d, false)?;
         let router = self.g.linear(x, vec![router], None);
         let mut all = Vec::new();
         for expert in 0..experts.count {
-            let mut one = |names: [&str; 3], outputs: usize, inputs: usize| -> Result<usize, EngineError> {
-                let [gguf, of_mixtral, other] = names;
+            let mut one = |gguf: &str, part: &str, outputs: usize, inputs: usize| -> Result<usize, EngineError> {
                 if self.source.is_gguf() {
                     let name = format!("blk.{layer}.{gguf}.weight");
                     let stacked = self.tensor(&name, &[experts.count, outputs, inputs])?;
                     return Ok(self.g.weight(stacked.slice_rows(expert * outputs..(expert + 1) * outputs)));
                 }
-                let part = if mixtral { of_mixtral } else { other };
                 self.weight(&format!("model.layers.{layer}.{block}.experts.{expert}.{part}.weight"), &[outputs, inputs])
             };
             all.push(Expert {
-                gate: one(["ffn_gate_exps", "w1", "gate_proj"], wide, d)?,
-                up: one(["ffn_up_exps", "w3", "up_proj"], wide, d)?,
-                down: one(["ffn_down_exps", "w2", "down_proj"], d, wide)?,
+                gate: one("ffn_gate_exps", gate, wide, d)?,
+                up: one("ffn_up_exps", up, wide, d)?,
+                down: one("ffn_down_exps", down, d, wide)?,
             });
         }
         let out = self.g.like(x);

@@ -5,9 +5,11 @@
 pub mod bert;
 pub mod config;
 pub mod decoder;
+mod family;
 mod location;
 mod rope;
 
 pub use config::EncoderConfig;
 pub use decoder::DecoderConfig;
+pub use family::Family;
 pub use location::Location;

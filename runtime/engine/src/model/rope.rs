@@ -10,6 +10,7 @@ use kedge_formats::Gguf;
 use serde_json::Value as Json;
 
 use super::config::Fields;
+use super::family::Family;
 use crate::EngineError;
 use crate::graph::{Pairs, Rope};
 
@@ -222,15 +223,10 @@ impl Turning {
         Ok(Self { all, window: local.map(plain).transpose()? })
     }
 
-    /// From the metadata of a GGUF file of that architecture; its first `turned` numbers of a head are turned.
-    pub(super) fn of_gguf(
-        file: &Gguf,
-        name: &str,
-        turned: usize,
-        context: usize,
-        pairs: Pairs,
-    ) -> Result<Self, EngineError> {
-        let at = |key: &str| format!("{name}.rope.{key}");
+    /// From the metadata of a GGUF file of that family; its first `turned` numbers of a head are turned.
+    pub(super) fn of_gguf(file: &Gguf, family: &Family, turned: usize, context: usize) -> Result<Self, EngineError> {
+        let at = |key: &str| format!("{}.rope.{key}", family.gguf);
+        let pairs = if family.neighbours { Pairs::Neighbours } else { Pairs::Halves };
         let wrong =
             |field: String, reason: String| EngineError::Field { path: file.tensors.path().to_owned(), field, reason };
         let float = |key: &str| -> Result<Option<f64>, EngineError> {
@@ -311,9 +307,8 @@ impl Turning {
         };
         let mut all = scaling.rope(float("freq_base")?.unwrap_or(THETA), turned, pairs);
         all.magnitude *= attention.unwrap_or(1.0);
-        // Layers with a window are turned as before the context was made longer, which older files do not say.
-        let local = float("freq_base_swa")?;
-        let local = if name == "gemma3" { Some(local.unwrap_or(THETA)) } else { local };
+        // Gemma 3: windowed layers keep the unscaled frequencies; older GGUF files omit them.
+        let local = float("freq_base_swa")?.or(family.unscaled_window.then_some(THETA));
         let window = local.map(|theta| Scaling::None.rope(theta, turned, pairs));
         Ok(Self { all, window })
     }
@@ -344,7 +339,7 @@ mod tests {
             tensors.iter().map(|(name, values)| ((*name).into(), Tensor::of_f32(&[values.len()], values))).collect();
         #[allow(clippy::disallowed_methods, reason = "tests use the real disk")]
         std::fs::write(&path, write::to_bytes(&metadata, &tensors)).unwrap();
-        Turning::of_gguf(&Gguf::open(&path).unwrap(), "llama", 16, 256, Pairs::Halves)
+        Turning::of_gguf(&Gguf::open(&path).unwrap(), Family::of_gguf("llama", false).unwrap(), 16, 256)
     }
 
     fn near(a: &Turning, b: &Turning, what: &str) {
