@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::{Extensions, HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody};
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming, SizeHint};
 use kedge_world::World;
 use serde_json::{Value, json};
@@ -18,6 +18,7 @@ use crate::ServeError;
 use crate::api::{self, Refusal};
 use crate::completions::Kind;
 use crate::engine::Engine;
+use crate::intake::{Intake, Part};
 use crate::life::{self, Flight, Life, Phase, Until};
 use crate::metrics::{Labels, Metrics, Status};
 use crate::routes::{Route, segments};
@@ -31,6 +32,7 @@ use crate::{auth, grpc, v2};
 pub(crate) struct Server {
     pub(crate) options: ServeOptions,
     pub(crate) engine: Engine,
+    pub(crate) intake: Intake,
     pub(crate) metrics: Metrics,
     pub(crate) life: Life,
     pub(crate) telemetry: Option<Telemetry>,
@@ -48,7 +50,8 @@ impl Server {
         let metrics = Metrics::new();
         let start = |options| Telemetry::start(options, World::real(), metrics.spans_dropped.clone());
         let telemetry = options.telemetry.clone().map(start);
-        Ok(Self { options, engine, metrics, life: Life::new(), telemetry })
+        let intake = Intake::new(options.bodies_bytes_max);
+        Ok(Self { options, engine, intake, metrics, life: Life::new(), telemetry })
     }
 
     /// Answers a request; `flight` is over with the last byte of the answer.
@@ -72,6 +75,11 @@ impl Server {
         self.metrics.responses.get_or_create(&Status { code: status.into() }).inc();
     }
 
+    /// Whom the server knows the sender of a request to be.
+    pub(crate) fn origin(&self, headers: &HeaderMap, extensions: &Extensions) -> String {
+        auth::origin(self.options.keys.as_deref(), headers, extensions)
+    }
+
     /// Watches a request that computes; `target` is what was called.
     pub(crate) fn watch(
         &self,
@@ -83,7 +91,7 @@ impl Server {
         let latency = self.metrics.latency.get_or_create(&self.labels()).clone();
         let model = self.options.name.clone();
         let notes = Notes { operation, model, target: target.to_owned(), ..Notes::default() };
-        let origin = auth::origin(self.options.keys.as_deref(), headers, extensions);
+        let origin = self.origin(headers, extensions);
         Watch::new(self.telemetry.as_ref(), latency, headers, origin, notes)
     }
 
@@ -105,8 +113,14 @@ impl Server {
         let answered = async {
             self.takes_in()?;
             let deadline = life::deadline(request.headers(), watch.begin(), self.options.request_timeout)?;
-            let body = self.body(request.into_body()).await?;
-            self.compute(route, body, self.life.until(deadline), &watch).await
+            let until = self.life.until(deadline);
+            let work = async {
+                let (body, _room) = self.body(request.into_body(), watch.origin()).await?;
+                let mut place = self.intake.open.part(watch.origin());
+                place.take(1)?;
+                self.compute(route, body, place, until.clone(), &watch).await
+            };
+            until.clone().bound(work).await
         };
         let answered = answered.await;
         watch.note(|notes| notes.status = answered.as_ref().map_or_else(|refusal| refusal.status, |_| 200));
@@ -137,62 +151,64 @@ impl Server {
         }))
     }
 
-    /// What the model is asked.
+    /// What the model is asked. Whoever asks has the place until the answer is made; `until` ends what comes in pieces.
     async fn compute(
         &self,
         route: Route,
         body: Bytes,
-        mut until: Until,
+        place: Part,
+        until: Until,
         watch: &Arc<Watch>,
     ) -> Result<Response<Body>, Refusal> {
+        let (name, task, labels) = (self.options.name.clone(), self.task(), self.labels());
         match (route, &self.engine) {
             (Route::Embeddings, Engine::Encoder { encoder, .. }) => {
-                let request = api::embeddings(&body, &self.options.name, encoder.dimensions())?;
-                let labels = self.labels();
-                let vectors = until.bound(self.engine.vectors(request.items, &self.metrics, &labels, watch)).await?;
+                let dimensions = encoder.dimensions();
+                let request = self.intake.read(move || api::embeddings(&body, &name, dimensions)).await?;
+                let vectors = self.engine.vectors(request.items, &self.intake, &self.metrics, &labels, watch);
+                let vectors = vectors.await?;
                 let mut response = json_reply(&api::embeddings_answer(&self.options.name, &vectors, request.base64));
                 warn(&mut response, &request.ignored);
                 Ok(response)
             }
             (Route::Infer, _) => {
-                let mut asked = v2::infer(self.task(), &body)?;
+                let mut asked = self.intake.read(move || v2::infer(task, &body)).await?;
                 let id = asked.id.take();
-                let (output, ignored) =
-                    until.bound(self.engine.infer(asked, &self.metrics, &self.labels(), watch)).await?;
-                let mut given = self.task().output();
+                let infer = self.engine.infer(asked, place, &self.intake, &self.metrics, &labels, watch);
+                let (output, ignored) = infer.await?;
+                let mut given = task.output();
                 given.shape[0] = output.count() as i64;
                 let mut response = json_reply(&v2::answer(&self.options.name, id, &given, output.data()));
                 warn(&mut response, &ignored);
                 Ok(response)
             }
             (Route::Completions(kind), Engine::Decoder(talk)) => {
-                let ask = Ask { kind, body: Asked::Json(body), asked_as: None, watch: watch.clone() };
+                let ask = Ask { kind, body: Asked::Json(body), asked_as: None, place, watch: watch.clone() };
                 self.complete(talk, ask, until).await
             }
             (Route::Generate { streams }, Engine::Decoder(talk)) => {
-                let asked = v2::generate(&body, streams)?;
-                let fields = Asked::Fields(asked.completion(&self.options.name));
-                let ask = Ask { kind: Kind::Generate, body: fields, asked_as: asked.id, watch: watch.clone() };
+                let asked = self.intake.read(move || v2::generate(&body, streams)).await?;
+                let fields = Asked::Fields(asked.completion(&name));
+                let ask = Ask { kind: Kind::Generate, body: fields, asked_as: asked.id, place, watch: watch.clone() };
                 self.complete(talk, ask, until).await.map_err(|refusal| v2::refusal(refusal, "text_input"))
             }
             (Route::Tokenize | Route::Detokenize, Engine::Decoder(talk)) => {
                 let talk = talk.clone();
                 let work = move || if route == Route::Tokenize { talk.tokenize(&body) } else { talk.detokenize(&body) };
-                let done = tokio::task::spawn_blocking(work).await;
-                Ok(json_reply(&done.map_err(|error| Refusal::plain(500, format!("tokenizing: {error}")))??))
+                Ok(json_reply(&self.intake.read(work).await?))
             }
             _ => Err(Refusal::plain(404, "this model cannot be asked that")),
         }
     }
 
     /// Text, whole or in pieces.
-    async fn complete(&self, talk: &Arc<Talk>, ask: Ask, mut until: Until) -> Result<Response<Body>, Refusal> {
-        let mut running = until.bound(talk.begin(ask, &self.metrics)).await?;
+    async fn complete(&self, talk: &Arc<Talk>, ask: Ask, until: Until) -> Result<Response<Body>, Refusal> {
+        let mut running = talk.begin(ask, &self.intake, &self.metrics).await?;
         let ignored = std::mem::take(&mut running.ignored);
         let mut response = if running.streams() {
             events(running.pieces(until, self.options.write_timeout))
         } else {
-            json_reply(&until.bound(running.whole()).await?)
+            json_reply(&running.whole().await?)
         };
         warn(&mut response, &ignored);
         Ok(response)
@@ -217,18 +233,27 @@ impl Server {
         self.engine.task()
     }
 
-    /// The whole body, within its bounds.
-    pub(crate) async fn body(&self, body: Incoming) -> Result<Bytes, Refusal> {
+    /// The whole body, within its bounds, and the room that it takes as it comes: who says to send much and does not has
+    /// none.
+    pub(crate) async fn body(&self, mut body: Incoming, origin: &str) -> Result<(Bytes, Part), Refusal> {
         let max = self.options.body_bytes_max;
-        let read = tokio::time::timeout(self.options.read_timeout, Limited::new(body, max).collect()).await;
-        match read {
-            Err(_) => Err(Refusal::plain(408, "the body did not arrive in time")),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                Err(Refusal::plain(413, format!("the body is longer than {max} bytes")))
+        let (mut bytes, mut room) = (Vec::new(), self.intake.bodies.part(origin));
+        let read = async {
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(|error| Refusal::plain(400, format!("reading the body: {error}")))?;
+                // Trailers ask for nothing.
+                let Ok(data) = frame.into_data() else { continue };
+                if bytes.len() + data.len() > max {
+                    return Err(Refusal::plain(413, format!("the body is longer than {max} bytes")));
+                }
+                room.take(data.len())?;
+                bytes.extend_from_slice(&data);
             }
-            Ok(Err(error)) => Err(Refusal::plain(400, format!("reading the body: {error}"))),
-            Ok(Ok(body)) => Ok(body.to_bytes()),
-        }
+            Ok(())
+        };
+        let read = tokio::time::timeout(self.options.read_timeout, read).await;
+        read.unwrap_or_else(|_| Err(Refusal::plain(408, "the body did not arrive in time")))?;
+        Ok((bytes.into(), room))
     }
 }
 

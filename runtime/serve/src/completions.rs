@@ -10,10 +10,14 @@ use kedge_engine::{Decoder, EngineError};
 use serde_json::{Map, Value, json};
 
 use crate::api::{Refusal, unknown_model};
+use crate::intake::{OPEN_MAX, origin_max};
 use crate::v2::VERSION;
 
 /// Most answers to one request.
 pub(crate) const ANSWERS_MAX: u64 = 16;
+/// Most answers to all prompts of a request: one origin must get that many places.
+const ANSWERS_ALL_MAX: usize = 128;
+const _: () = assert!(ANSWERS_ALL_MAX <= origin_max(OPEN_MAX));
 /// Most texts that end an answer, as at OpenAI.
 const STOPS_MAX: usize = 16;
 /// Tokens of an answer to a prompt without `max_tokens`, as at OpenAI.
@@ -178,6 +182,13 @@ pub(crate) fn parse(
         logprobs: told,
     };
     let answers = body.count("n", 1, ANSWERS_MAX)?.unwrap_or(1);
+    let all = prompts.len() * answers as usize;
+    if all > ANSWERS_ALL_MAX {
+        return Err(Refusal::field(
+            "n",
+            format!("makes {all} answers of all prompts; {ANSWERS_ALL_MAX} are made at most"),
+        ));
+    }
     let priority = body.whole("priority", -1e6, 1e6)?.unwrap_or(0.0) as i32;
     let name = match body.take("user") {
         None => String::new(),

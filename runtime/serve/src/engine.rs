@@ -11,6 +11,7 @@ use crate::ServeError;
 use crate::api::{self, Item, Refusal};
 use crate::batch::{Queue, QueueError};
 use crate::completions::Kind;
+use crate::intake::{Intake, Part};
 use crate::metrics::{Labels, Metrics, On};
 use crate::server::Model;
 use crate::talk::{Ask, Asked, Talk};
@@ -64,6 +65,7 @@ impl Engine {
     pub(crate) async fn vectors(
         &self,
         items: Vec<Item>,
+        intake: &Intake,
         metrics: &Metrics,
         labels: &Labels,
         watch: &Watch,
@@ -72,8 +74,7 @@ impl Engine {
             return Err(Refusal::plain(404, "this model makes text, not vectors"));
         };
         let encoder = encoder.clone();
-        let tokenized = tokio::task::spawn_blocking(move || api::tokens(&encoder, &items)).await;
-        let tokens = tokenized.map_err(|error| Refusal::plain(500, format!("tokenizing: {error}")))??;
+        let tokens = intake.read(move || api::tokens(&encoder, &items)).await?;
         let vectors = queue.embed(tokens).await.map_err(|error| match error {
             QueueError::Full => Refusal::plain(429, "as many requests wait as may; try again"),
             QueueError::Failed(reason) => Refusal::plain(500, reason),
@@ -88,6 +89,8 @@ impl Engine {
     pub(crate) async fn infer(
         &self,
         asked: Infer,
+        place: Part,
+        intake: &Intake,
         metrics: &Metrics,
         labels: &Labels,
         watch: &Arc<Watch>,
@@ -95,13 +98,13 @@ impl Engine {
         match self {
             Self::Encoder { .. } => {
                 let items = asked.texts.into_iter().map(Item::Text).collect();
-                Ok((Output::Vectors(self.vectors(items, metrics, labels, watch).await?), asked.ignored))
+                Ok((Output::Vectors(self.vectors(items, intake, metrics, labels, watch).await?), asked.ignored))
             }
             Self::Decoder(talk) => {
                 let body = Asked::Fields(asked.completion(&labels.model_name));
-                let ask = Ask { kind: Kind::Text, body, asked_as: None, watch: watch.clone() };
+                let ask = Ask { kind: Kind::Text, body, asked_as: None, place, watch: watch.clone() };
                 let named = |refusal| v2::refusal(refusal, "inputs[0].data");
-                let mut running = talk.begin(ask, metrics).await.map_err(named)?;
+                let mut running = talk.begin(ask, intake, metrics).await.map_err(named)?;
                 let ignored = asked.ignored.into_iter().chain(std::mem::take(&mut running.ignored)).collect();
                 Ok((Output::Texts(running.texts().await?), ignored))
             }

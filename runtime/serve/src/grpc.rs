@@ -12,6 +12,7 @@ use http::{HeaderMap, Request, Response, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use serde_json::{Map, Value};
+use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 use tower::Service;
 
@@ -32,6 +33,9 @@ mod proto {
     tonic::include_proto!("inference");
 }
 
+/// What is asked by whoever has no key.
+const PROBES: [&str; 2] = ["/inference.GRPCInferenceService/ServerLive", "/inference.GRPCInferenceService/ServerReady"];
+
 /// Whether a request is gRPC's.
 pub(crate) fn is_grpc<B>(request: &Request<B>) -> bool {
     let kind = request.headers().get(header::CONTENT_TYPE);
@@ -41,14 +45,15 @@ pub(crate) fn is_grpc<B>(request: &Request<B>) -> bool {
 /// Answers it.
 pub(crate) async fn answer(server: Arc<Server>, request: Request<Incoming>) -> Response<Body> {
     // What probes ask needs no key, as over REST.
-    let is_probe = ["ServerLive", "ServerReady"].iter().any(|probe| request.uri().path().ends_with(probe));
+    let is_probe = PROBES.contains(&request.uri().path());
     if let Some(Err(refusal)) = server.options.keys.as_ref().filter(|_| !is_probe).map(|k| k.check(request.headers())) {
         return server.refused(refusal).into_http();
     }
     let most = server.options.body_bytes_max;
     let (parts, body) = request.into_parts();
-    let body = match server.body(body).await {
-        Ok(body) => Full::new(body),
+    let origin = server.origin(&parts.headers, &parts.extensions);
+    let (body, _room) = match server.body(body, &origin).await {
+        Ok((body, room)) => (Full::new(body), room),
         Err(refusal) => return server.refused(refusal).into_http(),
     };
     let mut service = GrpcInferenceServiceServer::new(Asked(server)).max_decoding_message_size(most);
@@ -72,7 +77,12 @@ impl Server {
             503 => Code::Unavailable,
             _ => Code::Internal,
         };
-        Status::new(code, refusal.to_string())
+        let mut status = Status::new(code, refusal.to_string());
+        if let 429 | 503 = refusal.status {
+            // What `Retry-After` is over HTTP (gRPC's A6).
+            status.metadata_mut().insert("grpc-retry-pushback-ms", MetadataValue::from_static("1000"));
+        }
+        status
     }
 
     fn answered<T>(&self, answer: Result<T, Refusal>) -> Result<tonic::Response<T>, Status> {
@@ -103,12 +113,15 @@ impl Server {
         self.knows(&request.model_name, &request.model_version)?;
         self.takes_in()?;
         let mut until = self.life.until(life::deadline(headers, watch.begin(), self.options.request_timeout)?);
-        let (id, raw) = (request.id.clone(), !request.raw_input_contents.is_empty());
-        let asked = understood(self.task(), &request)?;
-        let labels = self.labels();
-        let infer = self.engine.infer(asked, &self.metrics, &labels, watch);
+        let mut place = self.intake.open.part(watch.origin());
+        place.take(1)?;
+        let (id, raw, task) = (request.id.clone(), !request.raw_input_contents.is_empty(), self.task());
+        let infer = async {
+            let asked = self.intake.read(move || understood(task, &request)).await?;
+            self.engine.infer(asked, place, &self.intake, &self.metrics, &self.labels(), watch).await
+        };
         let (output, ignored) = until.bound(infer).await?;
-        let mut answer = told(self.options.name.clone(), id, self.task().output(), &output, raw);
+        let mut answer = told(self.options.name.clone(), id, task.output(), &output, raw);
         if !ignored.is_empty() {
             let told = ParameterChoice::StringParam(ignored.join(", "));
             answer.parameters.insert("ignored".to_owned(), InferParameter { parameter_choice: Some(told) });

@@ -15,6 +15,7 @@ mod completions;
 mod engine;
 mod files;
 mod grpc;
+mod intake;
 mod life;
 mod metrics;
 mod placement;

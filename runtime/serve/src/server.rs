@@ -39,6 +39,8 @@ const PING_EVERY: Duration = Duration::from_secs(30);
 const PONG_MAX: Duration = Duration::from_secs(15);
 /// Requests on one connection at once.
 const STREAMS_MAX: u32 = 128;
+/// What is read ahead on a connection of HTTP/1, and with it the most that its headers may have.
+const HTTP1_BUFFER_BYTES: usize = 64 << 10;
 /// What may come of a body before somebody reads it, on a stream and on all of a connection.
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
@@ -67,6 +69,8 @@ pub struct ServeOptions {
     pub no_gpu: Option<String>,
     /// Longest request body.
     pub body_bytes_max: usize,
+    /// Bytes of all bodies that are held at once.
+    pub bodies_bytes_max: usize,
     /// Most connections at once; further ones are told to come again.
     pub connections_max: usize,
     /// Longest time for a handshake, for the first request, and for a body.
@@ -82,7 +86,7 @@ pub struct ServeOptions {
 }
 
 impl ServeOptions {
-    /// The defaults: everybody may ask, over plain HTTP; 2 MiB, 4096 connections; 10 seconds to read, 60 between
+    /// The defaults: everybody may ask, over plain HTTP; 2 MiB a body, 256 MiB all of them, 4096 connections; 10 seconds to read, 60 between
     /// requests, 60 to write, 25 to drain; as long as the client waits to answer.
     pub fn new(name: String, created: u64) -> Self {
         let seconds = Duration::from_secs;
@@ -94,6 +98,7 @@ impl ServeOptions {
             telemetry: None,
             no_gpu: None,
             body_bytes_max: 2 << 20,
+            bodies_bytes_max: 256 << 20,
             connections_max: 4096,
             read_timeout: seconds(10),
             idle_timeout: seconds(60),
@@ -234,7 +239,8 @@ where
     let mut builder = auto::Builder::new(TokioExecutor::new());
     let ServeOptions { read_timeout, idle_timeout, .. } = server.options;
     // Counts from the end of the request before; within, it is `quiet` that looks.
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(idle_timeout + read_timeout);
+    let quiet_max = idle_timeout + read_timeout;
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(quiet_max).max_buf_size(HTTP1_BUFFER_BYTES);
     builder
         .http2()
         .timer(TokioTimer::new())

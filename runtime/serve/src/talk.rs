@@ -13,12 +13,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::api::{Refusal, object, unknown_model};
 use crate::completions::{self, Completion, Frame, Kind, Stops, Usage, Whole, logprobs, reason};
+use crate::intake::{Intake, Part as Place};
 use crate::life::Until;
 use crate::metrics::{Labels, Metrics};
 use crate::telemetry::Watch;
 
-/// Most requests that the decoder has at once, waiting or running.
-const OPEN_MAX: u64 = 256;
 /// Pieces of an answer that wait for a client to take them.
 const PIECES_MAX: usize = 64;
 
@@ -36,6 +35,8 @@ pub(crate) struct Ask {
     pub(crate) body: Asked,
     /// What the client calls it.
     pub(crate) asked_as: Option<String>,
+    /// Among the open ones, for one answer.
+    pub(crate) place: Place,
     pub(crate) watch: Arc<Watch>,
 }
 
@@ -91,23 +92,26 @@ impl Talk {
     }
 
     /// Takes a request in and waits for the first of its answer: until then a failure has a status of its own.
-    pub(crate) async fn begin(self: &Arc<Self>, ask: Ask, metrics: &Metrics) -> Result<Running, Refusal> {
-        let Ask { kind, body, asked_as, watch } = ask;
+    pub(crate) async fn begin(
+        self: &Arc<Self>,
+        ask: Ask,
+        intake: &Intake,
+        metrics: &Metrics,
+    ) -> Result<Running, Refusal> {
+        let Ask { kind, body, asked_as, mut place, watch } = ask;
         let this = self.clone();
         let seed = self.world.random.number();
         // Templates and tokenizers take their time.
-        let parsed = tokio::task::spawn_blocking(move || {
+        let parsed = intake.read(move || {
             let body = match body {
                 Asked::Json(bytes) => object(&bytes)?,
                 Asked::Fields(fields) => fields,
             };
             completions::parse(kind, body, &this.name, &this.decoder, seed)
         });
-        let mut completion =
-            parsed.await.map_err(|error| Refusal::plain(500, format!("reading the request: {error}")))??;
-        if self.decoder.figures().open.load(Ordering::Relaxed) >= OPEN_MAX {
-            return Err(Refusal::plain(429, "as many requests wait as may; try again"));
-        }
+        let mut completion = parsed.await?;
+        place.take(completion.requests.len() - 1)?;
+        let place = Arc::new(place);
         let tokens_max = completion.requests.first().map(|request| request.tokens_max);
         watch.note(|notes| {
             notes.input_tokens = Some(completion.prompt_tokens);
@@ -129,8 +133,12 @@ impl Talk {
         let (sender, events) = mpsc::unbounded_channel::<(usize, Event)>();
         for (index, mut request) in requests.into_iter().enumerate() {
             maker.watch.origin().clone_into(&mut request.client.origin);
-            let sender = sender.clone();
-            let listener = Box::new(move |event| sender.send((index, event)).is_ok());
+            let (sender, place) = (sender.clone(), place.clone());
+            // The decoder lets go of the place, and that is when it has forgotten the last of the request.
+            let listener = Box::new(move |event| {
+                let _place = &place;
+                sender.send((index, event)).is_ok()
+            });
             let id = self.decoder.submit(request, listener);
             maker.parts.push(Part::new(id.map_err(|error| Refusal::plain(400, error.to_string()))?));
         }

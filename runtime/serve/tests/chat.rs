@@ -147,6 +147,7 @@ async fn what_cannot_be_answered_is_refused_by_field() {
     for (path, body, status, param) in [
         (TEXT, json!({"model": "demo", "prompt": [999_999]}), 400, "prompt"),
         (TEXT, json!({"model": "demo", "prompt": [[1], [2, 999_999]]}), 400, "prompt[1]"),
+        (TEXT, json!({"model": "demo", "prompt": vec!["On"; 16], "n": 9}), 400, "n"),
         ("/tokenize", json!({"prompt": "a", "model": "other"}), 404, "model"),
         ("/tokenize", json!({"prompt": "a", "add_special_tokens": "no"}), 400, "add_special_tokens"),
         ("/tokenize", json!({"prompt": "a", "nonsense": 1}), 400, "nonsense"),

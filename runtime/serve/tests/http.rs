@@ -144,7 +144,7 @@ async fn a_full_queue_is_said_and_what_was_taken_in_is_answered_after_the_stop()
     let statuses: Vec<u16> = all.await.unwrap().into_iter().flatten().map(|(status, _)| status).collect();
     let count = |status: u16| statuses.iter().filter(|got| **got == status).count();
     assert_eq!(count(200) + count(429) + count(503), statuses.len(), "{statuses:?}");
-    assert!(count(429) >= 1 && count(200) >= 256, "a full queue was taken in: {statuses:?}");
+    assert!(count(429) >= 1 && count(200) >= 192, "what one client may have open was taken in: {statuses:?}");
     serving.await.unwrap().unwrap();
 }
 

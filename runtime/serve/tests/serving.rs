@@ -270,6 +270,71 @@ async fn connections_beyond_the_bound_are_told_and_silent_ones_end() {
     assert!(metrics.contains("kedge_infer_connections_refused_total 1"), "{metrics}");
 }
 
+/// Sends a request whose head says that it is that long, and so much of its body.
+async fn begun(served: &Served, length: usize, body: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(served.address()).await.unwrap();
+    let head = format!("POST {CHAT} HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(body).await.unwrap();
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_have_a_bound_together_and_who_sends_nothing_takes_none_of_it() {
+    let served = Served::start_with(|options| options.bodies_bytes_max = 400_000).await;
+    let hello = chat(&json!([{"role": "user", "content": "hello"}]), json!({"max_tokens": 1}));
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        silent.push(begun(&served, 1 << 20, b"").await);
+    }
+    assert_eq!(served.ask(CHAT, hello.clone()).await.status(), 200);
+    let large =
+        chat(&json!([{"role": "user", "content": "hello"}]), json!({"max_tokens": 1, "x": " ".repeat(150_000)}));
+    let (held, refused) = loop {
+        let held = begun(&served, 200_001, &[b' '; 200_000]).await;
+        // Whichever of the two comes first has the room.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let response = served.ask(CHAT, large.clone()).await;
+        if response.status() != 200 {
+            break (held, response);
+        }
+    };
+    assert_eq!((refused.status().as_u16(), &refused.headers()["retry-after"]), (429, &"1".parse().unwrap()));
+    drop(held);
+    let again = async {
+        while served.ask(CHAT, large.clone()).await.status() != 200 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), again).await.expect("there is room again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_client_cannot_keep_others_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = write(folder.path(), "keys", "one\nother\n");
+    let served = Served::start_with(|options| options.keys = Some(Arc::new(Keys::open(&keys).unwrap()))).await;
+    let ask = async |key: &str, body: Value| {
+        let request = Request::post(format!("{}{CHAT}", served.base)).header("authorization", format!("Bearer {key}"));
+        served.client.request(request.body(Full::from(body.to_string())).unwrap()).await.unwrap()
+    };
+    // The last waits for a place in the engine, so none of them can wait for its first token.
+    let opening = (0..12).map(|_| ask("one", endless(json!({"stream": true}))));
+    let opened = futures::future::join_all(opening);
+    let hello = chat(&json!([{"role": "user", "content": "hello"}]), json!({"max_tokens": 1}));
+    let others = async {
+        while served.decoder.figures().open.load(Ordering::Relaxed) < 192 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(ask("one", hello.clone()).await.status(), 429);
+        assert_eq!(ask("other", hello.clone()).await.status(), 200);
+    };
+    tokio::select! {
+        _ = opened => panic!("all of them began"),
+        () = others => {}
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_takes_too_long_is_broken_off() {
     let served = Served::start().await;
@@ -292,6 +357,9 @@ async fn an_answer_that_takes_too_long_is_broken_off() {
     let left = tokio::time::timeout(Duration::from_millis(200), served.ask(CHAT, endless(json!({})))).await;
     assert!(left.is_err());
     served.idle().await;
+    let request = Request::post(format!("{}/tokenize", served.base)).header("X-Request-Timeout", "0.05");
+    let long = json!({"prompt": "word ".repeat(400_000)}).to_string();
+    assert_eq!(served.client.request(request.body(Full::from(long)).unwrap()).await.unwrap().status(), 504);
     let (status, said) = ask("soon", endless(json!({}))).await;
     assert!(status == 400 && said.contains("X-Request-Timeout"), "{said}");
 

@@ -221,6 +221,11 @@ async fn text_over_grpc() {
     let large = typed("text_input", &[&"x".repeat(3 << 20)]);
     assert_eq!(client.model_infer(large).await.unwrap_err().code(), Code::ResourceExhausted);
 
+    let full = Served::start_with(|options| options.bodies_bytes_max = 1000).await;
+    let status = grpc(&full.base).await.model_infer(typed("text_input", &[&"x".repeat(1000)])).await.unwrap_err();
+    let again = status.metadata().get("grpc-retry-pushback-ms");
+    assert_eq!((status.code(), again.unwrap().to_str().unwrap()), (Code::ResourceExhausted, "1000"), "{status}");
+
     let long = [("ignore_eos", ParameterChoice::BoolParam(true)), ("max_tokens", ParameterChoice::Int64Param(900))];
     let late =
         ModelInferRequest { parameters: parameters(&long), ..typed("text_input", &[PROMPT; 16]) }.encode_to_vec();
