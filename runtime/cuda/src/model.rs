@@ -33,17 +33,8 @@ pub(crate) struct Matrix {
 impl Matrix {
     /// Its rows as vectors.
     fn table(self) -> Table {
-        let kind = match self.format {
-            Format::F32 => c::STORED_F32,
-            Format::Half => c::PACKED_HALF,
-            Format::Q8_0 => c::PACKED_Q8_0,
-            Format::Q4_0 => c::PACKED_Q4_0,
-            Format::Q4K => c::PACKED_Q4_K,
-            Format::Q5K => c::PACKED_Q5_K,
-            Format::Q6K => c::PACKED_Q6_K,
-        };
-        let kind = kind as u32;
-        let chunks = (self.inputs / self.format.chunk()) as u32;
+        let facts = self.format.facts();
+        let (kind, chunks) = (facts.table as u32, (self.inputs / facts.chunk) as u32);
         Table { address: self.weights, kind, units: self.units, chunks }
     }
 }
@@ -165,7 +156,14 @@ impl Model {
                     let (gate, up, down) = (of(|e| e.gate)?, of(|e| e.up)?, of(|e| e.down)?);
                     model.mixtures[index] = Some(Mixture { gate, up, down });
                 }
-                _ => {}
+                Op::Attend { .. }
+                | Op::Paged { .. }
+                | Op::Gate { .. }
+                | Op::Add { .. }
+                | Op::Take { .. }
+                | Op::Softcap { .. }
+                | Op::Pool { .. }
+                | Op::Normalize { .. } => {}
             }
         }
         Ok(model)
@@ -264,7 +262,8 @@ fn kind(dtype: Dtype) -> u32 {
         Dtype::Q4_0 => c::STORED_Q4_0,
         Dtype::Q4K => c::STORED_Q4_K,
         Dtype::Q5K => c::STORED_Q5_K,
-        Dtype::Q6K | Dtype::Other { .. } => c::STORED_Q6_K,
+        Dtype::Q6K => c::STORED_Q6_K,
+        Dtype::Other { .. } => unreachable!("what cannot be read was refused"),
     };
     kind as u32
 }
@@ -279,12 +278,11 @@ pub(crate) fn refusal(graph: &Graph) -> Option<String> {
         return Some("vectors or weights of width 0".into());
     }
     for op in &graph.ops {
-        match op {
-            Op::Place { heads, rope: Some(rope), .. } if !(1..=heads.width / 2).contains(&rope.frequencies.len()) => {
-                let pairs = rope.frequencies.len();
-                return Some(format!("heads of width {} of which {pairs} pairs are turned", heads.width));
-            }
-            _ => {}
+        if let Op::Place { heads, rope: Some(rope), .. } = op
+            && !(1..=heads.width / 2).contains(&rope.frequencies.len())
+        {
+            let pairs = rope.frequencies.len();
+            return Some(format!("heads of width {} of which {pairs} pairs are turned", heads.width));
         }
         match op {
             Op::Attend { heads, .. } | Op::Place { heads, .. } | Op::Paged { heads, .. } => {
@@ -310,7 +308,15 @@ pub(crate) fn refusal(graph: &Graph) -> Option<String> {
                     return Some("experts whose matrices differ in type or shape".into());
                 }
             }
-            _ => {}
+            Op::Embed { .. }
+            | Op::Norm { .. }
+            | Op::Linear { .. }
+            | Op::Gate { .. }
+            | Op::Add { .. }
+            | Op::Take { .. }
+            | Op::Softcap { .. }
+            | Op::Pool { .. }
+            | Op::Normalize { .. } => {}
         }
     }
     None

@@ -13,14 +13,27 @@
 use half::{bf16, f16};
 use kedge_formats::{Dtype, Tensor, quant};
 
+use crate::constants as c;
+
 /// Outputs of a tile.
-pub const TILE: usize = crate::constants::OUTPUTS;
+pub const TILE: usize = c::OUTPUTS;
 /// Chunks that share units of scale.
 const SUPER: usize = 8;
 /// Tiles that are worth a thread.
 const TILES_MIN: usize = 64;
 /// Bytes of scales behind a quantised chunk.
 const SCALES: usize = 2 * TILE;
+
+/// The kernels of a format's products.
+macro_rules! kernels {
+    ($name:literal) => {
+        [
+            concat!("kedge_linear_", $name, "_8"),
+            concat!("kedge_linear_", $name, "_32"),
+            concat!("kedge_linear_", $name, "_64"),
+        ]
+    };
+}
 
 /// How a matrix lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,43 +69,57 @@ impl Format {
         })
     }
 
-    /// Inputs of a chunk; rows are padded to whole ones.
-    pub fn chunk(self) -> usize {
+    /// What it is like: a line for each.
+    pub(crate) const fn facts(self) -> Facts {
         match self {
-            Self::F32 => 1,
-            Self::Half => 16,
-            _ => 32,
+            Self::F32 => Facts::of(1, 4 * TILE, 0, 0, c::STORED_F32, ["kedge_linear_f32"; 3]),
+            Self::Half => Facts::of(16, 512, 0, c::ROUNDED_HALVES, c::PACKED_HALF, kernels!("half")),
+            Self::Q8_0 => Facts::of(32, 512, 0, c::ROUNDED_BYTES, c::PACKED_Q8_0, kernels!("q8_0")),
+            Self::Q4_0 => Facts::of(32, 256, 0, c::ROUNDED_BYTES, c::PACKED_Q4_0, kernels!("q4_0")),
+            Self::Q4K => Facts::of(32, 256, 4 * TILE, c::ROUNDED_BYTES, c::PACKED_Q4_K, kernels!("q4_k")),
+            Self::Q5K => Facts::of(32, 256 + 64, 4 * TILE, c::ROUNDED_BYTES, c::PACKED_Q5_K, kernels!("q5_k")),
+            Self::Q6K => Facts::of(32, 256 + 128, 2 * TILE, c::ROUNDED_BYTES, c::PACKED_Q6_K, kernels!("q6_k")),
         }
     }
 
     /// Whether vectors are rounded to bytes for it.
-    pub fn takes_bytes(self) -> bool {
-        !matches!(self, Self::F32 | Self::Half)
-    }
-
-    /// Bytes of a chunk's numbers, for all outputs of a tile.
-    fn numbers(self) -> usize {
-        match self {
-            Self::F32 => 4 * TILE,
-            Self::Half | Self::Q8_0 => 512,
-            Self::Q4_0 | Self::Q4K => 256,
-            Self::Q5K => 256 + 64,
-            Self::Q6K => 256 + 128,
-        }
+    fn takes_bytes(self) -> bool {
+        self.facts().rounding == c::ROUNDED_BYTES
     }
 
     /// Bytes of a chunk.
     fn bytes(self) -> usize {
-        self.numbers() + if self.takes_bytes() { SCALES } else { 0 }
+        self.facts().numbers + if self.takes_bytes() { SCALES } else { 0 }
     }
+}
 
+/// What a format is like.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Facts {
+    /// Inputs of a chunk; rows are padded to whole ones.
+    pub(crate) chunk: usize,
+    /// Bytes of a chunk's numbers, for all outputs of a tile.
+    numbers: usize,
     /// Bytes of units for each eight chunks of a tile.
-    fn units(self) -> usize {
-        match self {
-            Self::Q4K | Self::Q5K => 4 * TILE,
-            Self::Q6K => 2 * TILE,
-            _ => 0,
-        }
+    units: usize,
+    /// How vectors are rounded for it (`constants`); zero for not at all.
+    pub(crate) rounding: usize,
+    /// What the kernels call a table that lies so (`constants`).
+    pub(crate) table: usize,
+    /// The kernels of its products, for 8, 32 and 64 vectors at a time.
+    pub(crate) kernels: [&'static str; 3],
+}
+
+impl Facts {
+    const fn of(
+        chunk: usize,
+        numbers: usize,
+        units: usize,
+        rounding: usize,
+        table: usize,
+        kernels: [&'static str; 3],
+    ) -> Self {
+        Self { chunk, numbers, units, rounding, table, kernels }
     }
 }
 
@@ -114,12 +141,12 @@ pub struct Packed {
 impl Packed {
     /// Packs a matrix, which has a format.
     pub fn new(matrix: &Tensor, format: Format) -> Self {
-        let (inputs, outputs) = (matrix.columns().next_multiple_of(format.chunk()), matrix.rows());
+        let (inputs, outputs) = (matrix.columns().next_multiple_of(format.facts().chunk), matrix.rows());
         if format == Format::F32 {
             return Self { format, inputs, outputs, weights: matrix.bytes().to_vec(), units: Vec::new() };
         }
-        let (tiles, chunks) = (outputs.div_ceil(TILE), inputs / format.chunk());
-        let units_length = chunks.div_ceil(SUPER) * format.units();
+        let (tiles, chunks) = (outputs.div_ceil(TILE), inputs / format.facts().chunk);
+        let units_length = chunks.div_ceil(SUPER) * format.facts().units;
         let mut weights = vec![0; tiles * chunks * format.bytes()];
         let mut units = vec![0; tiles * units_length];
         let mut scales = vec![1.0f32; if matrix.dtype == Dtype::Bf16 { outputs } else { 0 }];
@@ -197,7 +224,7 @@ fn quant_row(dtype: Dtype, format: Format, row: &[u8], lane_of_tile: usize, tile
     let per_stored = values / 32;
     for (index, stored) in row.chunks_exact(bytes).enumerate() {
         let unit = |units: &mut [u8], which: usize, from: usize| {
-            let at = index * format.units() + 2 * (which * TILE + lane_of_tile);
+            let at = index * format.facts().units + 2 * (which * TILE + lane_of_tile);
             units[at..at + 2].copy_from_slice(&stored[from..from + 2]);
         };
         match format {
@@ -206,12 +233,12 @@ fn quant_row(dtype: Dtype, format: Format, row: &[u8], lane_of_tile: usize, tile
                 unit(units, 1, 2);
             }
             Format::Q6K => unit(units, 0, 208),
-            _ => {}
+            Format::Q8_0 | Format::Q4_0 | Format::F32 | Format::Half => {}
         }
         for part in 0..per_stored {
             let chunk = &mut tile[(index * per_stored + part) * format.bytes()..][..format.bytes()];
             for input in 0..32 {
-                let value = number(dtype, stored, part * 32 + input);
+                let value = number(format, stored, part * 32 + input);
                 let (lane, register, within) = place(lane_of_tile, input, 4);
                 if format == Format::Q8_0 {
                     chunk[lane * 16 + register * 4 + within] = value;
@@ -221,10 +248,10 @@ fn quant_row(dtype: Dtype, format: Format, row: &[u8], lane_of_tile: usize, tile
                 match format {
                     Format::Q5K => chunk[256 + lane * 2 + register / 2] |= (value >> 4) << (register % 2 * 4 + within),
                     Format::Q6K => chunk[256 + lane * 4 + within] |= (value >> 4) << (2 * register),
-                    _ => {}
+                    Format::Q8_0 | Format::Q4_0 | Format::Q4K | Format::F32 | Format::Half => {}
                 }
             }
-            let scales = &mut chunk[format.numbers()..];
+            let scales = &mut chunk[format.facts().numbers..];
             match format {
                 Format::Q4K | Format::Q5K => {
                     let (scale, minimum) = quant::scale_and_min(&stored[4..16], part);
@@ -234,21 +261,23 @@ fn quant_row(dtype: Dtype, format: Format, row: &[u8], lane_of_tile: usize, tile
                     scales[lane_of_tile] = stored[192 + 2 * part];
                     scales[TILE + lane_of_tile] = stored[193 + 2 * part];
                 }
-                _ => scales[2 * lane_of_tile..][..2].copy_from_slice(&stored[..2]),
+                Format::Q8_0 | Format::Q4_0 => scales[2 * lane_of_tile..][..2].copy_from_slice(&stored[..2]),
+                Format::F32 | Format::Half => {}
             }
         }
     }
 }
 
 /// The stored number of one value of a block: a signed byte, or bits without sign.
-fn number(dtype: Dtype, stored: &[u8], index: usize) -> u8 {
+fn number(format: Format, stored: &[u8], index: usize) -> u8 {
     let nibble = |low: &[u8]| low[index / 64 * 32 + index % 32] >> (index / 32 % 2 * 4) & 15;
-    match dtype {
-        Dtype::Q8_0 => stored[2 + index],
-        Dtype::Q4_0 => stored[2 + index % 16] >> (index / 16 * 4) & 15,
-        Dtype::Q4K => nibble(&stored[16..]),
-        Dtype::Q5K => nibble(&stored[48..]) | (stored[16 + index % 32] >> (index / 32) & 1) << 4,
-        _ => quant::six_bits(stored, index),
+    match format {
+        Format::Q8_0 => stored[2 + index],
+        Format::Q4_0 => stored[2 + index % 16] >> (index / 16 * 4) & 15,
+        Format::Q4K => nibble(&stored[16..]),
+        Format::Q5K => nibble(&stored[48..]) | (stored[16 + index % 32] >> (index / 32) & 1) << 4,
+        Format::Q6K => quant::six_bits(stored, index),
+        Format::F32 | Format::Half => unreachable!("floats are in no blocks"),
     }
 }
 

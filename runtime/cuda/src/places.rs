@@ -22,6 +22,24 @@ pub(crate) struct Table {
 /// Numbers in front of a table: rows, answers, sequences.
 const HEAD: usize = 4;
 
+/// A list of a table, each as long as there are rows, but for the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum List {
+    /// Tokens.
+    Ids,
+    /// Their types.
+    Types,
+    /// The sequence of each row, and its position there.
+    Sequences,
+    Positions,
+    /// Where the pages of each sequence begin.
+    FirstPages,
+    /// Where its rows do; one more says where all end.
+    FirstRows,
+    /// The rows that are answered.
+    Outputs,
+}
+
 impl Table {
     /// That of a plan.
     pub(crate) fn new(shape: Shape) -> Self {
@@ -30,11 +48,12 @@ impl Table {
 
     /// Its length in numbers.
     pub(crate) fn len(self) -> usize {
-        HEAD + 6 * self.shape.rows + 1 + self.shape.outputs
+        self.list(List::Outputs) + self.shape.outputs
     }
 
-    pub(crate) fn list(self, index: usize) -> usize {
-        HEAD + index * self.shape.rows
+    /// Where a list begins.
+    pub(crate) fn list(self, list: List) -> usize {
+        HEAD + list as usize * self.shape.rows + usize::from(list == List::Outputs)
     }
 
     /// The table of a step, and the pages of its sequences one after the other.
@@ -42,21 +61,24 @@ impl Table {
         let mut table = vec![0; self.len()];
         let mut pages = Vec::new();
         table[..3].copy_from_slice(&[step.ids.len() as u32, answers as u32, step.sequences.len() as u32]);
-        table[self.list(0)..][..step.ids.len()].copy_from_slice(&step.ids);
-        table[self.list(1)..][..step.types.len()].copy_from_slice(&step.types);
-        for (row, (sequence, place)) in step.places().enumerate() {
-            table[self.list(2) + row] = sequence as u32;
-            table[self.list(3) + row] = place as u32;
+        let mut put = |list: List, at: usize, numbers: &[u32]| {
+            table[self.list(list) + at..][..numbers.len()].copy_from_slice(numbers);
+        };
+        put(List::Ids, 0, &step.ids);
+        put(List::Types, 0, &step.types);
+        for (row, (sequence, position)) in step.places().enumerate() {
+            put(List::Sequences, row, &[sequence as u32]);
+            put(List::Positions, row, &[position as u32]);
         }
         let mut first = 0;
         for (index, sequence) in step.sequences.iter().enumerate() {
-            table[self.list(4) + index] = pages.len() as u32;
+            put(List::FirstPages, index, &[pages.len() as u32]);
             pages.extend_from_slice(&sequence.pages);
-            table[self.list(5) + index] = first;
+            put(List::FirstRows, index, &[first]);
             first += sequence.rows as u32;
         }
-        table[self.list(5) + step.sequences.len()] = first;
-        table[self.list(6) + 1..][..step.outputs.len()].copy_from_slice(&step.outputs);
+        put(List::FirstRows, step.sequences.len(), &[first]);
+        put(List::Outputs, 0, &step.outputs);
         (table, pages)
     }
 }
@@ -109,7 +131,7 @@ pub(crate) fn scratch(graph: &Graph, model: &Model, plan: &Plan) -> Vec<usize> {
             need(Part::Rounded, vectors * matrix.inputs * 2);
             need(Part::Scales, vectors * 4);
         }
-        _ => {
+        Format::Q8_0 | Format::Q4_0 | Format::Q4K | Format::Q5K | Format::Q6K => {
             need(Part::Rounded, vectors * matrix.inputs);
             need(Part::Scales, vectors * matrix.inputs / 32 * 8);
         }
@@ -139,7 +161,16 @@ pub(crate) fn scratch(graph: &Graph, model: &Model, plan: &Plan) -> Vec<usize> {
                 need(Part::Inner, pairs * gate.outputs * 4);
                 need(Part::Answers, pairs * down.outputs * 4);
             }
-            _ => {}
+            Op::Embed { .. }
+            | Op::Norm { .. }
+            | Op::Attend { .. }
+            | Op::Place { .. }
+            | Op::Gate { .. }
+            | Op::Add { .. }
+            | Op::Take { .. }
+            | Op::Softcap { .. }
+            | Op::Pool { .. }
+            | Op::Normalize { .. } => {}
         }
     }
     sizes.extend(model.ropes.iter().map(|(rope, _)| plan.shape.rows * rope.frequencies.len() * 8));

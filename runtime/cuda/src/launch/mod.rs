@@ -13,7 +13,7 @@ use kedge_engine::plan::{Plan, Shape};
 use crate::arguments as a;
 use crate::constants::{self as c, QUERIES, SPLITS, WARPS};
 use crate::model::{Model, Product};
-use crate::places::{PARTIAL_ROWS_MAX, PARTS, Part, Places, Table};
+use crate::places::{List, PARTIAL_ROWS_MAX, PARTS, Part, Places, Table};
 use product::{Rounding, Who, number};
 
 /// The most rows that have their attention computed one by one: there is more to read than to compute, and more blocks read
@@ -43,7 +43,7 @@ pub(crate) fn launches(graph: &Graph, model: &Model, plan: &Plan, most: Shape, p
     for (index, (rope, frequencies)) in model.ropes.iter().enumerate() {
         let pairs = rope.frequencies.len();
         let arguments = a::Angles {
-            places: writer.list(3),
+            places: writer.list(List::Positions),
             frequencies: *frequencies,
             out: places.scratch[PARTS + index],
             count: writer.count(Per::Row),
@@ -98,8 +98,8 @@ impl Writer<'_> {
     }
 
     /// A list of the step's table.
-    fn list(&self, index: usize) -> u64 {
-        self.places.table + 4 * Table::new(self.plan.shape).list(index) as u64
+    fn list(&self, list: List) -> u64 {
+        self.places.table + 4 * Table::new(self.plan.shape).list(list) as u64
     }
 
     /// Where the table says how many vectors there are.
@@ -122,9 +122,9 @@ impl Writer<'_> {
                     units: words.units,
                     positions: positions.address,
                     types: types.address,
-                    ids: self.list(0),
-                    places: self.list(3),
-                    kinds_of_tokens: self.list(1),
+                    ids: self.list(List::Ids),
+                    places: self.list(List::Positions),
+                    kinds_of_tokens: self.list(List::Types),
                     out: self.buffer(*out),
                     count,
                     kind_of_words: words.kind,
@@ -181,8 +181,8 @@ impl Writer<'_> {
                 let arguments = a::Attend {
                     qkv: self.buffer(*qkv),
                     out: self.buffer(*out),
-                    sequences: self.list(2),
-                    firsts: self.list(5),
+                    sequences: self.list(List::Sequences),
+                    firsts: self.list(List::FirstRows),
                     count,
                     query_heads: heads.query as u32,
                     key_heads: heads.key as u32,
@@ -208,9 +208,9 @@ impl Writer<'_> {
                     angles: index.map_or(0, |index| self.places.scratch[index]),
                     queries: self.buffer(*out),
                     store: self.places.store,
-                    places: self.list(3),
-                    sequences: self.list(2),
-                    firsts: self.list(4),
+                    places: self.list(List::Positions),
+                    sequences: self.list(List::Sequences),
+                    firsts: self.list(List::FirstPages),
                     pages: self.places.pages,
                     count,
                     query_heads: heads.query as u32,
@@ -257,9 +257,9 @@ impl Writer<'_> {
                 let arguments = a::Paged {
                     queries: self.buffer(*q),
                     store: self.places.store,
-                    places: self.list(3),
-                    sequences: self.list(2),
-                    firsts: self.list(4),
+                    places: self.list(List::Positions),
+                    sequences: self.list(List::Sequences),
+                    firsts: self.list(List::FirstPages),
                     pages: self.places.pages,
                     out: if is_whole { out } else { self.scratch(Part::Partial) },
                     count,
@@ -354,7 +354,7 @@ impl Writer<'_> {
                 self.plain("kedge_add", width, rows, a::Add { x, y, out, count, width: narrow }.bytes());
             }
             Op::Take { x, out } => {
-                let (x, out, taken) = (self.buffer(*x), self.buffer(*out), self.list(6) + 4);
+                let (x, out, taken) = (self.buffer(*x), self.buffer(*out), self.list(List::Outputs));
                 let arguments = a::Take { x, rows: taken, out, count, width: narrow };
                 self.plain("kedge_take", width, rows, arguments.bytes());
             }
@@ -370,7 +370,7 @@ impl Writer<'_> {
                     Pooling::Last => c::POOL_LAST,
                     Pooling::Max => c::POOL_MAX,
                 };
-                let (x, out, firsts) = (self.buffer(*x), self.buffer(*out), self.list(5));
+                let (x, out, firsts) = (self.buffer(*x), self.buffer(*out), self.list(List::FirstRows));
                 let arguments = a::Pool { x, firsts, out, count, width: narrow, pooling: pooling as u32 };
                 self.plain("kedge_pool", width, rows, arguments.bytes());
             }
@@ -539,7 +539,7 @@ mod tests {
     fn shares_and_splits_follow_from_widths_alone() {
         for dtype in [Dtype::Q8_0, Dtype::F16, Dtype::F32] {
             let graph = layer(dtype);
-            let chunk = Format::of(dtype).unwrap().chunk();
+            let chunk = Format::of(dtype).unwrap().facts().chunk;
             let of = |rows| {
                 let mut found = Vec::new();
                 for Launch { kernel, grid, block, arguments, .. } in written(&graph, rows) {

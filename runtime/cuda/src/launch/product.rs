@@ -5,7 +5,7 @@ use kedge_engine::graph::Activation;
 use super::{Writer, threads};
 use crate::arguments as a;
 use crate::constants::{
-    ACTIVATION_GELU, ACTIVATION_GELU_TANH, ACTIVATION_SILU, COLUMNS, F32_EACH, ROUNDED_BYTES, ROUNDED_HALVES, SHARES,
+    ACTIVATION_GELU, ACTIVATION_GELU_TANH, ACTIVATION_SILU, COLUMNS, F32_EACH, ROUNDED_BYTES, SHARES,
 };
 use crate::model::Matrix;
 use crate::pack::{Format, TILE};
@@ -26,12 +26,8 @@ pub(super) struct Rounding {
 impl Rounding {
     /// What a matrix wants; none when it takes vectors as they are.
     pub(super) fn of(matrix: Matrix) -> Option<Self> {
-        let kind = match matrix.format {
-            Format::F32 => return None,
-            Format::Half => ROUNDED_HALVES,
-            _ => ROUNDED_BYTES,
-        };
-        Some(Self { kind: kind as u32, padded: matrix.inputs })
+        let kind = matrix.format.facts().rounding;
+        (kind != 0).then_some(Self { kind: kind as u32, padded: matrix.inputs })
     }
 
     /// Whether it needs no more than 32 numbers of a vector.
@@ -53,31 +49,6 @@ pub(super) struct Who {
     pub(super) divide: usize,
     /// Rounded vectors that there is room for.
     pub(super) vectors: usize,
-}
-
-/// The kernel of a product that takes so many vectors at a time.
-fn kernel(format: Format, columns: usize) -> &'static str {
-    match (format, columns) {
-        (Format::F32, _) => "kedge_linear_f32",
-        (Format::Half, 8) => "kedge_linear_half_8",
-        (Format::Half, 32) => "kedge_linear_half_32",
-        (Format::Half, _) => "kedge_linear_half_64",
-        (Format::Q8_0, 8) => "kedge_linear_q8_0_8",
-        (Format::Q8_0, 32) => "kedge_linear_q8_0_32",
-        (Format::Q8_0, _) => "kedge_linear_q8_0_64",
-        (Format::Q4_0, 8) => "kedge_linear_q4_0_8",
-        (Format::Q4_0, 32) => "kedge_linear_q4_0_32",
-        (Format::Q4_0, _) => "kedge_linear_q4_0_64",
-        (Format::Q4K, 8) => "kedge_linear_q4_k_8",
-        (Format::Q4K, 32) => "kedge_linear_q4_k_32",
-        (Format::Q4K, _) => "kedge_linear_q4_k_64",
-        (Format::Q5K, 8) => "kedge_linear_q5_k_8",
-        (Format::Q5K, 32) => "kedge_linear_q5_k_32",
-        (Format::Q5K, _) => "kedge_linear_q5_k_64",
-        (Format::Q6K, 8) => "kedge_linear_q6_k_8",
-        (Format::Q6K, 32) => "kedge_linear_q6_k_32",
-        (Format::Q6K, _) => "kedge_linear_q6_k_64",
-    }
 }
 
 impl Writer<'_> {
@@ -144,14 +115,13 @@ impl Writer<'_> {
         activation: u32,
         who: Who,
     ) {
-        let columns = match who.likely {
-            _ if matrix.format == Format::F32 => COLUMNS,
-            few if few <= COLUMNS => COLUMNS,
-            some if some <= SPLIT_VECTORS_MAX => 32,
-            _ => 64,
+        let (facts, plain) = (matrix.format.facts(), matrix.format == Format::F32);
+        let [few, some, many] = facts.kernels;
+        let (columns, kernel) = match who.likely {
+            likely if plain || likely <= COLUMNS => (COLUMNS, few),
+            likely if likely <= SPLIT_VECTORS_MAX => (32, some),
+            _ => (64, many),
         };
-        let kernel = kernel(matrix.format, columns);
-        let plain = matrix.format == Format::F32;
         let (list, list_step, matrices) = who.lists.unwrap_or((0, 0, 1));
         let arguments = a::Linear {
             x: if plain { x } else { self.scratch(Part::Rounded) },
@@ -179,7 +149,7 @@ impl Writer<'_> {
                 (warps, matrix.outputs.div_ceil(F32_EACH * warps))
             }
             64 => (OWN_WARPS, matrix.outputs.div_ceil(TILE * OWN_WARPS)),
-            _ => ((matrix.inputs / matrix.format.chunk()).clamp(1, SHARES), matrix.outputs.div_ceil(TILE)),
+            _ => ((matrix.inputs / facts.chunk).clamp(1, SHARES), matrix.outputs.div_ceil(TILE)),
         };
         let grid = [tiles, who.most.div_ceil(columns), matrices];
         self.push(kernel, grid, 32 * warps, 0, arguments.bytes());
