@@ -29,8 +29,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kedge_engine::EngineError;
-use kedge_engine::backend::{Backend, Capabilities, Chosen, Prepared, Step, run_and_choose};
-use kedge_engine::generate::sample::Draw;
+use kedge_engine::backend::{Backend, Capabilities, Chosen, Prepared, Step, Work, run_and_choose};
 use kedge_engine::graph::Graph;
 use kedge_engine::plan::{Plan, Shape};
 
@@ -192,7 +191,7 @@ struct State {
     blocks: Vec<Block>,
     /// Plans that ran on these blocks. A plan that comes again is recorded.
     plans: HashMap<Shape, Seen>,
-    /// Draws, and what was found: no recording has their places.
+    /// Draws, and what was found. Not part of any recorded launch, so these may be reallocated between steps.
     draws: Option<Block>,
     found: Option<Block>,
 }
@@ -216,18 +215,12 @@ impl Prepared for Loaded {
         })
     }
 
-    fn choose(
-        &self,
-        plan: &Plan,
-        step: &Step,
-        draws: &[Draw],
-        room: &mut Vec<f32>,
-        choices: &mut Vec<Chosen>,
-    ) -> Result<(), EngineError> {
-        step.check_draws(plan, draws)?;
+    fn choose(&self, work: Work<'_>, room: &mut Vec<f32>, choices: &mut Vec<Chosen>) -> Result<(), EngineError> {
+        work.check()?;
+        let Work { plan, step, draws } = work;
         let wanted = match Choices::of(draws, self.graph.result_width()) {
             Some(wanted) if !draws.is_empty() => wanted,
-            _ => return run_and_choose(self, plan, step, draws, room, choices),
+            _ => return run_and_choose(self, work, room, choices),
         };
         self.whole(plan, step, |state| {
             let logits = self.compute(state, plan, step)?;

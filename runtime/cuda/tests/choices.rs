@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use devices::{Tested, each};
-use kedge_engine::backend::{Chosen, Sequence, Step};
+use kedge_engine::backend::{Chosen, Sequence, Step, Work};
 use kedge_engine::generate::sample::{Change, Draw, NotFinite, WHOLE};
 use kedge_engine::graph::{Builder, Graph, Op};
 use kedge_engine::plan::{Plan, Shape};
@@ -38,7 +38,7 @@ fn chosen(graph: &Arc<Graph>, backend: &dyn Backend, ids: &[u32], draws: &[Draw]
     let prepared = backend.prepare(graph.clone(), 0)?;
     // Twice, so that what is left from before is in the way.
     for _ in 0..2 {
-        prepared.choose(&plan, &step, draws, &mut room, &mut choices)?;
+        prepared.choose(Work { plan: &plan, step: &step, draws }, &mut room, &mut choices)?;
     }
     Ok(choices)
 }

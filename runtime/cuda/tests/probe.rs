@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use kedge_cuda::Cuda;
 use kedge_engine::Backend;
-use kedge_engine::backend::{Sequence, Step};
+use kedge_engine::backend::{Sequence, Step, Work};
 use kedge_engine::generate::sample::Draw;
 use kedge_engine::graph::{Builder, Graph, Heads, Op, Pages, Part};
 use kedge_engine::plan::{Plan, Shape};
@@ -56,7 +56,7 @@ fn attempt() -> String {
         }
     }
     let (draws, mut choices) = ([Draw::default()], Vec::new());
-    match prepared.choose(&plan, &step, &draws, &mut Vec::new(), &mut choices) {
+    match prepared.choose(Work { plan: &plan, step: &step, draws: &draws }, &mut Vec::new(), &mut choices) {
         // The library's answers are all zeros.
         Ok(()) => assert!(matches!(&choices[..], [Ok(choice)] if choice.token == 0)),
         Err(error) => return format!("choosing: {error}"),

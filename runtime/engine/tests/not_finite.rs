@@ -7,7 +7,7 @@ mod tiny_decoders;
 
 use std::sync::Arc;
 
-use kedge_engine::backend::{Sequence, Step};
+use kedge_engine::backend::{Sequence, Step, Work};
 use kedge_engine::generate::sample::{Draw, NotFinite};
 use kedge_engine::graph::{Graph, Op};
 use kedge_engine::plan::{Plan, Shape};
@@ -48,7 +48,9 @@ fn a_number_that_is_not_finite_is_an_error_of_its_own_sequence_with_quantised_we
                 for backend in Cpu::levels(Some(2)).unwrap() {
                     let prepared = backend.prepare(graph.clone(), 16).unwrap();
                     let (mut room, mut choices) = (Vec::new(), Vec::new());
-                    prepared.choose(&plan, &step, &[(); 2].map(|()| Draw::default()), &mut room, &mut choices).unwrap();
+                    let draws = [(); 2].map(|()| Draw::default());
+                    let work = Work { plan: &plan, step: &step, draws: &draws };
+                    prepared.choose(work, &mut room, &mut choices).unwrap();
                     let what = format!("{number} with {dtype:?} by {}", backend.capabilities().features);
                     assert_eq!(choices[0], Err(NotFinite), "{what}");
                     assert!(choices[1].is_ok(), "{what}");

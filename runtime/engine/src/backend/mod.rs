@@ -48,17 +48,34 @@ pub trait Prepared: Send + Sync {
     fn run(&self, plan: &Plan, step: &Step, answers: &mut Vec<f32>) -> Result<(), EngineError>;
 
     /// Runs a plan whose answers are logits, and makes of each the choice that its draw says. What must hold: a choice is
-    /// that of [`sample::choose`] for these logits, and there is a draw for each answer ([`Step::check_draws`]). `room` is
-    /// kept for the next step.
-    fn choose(
-        &self,
-        plan: &Plan,
-        step: &Step,
-        draws: &[Draw],
-        room: &mut Vec<f32>,
-        choices: &mut Vec<Chosen>,
-    ) -> Result<(), EngineError> {
-        run_and_choose(self, plan, step, draws, room, choices)
+    /// that of [`sample::choose`] for these logits, and there is a draw for each answer ([`Work::check`]). `room` is kept for
+    /// the next step.
+    fn choose(&self, work: Work<'_>, room: &mut Vec<f32>, choices: &mut Vec<Chosen>) -> Result<(), EngineError> {
+        run_and_choose(self, work, room, choices)
+    }
+}
+
+/// What is to be run, and how its answers are chosen from.
+#[derive(Clone, Copy, Debug)]
+pub struct Work<'a> {
+    /// The plan.
+    pub plan: &'a Plan,
+    /// The tokens to run it on.
+    pub step: &'a Step,
+    /// A draw for each answer.
+    pub draws: &'a [Draw],
+}
+
+impl Work<'_> {
+    /// Refuses draws that are not one for each answer.
+    pub fn check(&self) -> Result<(), EngineError> {
+        match self.step.answers_of(&self.plan.ops) {
+            answers if answers == self.draws.len() => Ok(()),
+            answers => {
+                let (expected, actual) = (format!("{answers} draws"), self.draws.len().to_string());
+                Err(EngineError::Shape { expected, actual })
+            }
+        }
     }
 }
 
@@ -68,13 +85,12 @@ pub type Chosen = Result<Choice, NotFinite>;
 /// Runs a plan, and chooses here: what a backend does that has no better way.
 pub fn run_and_choose<P: Prepared + ?Sized>(
     prepared: &P,
-    plan: &Plan,
-    step: &Step,
-    draws: &[Draw],
+    work: Work<'_>,
     room: &mut Vec<f32>,
     choices: &mut Vec<Chosen>,
 ) -> Result<(), EngineError> {
-    step.check_draws(plan, draws)?;
+    work.check()?;
+    let Work { plan, step, draws } = work;
     prepared.run(plan, step, room)?;
     let width = room.len() / draws.len().max(1);
     if width > VOCABULARY_MAX {
@@ -164,17 +180,6 @@ impl Step {
             }
         }
         Ok(())
-    }
-
-    /// Refuses draws that are not one for each answer.
-    pub fn check_draws(&self, plan: &Plan, draws: &[Draw]) -> Result<(), EngineError> {
-        match self.answers_of(&plan.ops) {
-            answers if answers == draws.len() => Ok(()),
-            answers => {
-                let (expected, actual) = (format!("{answers} draws"), draws.len().to_string());
-                Err(EngineError::Shape { expected, actual })
-            }
-        }
     }
 
     /// How many answers it asks for.

@@ -7,9 +7,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
-use super::{Backend, Capabilities, Chosen, Prepared, Step};
+use super::{Backend, Capabilities, Chosen, Prepared, Step, Work};
 use crate::EngineError;
-use crate::generate::sample::Draw;
 use crate::graph::Graph;
 use crate::plan::Plan;
 
@@ -107,13 +106,11 @@ impl Placed {
     /// See [`Prepared::choose`].
     pub(crate) fn choose(
         &self,
-        plan: &Plan,
-        step: &Step,
-        draws: &[Draw],
+        work: Work<'_>,
         room: &mut Vec<f32>,
         choices: &mut Vec<Chosen>,
     ) -> Result<Ran, EngineError> {
-        self.attempt(|prepared| prepared.choose(plan, step, draws, room, choices))
+        self.attempt(|prepared| prepared.choose(work, room, choices))
     }
 
     fn attempt(&self, work: impl FnOnce(&dyn Prepared) -> Result<(), EngineError>) -> Result<Ran, EngineError> {

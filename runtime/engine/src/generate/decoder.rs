@@ -12,11 +12,11 @@ use serde_json::Value;
 
 use super::chat::ChatTemplate;
 use super::sample::Draw;
-use super::schedule::{Batch, End, Event, Limits, Request, RequestId, Schedule};
+use super::schedule::{Batch, End, Event, Limits, Request, RequestId, Schedule, Totals};
 use super::text::TextTokenizer;
 use crate::EngineError;
 use crate::backend::spare::{FAILURES_MAX, Placed, Ran};
-use crate::backend::{Backend, Capabilities};
+use crate::backend::{Backend, Capabilities, Work};
 use crate::graph::{Graph, PAGE_TOKENS, Pages};
 use crate::model::Location;
 use crate::model::config::read_json;
@@ -54,10 +54,12 @@ pub struct Figures {
     pub waiting: AtomicU64,
     /// Requests that run.
     pub running: AtomicU64,
-    /// Tokens of prompts that were computed.
+    /// Tokens of prompts that were admitted.
     pub prompt_tokens: AtomicU64,
-    /// Tokens of prompts that were known from earlier requests.
+    /// Those of them that were known from earlier requests.
     pub cached_tokens: AtomicU64,
+    /// How often a request gave its pages up to another.
+    pub preemptions: AtomicU64,
     /// Tokens that were made.
     pub made_tokens: AtomicU64,
     /// Steps.
@@ -260,8 +262,9 @@ impl Decoder {
         let mut tokens = Vec::new();
         loop {
             match events.recv() {
+                Ok(Event::Begin { .. }) => {}
                 Ok(Event::Token(choice)) => tokens.push(choice.token),
-                Ok(Event::End { end, .. }) => return Ok((tokens, end)),
+                Ok(Event::End(end)) => return Ok((tokens, end)),
                 Err(_) => return Ok((tokens, End::Failed("the decoder's thread has ended".into()))),
             }
         }
@@ -421,7 +424,7 @@ impl Worker {
                 self.schedule.cancel(id);
                 if let Some(mut listener) = self.listeners.remove(&id) {
                     self.ended += 1;
-                    listener(Event::End { end: End::Cancelled, cached_tokens: 0 });
+                    listener(Event::End(End::Cancelled));
                 }
             }
         }
@@ -438,14 +441,13 @@ impl Worker {
         };
         let draws: Vec<Draw> = batch.answers.iter().map(draw).collect();
         let mut choices = Vec::new();
-        match self.placed.choose(plan, &batch.step, &draws, room, &mut choices) {
+        match self.placed.choose(Work { plan, step: &batch.step, draws: &draws }, room, &mut choices) {
             Ok(Ran::Done) => self.failures = 0,
             Ok(Ran::Moved) => return self.schedule.start_over(),
             Err(error) => {
                 self.failures += u32::from(matches!(error, EngineError::Device { .. }));
                 for id in self.schedule.clear() {
-                    let end = End::Failed(error.to_string());
-                    self.tell(id, Event::End { end, cached_tokens: 0 });
+                    self.tell(id, Event::End(End::Failed(error.to_string())));
                 }
                 return;
             }
@@ -453,20 +455,15 @@ impl Worker {
         let chosen: Vec<_> = choices.into_iter().map(|choice| choice.map_err(|error| error.to_string())).collect();
         let made = chosen.iter().filter(|choice| choice.is_ok()).count() as u64;
         self.figures.made_tokens.fetch_add(made, Ordering::Relaxed);
-        let prompt = (batch.step.ids.len() - batch.answers.len()) as u64;
-        self.figures.prompt_tokens.fetch_add(prompt, Ordering::Relaxed);
         self.figures.steps.fetch_add(1, Ordering::Relaxed);
         for (id, event) in self.schedule.done(batch, chosen) {
-            if let Event::End { cached_tokens, .. } = &event {
-                self.figures.cached_tokens.fetch_add(*cached_tokens as u64, Ordering::Relaxed);
-            }
             self.tell(id, event);
         }
     }
 
     /// Tells a listener; one that is gone ends its request.
     fn tell(&mut self, id: RequestId, event: Event) {
-        let ended = matches!(event, Event::End { .. });
+        let ended = matches!(event, Event::End(_));
         let Some(listener) = self.listeners.get_mut(&id) else { return };
         let listens = listener(event);
         if ended || !listens {
@@ -480,11 +477,15 @@ impl Worker {
 
     fn count(&mut self) {
         let (waiting, running) = self.schedule.counts();
-        let set = |figure: &AtomicU64, value: usize| figure.store(value as u64, Ordering::Relaxed);
+        let Totals { prompt_tokens, cached_tokens, preemptions } = self.schedule.totals();
+        let set = |figure: &AtomicU64, value: u64| figure.store(value, Ordering::Relaxed);
+        set(&self.figures.prompt_tokens, prompt_tokens);
+        set(&self.figures.cached_tokens, cached_tokens);
+        set(&self.figures.preemptions, preemptions);
         self.figures.open.fetch_sub(self.ended, Ordering::Relaxed);
         self.ended = 0;
-        set(&self.figures.waiting, waiting);
-        set(&self.figures.running, running);
-        set(&self.figures.tokens_free, self.schedule.tokens_free());
+        set(&self.figures.waiting, waiting as u64);
+        set(&self.figures.running, running as u64);
+        set(&self.figures.tokens_free, self.schedule.tokens_free() as u64);
     }
 }
