@@ -183,12 +183,13 @@ impl Bench<'_> {
         loop {
             let now = self.world.clock.monotonic();
             match events.recv_timeout(self.deadline.saturating_sub(now)) {
+                Ok(Event::Begin { .. }) => {}
                 Ok(Event::Token(_)) => {
                     first = first.or(Some(self.world.clock.monotonic() - begin));
                     made += 1;
                 }
-                Ok(Event::End { end: End::Failed(why), .. }) => bail!("a request failed: {why}"),
-                Ok(Event::End { .. }) => {
+                Ok(Event::End(End::Failed(why))) => bail!("a request failed: {why}"),
+                Ok(Event::End(_)) => {
                     let whole = self.world.clock.monotonic() - begin;
                     return Ok(first.map(|first| Run { first, whole, made }));
                 }

@@ -293,6 +293,10 @@ impl Session {
                 event = events.recv() => event.context("the decoder's thread has ended")?,
             };
             let text = match event {
+                Event::Begin { cached_tokens } => {
+                    speed.cached = cached_tokens;
+                    continue;
+                }
                 Event::Token(choice) => {
                     if speed.made == 0 {
                         speed.first = self.world.clock.monotonic() - begin;
@@ -300,11 +304,8 @@ impl Session {
                     speed.made += 1;
                     stream.push(self.decoder.tokenizer(), choice.token)?
                 }
-                Event::End { end: End::Failed(why), .. } => bail!("the answer could not go on: {why}"),
-                Event::End { cached_tokens, .. } => {
-                    speed.cached = cached_tokens;
-                    break;
-                }
+                Event::End(End::Failed(why)) => bail!("the answer could not go on: {why}"),
+                Event::End(_) => break,
             };
             whole += &text;
             // A terminal may be held for as long as somebody likes, and Ctrl-C counts all the same.

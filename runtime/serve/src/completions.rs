@@ -37,10 +37,10 @@ pub(crate) enum Kind {
 /// A request, understood.
 #[derive(Debug)]
 pub(crate) struct Completion {
-    /// One for each answer: prompts, times how many answers each.
+    /// One for each answer: prompt by prompt, as many each.
     pub(crate) requests: Vec<Request>,
-    /// Tokens of all prompts.
-    pub(crate) prompt_tokens: usize,
+    /// Tokens of each prompt.
+    pub(crate) prompts: Vec<usize>,
     /// Texts that end an answer.
     pub(crate) stops: Vec<String>,
     pub(crate) stream: bool,
@@ -223,7 +223,7 @@ pub(crate) fn parse(
     };
     Ok(Completion {
         requests: prompts.iter().flat_map(of_prompt).collect(),
-        prompt_tokens: prompts.iter().map(Vec::len).sum(),
+        prompts: prompts.iter().map(Vec::len).collect(),
         stops,
         stream,
         include_usage,

@@ -131,11 +131,9 @@ impl Engine {
                 m.running.get_or_create(labels).set(now(&figures.running) as i64);
                 let (kept, free) = (now(&figures.tokens_kept) as f64, now(&figures.tokens_free) as f64);
                 m.cache_used.get_or_create(labels).set(1.0 - free / kept);
-                for (family, figure) in [
-                    (&m.prompt_tokens, &figures.prompt_tokens),
-                    (&m.made_tokens, &figures.made_tokens),
-                    (&m.cached_tokens, &figures.cached_tokens),
-                ] {
+                for (family, figure) in
+                    [(&m.made_tokens, &figures.made_tokens), (&m.cached_tokens, &figures.cached_tokens)]
+                {
                     let counter = family.get_or_create(labels);
                     counter.inc_by(now(figure).saturating_sub(counter.get()));
                 }

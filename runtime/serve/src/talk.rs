@@ -8,6 +8,7 @@ use bytes::Bytes;
 use kedge_engine::Decoder;
 use kedge_engine::generate::{Choice, End, Event, TextStream};
 use kedge_world::World;
+use prometheus_client::metrics::counter::Counter;
 use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, oneshot};
 
@@ -114,7 +115,7 @@ impl Talk {
         let place = Arc::new(place);
         let tokens_max = completion.requests.first().map(|request| request.tokens_max);
         watch.note(|notes| {
-            notes.input_tokens = Some(completion.prompt_tokens);
+            notes.input_tokens = Some(completion.prompts.iter().sum());
             notes.tokens_max = tokens_max;
         });
         let ignored = std::mem::take(&mut completion.ignored);
@@ -128,7 +129,11 @@ impl Talk {
             model: self.name.clone(),
             asked_as,
         };
-        let mut maker = Maker { talk: self.clone(), completion, frame, parts: Vec::new(), cached: 0, watch };
+        let labels = Labels { model_name: self.name.clone() };
+        let prompt_tokens = metrics.prompt_tokens.get_or_create(&labels).clone();
+        let cached = vec![None; completion.prompts.len()];
+        let mut maker =
+            Maker { talk: self.clone(), completion, frame, parts: Vec::new(), cached, prompt_tokens, watch };
         // The decoder's thread must not wait for a client. As many events come as the answers may have tokens.
         let (sender, events) = mpsc::unbounded_channel::<(usize, Event)>();
         for (index, mut request) in requests.into_iter().enumerate() {
@@ -144,12 +149,16 @@ impl Talk {
         }
         drop(sender);
         let mut running = Running { maker, events, first: None, ignored };
-        let first = running.next().await?;
-        let labels = Labels { model_name: self.name.clone() };
+        let first = loop {
+            match running.next().await? {
+                (index, Event::Begin { cached_tokens }) => running.maker.begins(index, cached_tokens),
+                first => break first,
+            }
+        };
         let waited = running.maker.watch.begin().elapsed();
         metrics.first_token.get_or_create(&labels).observe(waited.as_secs_f64());
         running.maker.watch.note(|notes| notes.first_token = Some(waited));
-        if let (_, Event::End { end: End::Failed(why), .. }) = &first {
+        if let (_, Event::End(End::Failed(why))) = &first {
             return Err(Refusal::plain(500, why.clone()));
         }
         running.first = Some(first);
@@ -334,13 +343,25 @@ struct Maker {
     completion: Completion,
     frame: Frame,
     parts: Vec<Part>,
-    cached: usize,
+    /// Of each prompt, how many tokens were known to whichever of its answers was admitted first.
+    cached: Vec<Option<usize>>,
+    prompt_tokens: Counter<u64, AtomicU64>,
     watch: Arc<Watch>,
 }
 
 impl Maker {
     fn is_whole(&self) -> bool {
         self.parts.iter().all(|part| part.finish.is_some())
+    }
+
+    /// An answer was admitted.
+    fn begins(&mut self, index: usize, cached_tokens: usize) {
+        // There are as many answers to each prompt.
+        let prompt = index * self.cached.len() / self.parts.len();
+        if self.cached[prompt].is_none() {
+            self.cached[prompt] = Some(cached_tokens);
+            self.prompt_tokens.inc_by(self.completion.prompts[prompt] as u64);
+        }
     }
 
     /// One event: what a stream is told of it.
@@ -352,6 +373,10 @@ impl Maker {
             return Ok(None);
         }
         let text = match event {
+            Event::Begin { cached_tokens } => {
+                self.begins(index, cached_tokens);
+                return Ok(None);
+            }
             Event::Token(choice) => {
                 part.tokens += 1;
                 let text = part.stream.push(tokenizer, choice.token).map_err(failed)?;
@@ -363,9 +388,8 @@ impl Maker {
                 }
                 text
             }
-            Event::End { end: End::Failed(why), .. } => return Err(Refusal::plain(500, why)),
-            Event::End { end, cached_tokens } => {
-                self.cached += cached_tokens;
+            Event::End(End::Failed(why)) => return Err(Refusal::plain(500, why)),
+            Event::End(end) => {
                 let rest = part.stream.finish(tokenizer).map_err(failed)?;
                 let (mut text, ended) = part.stops.push(&self.completion.stops, &rest);
                 if !ended {
@@ -391,7 +415,8 @@ impl Maker {
 
     fn counts(&self) -> Usage {
         let answer = self.parts.iter().map(|part| part.tokens).sum();
-        Usage { prompt: self.completion.prompt_tokens, cached: self.cached, answer }
+        let (prompt, cached) = (self.completion.prompts.iter().sum(), self.cached.iter().flatten().sum());
+        Usage { prompt, cached, answer }
     }
 
     fn usage(&self) -> Option<Value> {

@@ -108,6 +108,32 @@ async fn settings_do_what_they_say() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn tokens_are_counted_once_a_prompt_however_it_is_answered() {
+    let served = Served::start().await;
+    let (messages, expected, prompt) = talks().remove(0);
+    let told = json!({"role": "system", "content": "You keep the books of the mill. ".repeat(8)});
+    let messages: Value = std::iter::once(told).chain(messages.as_array().unwrap().clone()).collect();
+    let (_, first) = served.answer(CHAT, chat(&messages, json!({}))).await;
+    let usage = |answer: &Value| {
+        let usage = &answer["usage"];
+        (usage["prompt_tokens"].as_u64().unwrap(), usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap())
+    };
+    let (all, none) = usage(&first);
+    assert!(none == 0 && all > 64 && all > prompt as u64, "{first}");
+    let text = first["choices"][0]["message"]["content"].as_str().unwrap();
+    let word = text.split_whitespace().next().unwrap_or(&expected);
+    let mut counted = all;
+    for more in [json!({"n": 4}), json!({"stop": word}), json!({"n": 4, "stop": word})] {
+        let (_, answer) = served.answer(CHAT, chat(&messages, more.clone())).await;
+        let (again, cached) = usage(&answer);
+        assert!(again == all && cached > 0 && cached < all, "{more}: {answer}");
+        counted += all;
+    }
+    let (_, metrics) = served.get("/metrics").await;
+    assert!(metrics.contains(&format!("vllm:prompt_tokens_total{{model_name=\"demo\"}} {counted}\n")), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_answered_is_refused_by_field() {
     let served = Served::start().await;
     let hello = json!([{"role": "user", "content": "hello"}]);

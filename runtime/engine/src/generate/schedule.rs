@@ -53,15 +53,26 @@ pub enum End {
 /// News of a request.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// The next token.
-    Token(Choice),
-    /// The answer has ended.
-    End {
-        /// Why.
-        end: End,
-        /// Tokens of the prompt that were not computed again, because an earlier request had the same.
+    /// It was admitted; told once, before anything else.
+    Begin {
+        /// Tokens of the prompt that need not be computed, because an earlier request had the same.
         cached_tokens: usize,
     },
+    /// The next token.
+    Token(Choice),
+    /// The answer has ended; why.
+    End(End),
+}
+
+/// What there was in all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Tokens of prompts that were admitted.
+    pub prompt_tokens: u64,
+    /// Those of them that earlier requests had.
+    pub cached_tokens: u64,
+    /// How often a request gave its pages up to another.
+    pub preemptions: u64,
 }
 
 /// Bounds of what is done at once.
@@ -85,7 +96,6 @@ struct Running {
     computed: usize,
     owned: Owned,
     history: History,
-    cached_tokens: usize,
     ticket: Ticket,
     /// In which order requests were admitted, the first time; none before that.
     admitted: Option<u64>,
@@ -117,18 +127,27 @@ pub struct Schedule {
     running: Vec<Running>,
     shares: Shares,
     admissions: u64,
+    totals: Totals,
+    /// What is to be told when the next step is done.
+    news: Vec<(RequestId, Event)>,
 }
 
 impl Schedule {
     /// Nothing to do yet.
     pub fn new(limits: Limits, pages: u32) -> Self {
-        let (waiting, running, shares) = (Vec::new(), Vec::new(), Shares::default());
-        Self { limits, pages: PageTable::new(pages), waiting, running, shares, admissions: 0 }
+        let (waiting, running, news, shares) = (Vec::new(), Vec::new(), Vec::new(), Shares::default());
+        let (pages, totals) = (PageTable::new(pages), Totals::default());
+        Self { limits, pages, waiting, running, shares, admissions: 0, totals, news }
     }
 
     /// Requests that wait, and that run.
     pub fn counts(&self) -> (usize, usize) {
         (self.waiting.len(), self.running.len())
+    }
+
+    /// What there was so far.
+    pub fn totals(&self) -> Totals {
+        self.totals
     }
 
     /// Tokens for which there are pages that nobody uses now.
@@ -141,8 +160,8 @@ impl Schedule {
         assert!(!request.prompt.is_empty(), "a prompt has a token");
         let (tokens, history) = (request.prompt.clone(), History::of_prompt(&request.prompt));
         let (owned, ticket) = (Owned::default(), self.shares.arrive(&request.client));
-        let (computed, cached_tokens, admitted) = (0, 0, None);
-        self.waiting.push(Running { id, request, tokens, computed, owned, history, cached_tokens, ticket, admitted });
+        let (computed, admitted) = (0, None);
+        self.waiting.push(Running { id, request, tokens, computed, owned, history, ticket, admitted });
     }
 
     /// Lets go of a request.
@@ -155,6 +174,7 @@ impl Schedule {
 
     /// Ends all requests, as after a failure of the device.
     pub fn clear(&mut self) -> Vec<RequestId> {
+        self.news.clear();
         let ids = self.waiting.drain(..).map(|waiting| waiting.id).collect::<Vec<_>>();
         let running = self.running.iter().map(|running| running.id).collect::<Vec<_>>();
         while !self.running.is_empty() {
@@ -169,7 +189,8 @@ impl Schedule {
     pub fn start_over(&mut self) {
         while !self.running.is_empty() {
             self.running[0].computed = 0;
-            self.preempt(0);
+            let again = self.leave(0);
+            self.waiting.push(again);
         }
         self.pages = PageTable::new(self.pages.available() as u32);
     }
@@ -198,6 +219,7 @@ impl Schedule {
     }
 
     fn preempt(&mut self, index: usize) {
+        self.totals.preemptions += 1;
         let mut preempted = self.leave(index);
         preempted.computed = 0;
         self.waiting.push(preempted);
@@ -267,7 +289,9 @@ impl Schedule {
         let mut running = self.waiting.remove(best);
         (running.owned, running.computed) = (owned, known);
         if running.admitted.is_none() {
-            running.cached_tokens = known;
+            self.totals.prompt_tokens += running.tokens.len() as u64;
+            self.totals.cached_tokens += known as u64;
+            self.news.push((running.id, Event::Begin { cached_tokens: known }));
             self.admissions += 1;
             running.admitted = Some(self.admissions);
             self.shares.admit(running.ticket, running.tokens.len() - known);
@@ -319,7 +343,7 @@ impl Schedule {
     /// Notes that a step was computed, with the token that was chosen for each of its answers, or why there is none; what
     /// its requests are to be told.
     pub fn done(&mut self, batch: &Batch, chosen: Vec<Result<Choice, String>>) -> Vec<(RequestId, Event)> {
-        let mut events = Vec::new();
+        let mut events = std::mem::take(&mut self.news);
         for (id, rows) in &batch.rows {
             if let Some(index) = self.position(*id) {
                 let running = &mut self.running[index];
@@ -342,9 +366,8 @@ impl Schedule {
                 }
             };
             if let Some(end) = end {
-                let cached_tokens = running.cached_tokens;
                 self.leave(index);
-                events.push((*id, Event::End { end, cached_tokens }));
+                events.push((*id, Event::End(end)));
             }
         }
         if self.waiting.is_empty() && self.running.is_empty() {
@@ -417,8 +440,9 @@ mod tests {
             for (id, event) in schedule.done(&batch, chosen) {
                 let told = told.entry(id).or_default();
                 match event {
+                    Event::Begin { .. } => assert_eq!(*told, (Vec::new(), None), "told first, and once"),
                     Event::Token(choice) => told.0.push(choice.token),
-                    Event::End { end, .. } => told.1 = Some(end),
+                    Event::End(end) => told.1 = Some(end),
                 }
             }
         }
@@ -436,7 +460,7 @@ mod tests {
         let (mut model, mut ended) = (Model::default(), Vec::new());
         while let Some(batch) = schedule.next_batch() {
             let chosen = model.run(&batch);
-            ended.extend(schedule.done(&batch, chosen).into_iter().filter(|(_, e)| matches!(e, Event::End { .. })));
+            ended.extend(schedule.done(&batch, chosen).into_iter().filter(|(_, e)| matches!(e, Event::End(_))));
         }
         assert_eq!(ended.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [4, 3, 1, 2]);
     }
@@ -451,6 +475,20 @@ mod tests {
         schedule.push(2, request(prompt, 2, "b"));
         let batch = schedule.next_batch().unwrap();
         assert_eq!(batch.step.ids.len(), 300 - 288, "nine full pages were known");
+        let chosen = model.run(&batch);
+        assert_eq!(schedule.done(&batch, chosen)[0], (2, Event::Begin { cached_tokens: 288 }));
+        assert_eq!(schedule.totals(), Totals { prompt_tokens: 600, cached_tokens: 288, preemptions: 0 });
+    }
+
+    #[test]
+    fn what_is_computed_again_counts_once() {
+        let mut schedule = Schedule::new(Limits { rows_max: 64, running_max: 4, context: 400 }, 14);
+        let prompts: Vec<Vec<u32>> = (0..2).map(|from| (from * 500..).take(150).collect()).collect();
+        (0u64..).zip(&prompts).for_each(|(id, prompt)| schedule.push(id, request(prompt.clone(), 200, "a")));
+        drive(&mut schedule, &mut Model::default());
+        let Totals { prompt_tokens, cached_tokens, preemptions } = schedule.totals();
+        assert_eq!((prompt_tokens, cached_tokens), (300, 0));
+        assert!(preemptions > 0);
     }
 
     proptest! {
