@@ -4,6 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
+use kedge_formats::FormatError;
+
 use crate::EngineError;
 
 /// Where a model lies.
@@ -17,14 +19,14 @@ pub struct Location {
 
 impl Location {
     /// What `path` means. A file is the weights, whatever else lies beside it. In a folder they are an index of shards, else
-    /// `model.safetensors`; in one without settings the only `.gguf` file.
+    /// `model.safetensors`; in one without settings the only `.gguf` file, and several are refused by their names.
     pub fn of(path: &Path) -> Result<Self, EngineError> {
         // It may be named and not there, or no model: then the settings beside it are not what is missing.
         let about = path.metadata().map_err(|source| EngineError::Read { path: path.to_owned(), source })?;
         if about.is_dir() {
             let index = path.join("model.safetensors.index.json");
             let plain = || if index.is_file() { index } else { path.join("model.safetensors") };
-            return Ok(Self { folder: path.to_owned(), weights: only_gguf(path).unwrap_or_else(plain) });
+            return Ok(Self { folder: path.to_owned(), weights: only_gguf(path)?.unwrap_or_else(plain) });
         }
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if !about.is_file() || ![".safetensors", INDEX, ".gguf"].iter().any(|kind| name.ends_with(kind)) {
@@ -49,13 +51,20 @@ fn is_gguf(path: &Path) -> bool {
 }
 
 /// The only GGUF file of a folder without settings.
-fn only_gguf(folder: &Path) -> Option<PathBuf> {
+fn only_gguf(folder: &Path) -> Result<Option<PathBuf>, FormatError> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Ok(None) };
     if folder.join("config.json").exists() {
-        return None;
+        return Ok(None);
     }
-    let entries = std::fs::read_dir(folder).ok()?.filter_map(Result::ok).map(|entry| entry.path());
-    let mut files = entries.filter(|path| is_gguf(path));
-    files.next().filter(|_| files.next().is_none())
+    let mut files: Vec<PathBuf> =
+        entries.filter_map(Result::ok).map(|entry| entry.path()).filter(|path| is_gguf(path)).collect();
+    if files.len() > 1 {
+        files.sort();
+        let names: Vec<_> = files.iter().filter_map(|path| path.file_name()?.to_str()).collect();
+        let reason = format!("holds several .gguf files ({}); name one", names.join(", "));
+        return Err(FormatError::File { path: folder.to_owned(), reason });
+    }
+    Ok(files.pop())
 }
 
 #[cfg(test)]
@@ -72,7 +81,8 @@ mod tests {
             ("m/config.json m/b.safetensors.index.json", "m/b.safetensors.index.json", "m/b.safetensors.index.json"),
             ("m/a.gguf", "m", "m/a.gguf"),
             ("m/a.gguf m/b.gguf", "m/b.gguf", "m/b.gguf"),
-            ("m/a.gguf m/b.gguf", "m", "m/model.safetensors"),
+            ("m/b.gguf m/a.gguf", "m", "m: holds several .gguf files (a.gguf, b.gguf); name one"),
+            ("m/config.json m/a.gguf m/b.gguf", "m", "m/model.safetensors"),
             ("m/config.json m/a.gguf", "m", "m/model.safetensors"),
             ("m/config.json m/a.gguf", "m/a.gguf", "m/a.gguf"),
             ("m/config.json", "m", "m/model.safetensors"),
