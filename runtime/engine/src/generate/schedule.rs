@@ -8,8 +8,10 @@
 //!
 //! A step takes one token of each request that is making text, and fills up with pieces of prompts. Requests are admitted
 //! by priority, then by their clients' shares ([`super::share`]). What must hold: no request is starved by later ones of no
-//! higher priority, nor one that was admitted by those that were not; when pages run out, the request admitted last gives
-//! its up; the tokens of a request do not depend on any of this.
+//! higher priority, nor one that was admitted by those that were not; when pages run out, the least urgent request gives its
+//! up (of the lowest priority, and of those the one admitted last); the tokens of a request do not depend on any of this.
+
+use std::cmp::Reverse;
 
 use super::pages::{Owned, PageTable};
 use super::sample::{Choice, History, Sampling};
@@ -33,7 +35,7 @@ pub struct Request {
     pub sampling: Sampling,
     /// Who asks, for fairness.
     pub client: Client,
-    /// Higher ones are admitted first.
+    /// Higher ones are admitted first, and keep their pages.
     pub priority: i32,
 }
 
@@ -102,6 +104,11 @@ struct Running {
 }
 
 impl Running {
+    /// The least is the most urgent.
+    fn urgency(&self) -> (Reverse<i32>, Option<u64>) {
+        (Reverse(self.request.priority), self.admitted)
+    }
+
     fn answered(&self) -> usize {
         self.tokens.len() - self.request.prompt.len()
     }
@@ -124,6 +131,7 @@ pub struct Schedule {
     limits: Limits,
     pages: PageTable,
     waiting: Vec<Running>,
+    /// The most urgent first.
     running: Vec<Running>,
     shares: Shares,
     admissions: u64,
@@ -209,12 +217,11 @@ impl Schedule {
             if !batch.rows.is_empty() {
                 return Some(batch);
             }
-            // Prompts that hold pages and wait for each other's: the one admitted last makes room.
+            // Prompts that hold pages and wait for each other's: the least urgent makes room.
             if self.running.len() < 2 {
                 return None;
             }
-            let last = (0..self.running.len()).max_by_key(|index| self.running[*index].admitted)?;
-            self.preempt(last);
+            self.preempt(self.running.len() - 1);
         }
     }
 
@@ -228,7 +235,7 @@ impl Schedule {
     fn fill(&mut self) -> Batch {
         let mut batch = Batch::default();
         let mut left = self.limits.rows_max;
-        // Those that make text first, in the order of their admission: one token each.
+        // Those that make text first: one token each.
         let mut index = 0;
         while index < self.running.len() && left > 0 {
             let running = &self.running[index];
@@ -296,8 +303,9 @@ impl Schedule {
             running.admitted = Some(self.admissions);
             self.shares.admit(running.ticket, running.tokens.len() - known);
         }
-        self.running.push(running);
-        Some(self.running.len() - 1)
+        let index = self.running.partition_point(|other| other.urgency() < running.urgency());
+        self.running.insert(index, running);
+        Some(index)
     }
 
     /// Puts tokens of a request into a step; false when there were no pages, and it waits again.
@@ -309,11 +317,10 @@ impl Schedule {
             if self.pages.grow(&mut self.running[index].owned).is_some() {
                 continue;
             }
-            // The one admitted last gives its pages up, unless it is in this step already; then this one does.
+            // The least urgent gives its pages up, unless it is in this step already; then this one does.
             let in_step = |running: &Running| batch.rows.iter().any(|(id, _)| *id == running.id);
-            let last = self.running.iter().enumerate().filter(|(_, running)| !in_step(running));
-            let (victim, _) = last.max_by_key(|(_, running)| running.admitted).expect("this one is not in the step");
-            self.preempt(victim);
+            let victim = self.running.iter().rposition(|running| !in_step(running));
+            self.preempt(victim.expect("this one is not in the step"));
         }
         let Some(index) = self.position(id) else { return false };
         let running = &mut self.running[index];
@@ -481,6 +488,28 @@ mod tests {
     }
 
     #[test]
+    fn an_urgent_request_keeps_its_pages_when_they_run_out() {
+        let mut schedule = Schedule::new(Limits { rows_max: 64, running_max: 4, context: 400 }, 14);
+        let mut model = Model::default();
+        schedule.push(1, request((0..150).collect(), 200, "a"));
+        // It makes text already when the other comes.
+        for _ in 0..5 {
+            let batch = schedule.next_batch().unwrap();
+            let chosen = model.run(&batch);
+            schedule.done(&batch, chosen);
+        }
+        schedule.push(2, Request { priority: 1, ..request((500..650).collect(), 200, "a") });
+        let mut ended = Vec::new();
+        while let Some(batch) = schedule.next_batch() {
+            let chosen = model.run(&batch);
+            assert!(schedule.waiting.iter().all(|waiting| waiting.id == 1), "it was thrown out");
+            ended.extend(schedule.done(&batch, chosen).into_iter().filter(|(_, e)| matches!(e, Event::End(_))));
+        }
+        assert!(schedule.totals().preemptions > 0);
+        assert_eq!(ended.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [2, 1]);
+    }
+
+    #[test]
     fn what_is_computed_again_counts_once() {
         let mut schedule = Schedule::new(Limits { rows_max: 64, running_max: 4, context: 400 }, 14);
         let prompts: Vec<Vec<u32>> = (0..2).map(|from| (from * 500..).take(150).collect()).collect();
@@ -501,7 +530,8 @@ mod tests {
             let mut schedule = Schedule::new(Limits { rows_max, running_max, context: 8 * PAGE_TOKENS }, pages);
             let prompts: Vec<Vec<u32>> = requests.iter().map(|(length, _, kind)| (0..*length as u32).map(|i| i % (7 + kind)).collect()).collect();
             for (id, (prompt, (_, most, kind))) in prompts.iter().zip(&requests).enumerate() {
-                schedule.push(id as u64, request(prompt.clone(), *most, &kind.to_string()));
+                let priority = *kind as i32;
+                schedule.push(id as u64, Request { priority, ..request(prompt.clone(), *most, &kind.to_string()) });
             }
             let told = drive(&mut schedule, &mut Model::default());
             for (id, (prompt, (_, most, _))) in prompts.iter().zip(&requests).enumerate() {
