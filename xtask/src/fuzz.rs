@@ -7,14 +7,20 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use clap::builder::PossibleValuesParser;
 
-const TARGETS: [&str; 6] = ["safetensors", "gguf", "config", "tokenizer", "gguf_tokenizer", "template"];
+macro_rules! targets {
+    ($($name:ident: $bytes_max:expr,)*) => {
+        /// The targets: their names, and bytes of their longest inputs.
+        const TARGETS: &[(&str, u32)] = &[$((stringify!($name), $bytes_max)),*];
+    };
+}
+
+include!("../../runtime/fuzz/src/table.rs");
+
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 /// More than any target needs that is sound.
 const MEMORY_MB_MAX: u32 = 1024;
-/// Longest input; whole files of weights are longer than what others say.
-const BYTES_MAX: u32 = 4096;
-const WEIGHTS_BYTES_MAX: u32 = 48 << 10;
 /// An input that takes longer is a finding.
 const INPUT_SECONDS_MAX: u32 = 10;
 
@@ -31,8 +37,8 @@ Examples:
   cargo xtask fuzz all
   cargo xtask fuzz template --shrink runtime/fuzz/found/template/crash-…")]
 pub(crate) struct Options {
-    /// safetensors, gguf, config, tokenizer, gguf_tokenizer, template; or all, one after the other
-    #[arg(value_parser = parse)]
+    /// One of the targets; or all, one after the other
+    #[arg(value_parser = PossibleValuesParser::new(TARGETS.iter().map(|(name, _)| *name).chain(["all"])))]
     target: String,
     /// How long, for each target
     #[arg(long, default_value_t = 60)]
@@ -42,9 +48,19 @@ pub(crate) struct Options {
     shrink: Option<PathBuf>,
 }
 
-fn parse(name: &str) -> Result<String, String> {
-    let known = TARGETS.contains(&name) || name == "all";
-    if known { Ok(name.to_owned()) } else { Err(format!("is not one of {}, all", TARGETS.join(", "))) }
+/// Compiles them, without libFuzzer, so that what the engine changes is not found out when somebody fuzzes.
+pub(crate) fn check() -> Result<()> {
+    let mut cargo = Command::new("cargo");
+    cargo.args([
+        "check",
+        "--quiet",
+        "--locked",
+        "--manifest-path",
+        "runtime/fuzz/Cargo.toml",
+        "--target-dir",
+        "target",
+    ]);
+    step(cargo.env("CUSTOM_LIBFUZZER_PATH", "runtime/fuzz/Cargo.toml"))
 }
 
 /// Builds the targets and runs those that are asked for.
@@ -63,15 +79,15 @@ fn fuzz(options: &Options, root: &Path, out: &Path, memory: &Path) -> Result<()>
     let mut test = Command::new("cargo");
     test.current_dir(root).env("KEDGE_SEEDS", &seeds);
     step(test.args(["test", "--quiet", "-p", "kedge-engine", "--test", "fuzzed", "--", "--ignored", "write_seeds"]))?;
-    for target in TARGETS.into_iter().filter(|name| options.target == "all" || *name == options.target) {
+    for (target, bytes_max) in TARGETS.iter().filter(|(name, _)| ["all", name].contains(&&*options.target)) {
         let (corpus, found) = (out.join("corpus").join(target), root.join("runtime/fuzz/found").join(target));
         for folder in [&corpus, &found] {
             std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
         }
-        let mut fuzz = Command::new(out.join(TRIPLE).join("release").join(target));
-        fuzz.env("RUST_BACKTRACE", "1").env("KEDGE_FUZZ_FOLDER", memory);
+        let mut fuzz = Command::new(out.join(TRIPLE).join("release/kedge-fuzz"));
+        fuzz.env("RUST_BACKTRACE", "1").env("KEDGE_FUZZ_TARGET", target).env("KEDGE_FUZZ_FOLDER", memory);
         fuzz.args([format!("-timeout={INPUT_SECONDS_MAX}"), format!("-rss_limit_mb={MEMORY_MB_MAX}")]);
-        fuzz.arg(format!("-max_len={}", if target == "gguf" { WEIGHTS_BYTES_MAX } else { BYTES_MAX }));
+        fuzz.arg(format!("-max_len={bytes_max}"));
         if let Some(input) = &options.shrink {
             fuzz.args(["-minimize_crash=1", "-runs=100000"]).arg(format!("-max_total_time={}", options.seconds));
             step(fuzz.arg(format!("-exact_artifact_path={}.small", input.display())).arg(input))?;

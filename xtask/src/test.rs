@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{kernels, licences};
+use crate::{fuzz, kernels, licences};
 
 /// Debian packages, each with a file that shows it is there.
 const PACKAGES: &[(&str, &str)] = &[
@@ -51,6 +51,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     step("format", || cargo(&["fmt", "--all", "--check"]))?;
     step("licences", licences::check)?;
     step("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "--deny", "warnings"]))?;
+    step("fuzz targets", fuzz::check)?;
     step("installer", check_installer)?;
     step("kernels", check_kernels)?;
     // One run builds the binary and every test: unit tests, simulations from printed seeds, and the end-to-end tests.

@@ -12,15 +12,14 @@ use kedge_formats::{Dtype, Gguf, Tensor, Tensors};
 /// What is done with an input.
 pub type Target = fn(&[u8]);
 
-/// The targets by their names.
-pub const TARGETS: [(&str, Target); 6] = [
-    ("safetensors", safetensors),
-    ("gguf", gguf),
-    ("config", config),
-    ("tokenizer", tokenizer),
-    ("gguf_tokenizer", gguf_tokenizer),
-    ("template", template),
-];
+macro_rules! targets {
+    ($($name:ident: $bytes_max:expr,)*) => {
+        /// The targets by their names.
+        pub const TARGETS: &[(&str, Target)] = &[$((stringify!($name), $name)),*];
+    };
+}
+
+include!("table.rs");
 
 /// A folder of this thread's own, in memory where the system has that; it goes with the thread, and that of `cargo xtask fuzz`
 /// with it.

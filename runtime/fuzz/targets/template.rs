@@ -1,5 +1,0 @@
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(init: kedge_fuzz::begin(), |input: &[u8]| {
-    kedge_fuzz::run(kedge_fuzz::targets::template, input);
-});
