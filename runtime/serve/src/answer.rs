@@ -100,10 +100,12 @@ impl Server {
         let unknown = || Refusal::plain(404, format!("{path:?} is not served here"));
         let parts = segments(path).ok_or_else(unknown)?;
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
-        if let Some(keys) = self.options.keys.as_ref().filter(|_| auth::is_guarded(&parts)) {
+        let route = Route::of(&parts, &self.options.name, self.task() != v2::Task::Text);
+        let is_open = route.as_ref().is_ok_and(|route| route.is_open());
+        if let Some(keys) = self.options.keys.as_ref().filter(|_| !is_open) {
             keys.check(request.headers())?;
         }
-        let route = Route::of(&parts, &self.options.name, self.task() != v2::Task::Text)?;
+        let route = route?;
         let wanted = route.method();
         if request.method() != wanted {
             return Err(Refusal::plain(405, format!("{path:?} takes {wanted}, not {}", request.method())));
@@ -143,11 +145,17 @@ impl Server {
             Route::Ready => json!({"ready": true}),
             Route::ModelReady => json!({"name": name, "ready": true}),
             Route::ModelMetadata => v2::model(name, self.task()),
-            _ => {
+            Route::Metrics => {
                 self.engine.count(&self.metrics, &self.labels(), self.options.no_gpu.as_deref());
                 let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
                 return Ok(reply(200, kind, self.metrics.text()));
             }
+            Route::Embeddings
+            | Route::Completions(_)
+            | Route::Tokenize
+            | Route::Detokenize
+            | Route::Infer
+            | Route::Generate { .. } => return Err(Refusal::plain(500, "that wants computing")),
         }))
     }
 

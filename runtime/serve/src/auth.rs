@@ -99,16 +99,6 @@ fn read(file: &Path) -> Result<Vec<[u8; 32]>, String> {
     Ok(keys.iter().map(|key| Sha256::digest(key).into()).collect())
 }
 
-/// Whether a path wants a key: everything that tells of the model or asks it. What probes and Prometheus ask does not,
-/// since they carry none. (vLLM's `--api-key` guards the same prefixes.)
-pub(crate) fn is_guarded(path: &[&str]) -> bool {
-    match path {
-        ["v2", "health", ..] => false,
-        [first, ..] => ["v1", "v2", "tokenize", "detokenize"].contains(first),
-        [] => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,21 +158,5 @@ mod tests {
         assert_eq!(check("Bearer three"), Ok(()), "what was read before stays");
         let error = Keys::open(&file).unwrap_err().to_string();
         assert!(error.contains("--api-key-file") && error.contains(file.to_str().unwrap()), "{error}");
-    }
-
-    #[test]
-    fn probes_and_metrics_need_no_key() {
-        for (path, guarded) in [
-            (&["v1", "models"][..], true),
-            (&["v2"], true),
-            (&["v2", "models", "m", "ready"], true),
-            (&["tokenize"], true),
-            (&["v2", "health", "ready"], false),
-            (&["health"], false),
-            (&["metrics"], false),
-            (&[""], false),
-        ] {
-            assert_eq!(is_guarded(path), guarded, "{path:?}");
-        }
     }
 }

@@ -81,6 +81,11 @@ impl Route {
         })
     }
 
+    /// Whether it wants no key: what probes and Prometheus ask, since they carry none.
+    pub(crate) fn is_open(self) -> bool {
+        matches!(self, Self::Health | Self::Metrics | Self::Live | Self::Ready)
+    }
+
     /// Whether the answer is that requests would be answered.
     pub(crate) fn tells_ready(self) -> bool {
         matches!(self, Self::Health | Self::Ready | Self::ModelReady)
@@ -144,6 +149,10 @@ mod tests {
         for (path, of_encoder, of_decoder) in [
             ("/health", Ok(Health), Ok(Health)),
             ("/health/", Ok(Health), Ok(Health)),
+            ("/metrics", Ok(Metrics), Ok(Metrics)),
+            ("/v2/health/live", Ok(Live), Ok(Live)),
+            ("/v2/health/ready", Ok(Ready), Ok(Ready)),
+            ("/v1/models", Ok(Models), Ok(Models)),
             ("/v1/models/org/m", Ok(Model), Ok(Model)),
             ("/v1/models/org%2Fm", Ok(Model), Ok(Model)),
             ("/v1/models/m", Err(404), Err(404)),
@@ -162,6 +171,8 @@ mod tests {
             ("/", Err(404), Err(404)),
         ] {
             assert_eq!((of(path, true), of(path, false)), (of_encoder, of_decoder), "{path}");
+            let open = ["/health", "/health/", "/metrics", "/v2/health/live", "/v2/health/ready"].contains(&path);
+            assert_eq!(of_decoder.is_ok_and(Route::is_open), open, "{path}");
         }
     }
 

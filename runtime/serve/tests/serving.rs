@@ -67,7 +67,9 @@ async fn with_keys_only_who_shows_one_may_ask() {
     for path in ["/health", "/metrics", "/v2/health/live", "/v2/health/ready"] {
         assert_eq!(ask(path, None, None).await.status(), 200, "{path}");
     }
-    assert_eq!(ask("/v1/nothing", None, None).await.status(), 401, "nobody learns what is here");
+    for path in ["/v1/nothing", "/nothing", "/", "/health/nothing"] {
+        assert_eq!(ask(path, None, None).await.status(), 401, "{path}: nobody learns what is here");
+    }
 }
 
 /// An authority, and what it signed.
