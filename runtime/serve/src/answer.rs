@@ -203,7 +203,10 @@ impl Server {
             (Route::Tokenize | Route::Detokenize, Engine::Decoder(talk)) => {
                 let talk = talk.clone();
                 let work = move || if route == Route::Tokenize { talk.tokenize(&body) } else { talk.detokenize(&body) };
-                Ok(json_reply(&self.intake.read(work).await?))
+                let (answer, ignored) = self.intake.read(work).await?;
+                let mut response = json_reply(&answer);
+                warn(&mut response, &ignored);
+                Ok(response)
             }
             _ => Err(Refusal::plain(404, "this model cannot be asked that")),
         }

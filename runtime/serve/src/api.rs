@@ -87,6 +87,111 @@ pub(crate) fn object(body: &[u8]) -> Result<Map<String, Value>, Refusal> {
     serde_json::from_slice(body).map_err(|error| Refusal::plain(400, format!("the body is not a JSON object: {error}")))
 }
 
+/// Fields of one request, taken one after the other; what is left at the end was not known.
+#[derive(Debug)]
+pub(crate) struct Body(Map<String, Value>);
+
+impl Body {
+    pub(crate) fn new(fields: Map<String, Value>) -> Self {
+        Self(fields)
+    }
+
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self, Refusal> {
+        object(bytes).map(Self)
+    }
+
+    pub(crate) fn take(&mut self, field: &str) -> Option<Value> {
+        self.0.remove(field).filter(|value| !value.is_null())
+    }
+
+    pub(crate) fn number(&mut self, field: &str, least: f64, most: f64) -> Result<Option<f64>, Refusal> {
+        let Some(value) = self.take(field) else { return Ok(None) };
+        let number = value.as_f64().filter(|number| (least..=most).contains(number));
+        number
+            .map(Some)
+            .ok_or_else(|| Refusal::field(field, format!("must be a number from {least} to {most}, is {value}")))
+    }
+
+    pub(crate) fn count(&mut self, field: &str, least: u64, most: u64) -> Result<Option<u64>, Refusal> {
+        let Some(value) = self.take(field) else { return Ok(None) };
+        let count = value.as_u64().filter(|count| (least..=most).contains(count));
+        count
+            .map(Some)
+            .ok_or_else(|| Refusal::field(field, format!("must be a whole number from {least} to {most}, is {value}")))
+    }
+
+    /// A number without a fraction.
+    pub(crate) fn whole(&mut self, field: &str, least: f64, most: f64) -> Result<Option<f64>, Refusal> {
+        let number = self.number(field, least, most)?;
+        match number.filter(|number| number.fract() != 0.0) {
+            Some(number) => Err(Refusal::field(field, format!("must be a whole number, is {number}"))),
+            None => Ok(number),
+        }
+    }
+
+    pub(crate) fn flag(&mut self, field: &str) -> Result<bool, Refusal> {
+        Ok(self.whether(field)?.unwrap_or(false))
+    }
+
+    /// True, false, or not said.
+    pub(crate) fn whether(&mut self, field: &str) -> Result<Option<bool>, Refusal> {
+        match self.take(field) {
+            None => Ok(None),
+            Some(Value::Bool(value)) => Ok(Some(value)),
+            Some(other) => Err(Refusal::field(field, format!("must be true or false, is {other}"))),
+        }
+    }
+
+    pub(crate) fn text(&mut self, field: &str) -> Result<Option<String>, Refusal> {
+        match self.take(field) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(Refusal::field(field, format!("must be a string, is {other}"))),
+        }
+    }
+
+    /// Token ids below `vocabulary`.
+    pub(crate) fn ids(&mut self, field: &str, vocabulary: usize) -> Result<Option<Vec<u32>>, Refusal> {
+        match self.take(field) {
+            None => Ok(None),
+            Some(Value::Array(list)) => ids(field, &list, vocabulary).map(Some),
+            Some(other) => Err(Refusal::field(field, format!("must be a list of token ids, is {other}"))),
+        }
+    }
+
+    /// Takes the name of the model that is asked, which must be the one that is served; whether there is a name.
+    pub(crate) fn model(&mut self, served: &str) -> Result<bool, Refusal> {
+        match self.text("model")? {
+            Some(name) if name != served => Err(unknown_model(&name, served)),
+            name => Ok(name.is_some()),
+        }
+    }
+
+    /// The same where there must be a name.
+    pub(crate) fn names_model(&mut self, served: &str) -> Result<(), Refusal> {
+        let missing = || Refusal::field("model", format!("is missing; the model that is served here is {served:?}"));
+        if self.model(served)? { Ok(()) } else { Err(missing()) }
+    }
+
+    /// Leaves a field out of account.
+    pub(crate) fn ignore(&mut self, field: String) {
+        self.0.insert(field, Value::Bool(true));
+    }
+
+    /// What was not taken: fields that are left out of account.
+    pub(crate) fn rest(self) -> Vec<String> {
+        self.0.into_iter().filter(|(_, value)| !value.is_null()).map(|(field, _)| field).collect()
+    }
+
+    /// Refuses a field that would change the answer, unless it says what happens anyway.
+    pub(crate) fn refuse(&mut self, field: &str, harmless: impl Fn(&Value) -> bool) -> Result<(), Refusal> {
+        match self.take(field) {
+            Some(value) if !harmless(&value) => Err(Refusal::field(field, format!("{value} is not supported"))),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// A model is asked for that is another one.
 pub(crate) fn unknown_model(asked: &str, served: &str) -> Refusal {
     Refusal { status: 404, ..Refusal::field("model", format!("{asked:?} is not served here; {served:?} is")) }
@@ -99,40 +204,22 @@ pub(crate) fn openai_model(model: &str, created: u64) -> Value {
 
 /// `POST /v1/embeddings`.
 pub(crate) fn embeddings(body: &[u8], model: &str, dimensions: usize) -> Result<EmbeddingsRequest, Refusal> {
-    let mut body = object(body)?;
-    match body.remove("model") {
-        Some(Value::String(name)) if name == model => {}
-        Some(Value::String(name)) => {
-            return Err(unknown_model(&name, model));
-        }
-        None | Some(Value::Null) => {
-            return Err(Refusal::field("model", format!("is missing; the model that is served here is {model:?}")));
-        }
-        Some(other) => return Err(Refusal::field("model", format!("must be a string, is {other}"))),
-    }
-    let base64 = match body.remove("encoding_format") {
-        None | Some(Value::Null) => false,
-        Some(Value::String(format)) if format == "float" => false,
-        Some(Value::String(format)) if format == "base64" => true,
-        Some(other) => return Err(Refusal::field("encoding_format", format!("{other} is not float or base64"))),
+    let mut body = Body::read(body)?;
+    body.names_model(model)?;
+    let base64 = match body.text("encoding_format")?.as_deref() {
+        None | Some("float") => false,
+        Some("base64") => true,
+        Some(other) => return Err(Refusal::field("encoding_format", format!("{other:?} is not float or base64"))),
     };
-    match body.remove("dimensions") {
-        None | Some(Value::Null) => {}
-        Some(asked) if asked == json!(dimensions) => {}
-        Some(asked) => {
-            return Err(Refusal::field(
-                "dimensions",
-                format!("{asked} is not supported: this model's vectors have {dimensions}"),
-            ));
-        }
+    let asked = body.take("dimensions").filter(|asked| *asked != json!(dimensions));
+    if let Some(asked) = asked {
+        let reason = format!("{asked} is not supported: this model's vectors have {dimensions}");
+        return Err(Refusal::field("dimensions", reason));
     }
     // A name for the caller's own bookkeeping; it changes nothing in the answer.
-    if let Some(user) = body.remove("user").filter(|user| !user.is_string() && !user.is_null()) {
-        return Err(Refusal::field("user", format!("must be a string, is {user}")));
-    }
-    let items = inputs(body.remove("input").ok_or_else(|| Refusal::field("input", "is missing"))?)?;
-    let ignored = body.into_iter().filter(|(_, value)| !value.is_null()).map(|(field, _)| field).collect();
-    Ok(EmbeddingsRequest { items, base64, ignored })
+    body.text("user")?;
+    let items = inputs(body.take("input").ok_or_else(|| Refusal::field("input", "is missing"))?)?;
+    Ok(EmbeddingsRequest { items, base64, ignored: body.rest() })
 }
 
 fn inputs(input: Value) -> Result<Vec<Item>, Refusal> {
@@ -145,11 +232,11 @@ fn inputs(input: Value) -> Result<Vec<Item>, Refusal> {
         return Err(Refusal::field("input", format!("has {} elements; 1 to {INPUTS_MAX} are taken", list.len())));
     }
     if list[0].is_number() {
-        return Ok(vec![ids("input", &list)?]);
+        return Ok(vec![Item::Ids(ids("input", &list, usize::MAX)?)]);
     }
     let item = |(index, value)| match value {
         Value::String(text) => Ok(Item::Text(text)),
-        Value::Array(list) => ids(&format!("input[{index}]"), &list),
+        Value::Array(list) => ids(&format!("input[{index}]"), &list, usize::MAX).map(Item::Ids),
         other => Err(Refusal::field(
             format!("input[{index}]"),
             format!("must be a string or an array of token ids, is {other}"),
@@ -158,12 +245,20 @@ fn inputs(input: Value) -> Result<Vec<Item>, Refusal> {
     list.into_iter().enumerate().map(item).collect()
 }
 
-fn ids(field: &str, list: &[Value]) -> Result<Item, Refusal> {
+/// A list of token ids below `vocabulary`.
+pub(crate) fn ids(field: &str, list: &[Value], vocabulary: usize) -> Result<Vec<u32>, Refusal> {
     let id = |(index, value): (usize, &Value)| {
         let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
-        id.ok_or_else(|| Refusal::field(format!("{field}[{index}]"), format!("must be a token id, is {value}")))
+        let wrong = |reason| Refusal::field(format!("{field}[{index}]"), reason);
+        match id {
+            None => Err(wrong(format!("must be a token id, is {value}"))),
+            Some(id) if id as usize >= vocabulary => {
+                Err(wrong(format!("{id} is no token: they are below {vocabulary}")))
+            }
+            Some(id) => Ok(id),
+        }
     };
-    list.iter().enumerate().map(id).collect::<Result<_, _>>().map(Item::Ids)
+    list.iter().enumerate().map(id).collect()
 }
 
 /// Items to tokens; long texts are cut, lists of ids that do not fit are refused.

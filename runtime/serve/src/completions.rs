@@ -5,11 +5,11 @@
 
 use std::collections::BTreeSet;
 
-use kedge_engine::generate::{ChatTemplate, Choice, Client, End, Message, Request, Sampling, TextTokenizer};
+use kedge_engine::generate::{Choice, Client, End, Message, Request, Sampling, TextTokenizer};
 use kedge_engine::{Decoder, EngineError};
 use serde_json::{Map, Value, json};
 
-use crate::api::{Refusal, unknown_model};
+use crate::api::{Body, Refusal, ids};
 use crate::intake::{OPEN_MAX, origin_max};
 use crate::v2::VERSION;
 
@@ -52,56 +52,6 @@ pub(crate) struct Completion {
     pub(crate) ignored: Vec<String>,
 }
 
-/// Fields of one request, taken one after the other; what is left at the end was not known.
-struct Body(Map<String, Value>);
-
-impl Body {
-    fn take(&mut self, field: &str) -> Option<Value> {
-        self.0.remove(field).filter(|value| !value.is_null())
-    }
-
-    fn number(&mut self, field: &str, least: f64, most: f64) -> Result<Option<f64>, Refusal> {
-        let Some(value) = self.take(field) else { return Ok(None) };
-        let number = value.as_f64().filter(|number| (least..=most).contains(number));
-        number
-            .map(Some)
-            .ok_or_else(|| Refusal::field(field, format!("must be a number from {least} to {most}, is {value}")))
-    }
-
-    fn count(&mut self, field: &str, least: u64, most: u64) -> Result<Option<u64>, Refusal> {
-        let Some(value) = self.take(field) else { return Ok(None) };
-        let count = value.as_u64().filter(|count| (least..=most).contains(count));
-        count
-            .map(Some)
-            .ok_or_else(|| Refusal::field(field, format!("must be a whole number from {least} to {most}, is {value}")))
-    }
-
-    /// A number without a fraction.
-    fn whole(&mut self, field: &str, least: f64, most: f64) -> Result<Option<f64>, Refusal> {
-        let number = self.number(field, least, most)?;
-        match number.filter(|number| number.fract() != 0.0) {
-            Some(number) => Err(Refusal::field(field, format!("must be a whole number, is {number}"))),
-            None => Ok(number),
-        }
-    }
-
-    fn flag(&mut self, field: &str) -> Result<bool, Refusal> {
-        match self.take(field) {
-            None => Ok(false),
-            Some(Value::Bool(value)) => Ok(value),
-            Some(other) => Err(Refusal::field(field, format!("must be true or false, is {other}"))),
-        }
-    }
-
-    /// Refuses a field that would change the answer, unless it says what happens anyway.
-    fn refuse(&mut self, field: &str, harmless: impl Fn(&Value) -> bool) -> Result<(), Refusal> {
-        match self.take(field) {
-            Some(value) if !harmless(&value) => Err(Refusal::field(field, format!("{value} is not supported"))),
-            _ => Ok(()),
-        }
-    }
-}
-
 /// `POST /v1/chat/completions` and `POST /v1/completions`. `seed` is where draws begin when the request does not say.
 pub(crate) fn parse(
     kind: Kind,
@@ -110,18 +60,50 @@ pub(crate) fn parse(
     decoder: &Decoder,
     seed: u64,
 ) -> Result<Completion, Refusal> {
-    let mut body = Body(body);
-    match body.take("model") {
-        Some(Value::String(name)) if name == model => {}
-        Some(Value::String(name)) => return Err(unknown_model(&name, model)),
-        None => return Err(Refusal::field("model", format!("is missing; the model that is served here is {model:?}"))),
-        Some(other) => return Err(Refusal::field("model", format!("must be a string, is {other}"))),
-    }
+    let mut body = Body::new(body);
+    body.names_model(model)?;
     let prompts = match kind {
         Kind::Chat => vec![talk(&mut body, decoder)?],
         Kind::Text | Kind::Generate => texts(&mut body, decoder)?,
     };
-    let context = decoder.config().context;
+    let tokens_max = length(&mut body, kind, &prompts, decoder.config().context)?;
+    let stream = body.flag("stream")?;
+    let include_usage = include_usage(&mut body, stream)?;
+    let (stops, stop) = ends(&mut body, decoder)?;
+    let sampling = sampling(&mut body, kind, decoder.config().vocabulary, seed)?;
+    let answers = body.count("n", 1, ANSWERS_MAX)?.unwrap_or(1);
+    let all = prompts.len() * answers as usize;
+    if all > ANSWERS_ALL_MAX {
+        let reason = format!("makes {all} answers of all prompts; {ANSWERS_ALL_MAX} are made at most");
+        return Err(Refusal::field("n", reason));
+    }
+    let priority = body.whole("priority", -1e6, 1e6)?.unwrap_or(0.0) as i32;
+    // Whom the server knows it to be is not said in the body.
+    let client = Client { origin: String::new(), name: body.text("user")?.unwrap_or_default() };
+    unsupported(&mut body)?;
+    let logprobs = sampling.logprobs.is_some();
+    let request = |prompt: &Vec<u32>, answer: u64| Request {
+        prompt: prompt.clone(),
+        tokens_max,
+        stop: stop.clone(),
+        sampling: Sampling { seed: sampling.seed.wrapping_add(answer), ..sampling.clone() },
+        client: client.clone(),
+        priority,
+    };
+    let of_prompt = |prompt| (0..answers).map(move |answer| (prompt, answer));
+    Ok(Completion {
+        requests: prompts.iter().flat_map(of_prompt).map(|(prompt, answer)| request(prompt, answer)).collect(),
+        prompts: prompts.iter().map(Vec::len).collect(),
+        stops,
+        stream,
+        include_usage,
+        logprobs,
+        ignored: body.rest(),
+    })
+}
+
+/// Most tokens of an answer.
+fn length(body: &mut Body, kind: Kind, prompts: &[Vec<u32>], context: usize) -> Result<usize, Refusal> {
     let longest = prompts.iter().map(Vec::len).max().unwrap_or_default();
     let prompt_field = if kind == Kind::Chat { "messages" } else { "prompt" };
     if longest >= context {
@@ -131,27 +113,23 @@ pub(crate) fn parse(
     let room = context - longest;
     let most = body.count("max_completion_tokens", 1, u64::from(u32::MAX))?;
     let most = most.or(body.count("max_tokens", 1, u64::from(u32::MAX))?).map(|most| most as usize);
-    let tokens_max = most.unwrap_or(if kind == Kind::Chat { room } else { TOKENS_DEFAULT }).min(room);
-    let stream = body.flag("stream")?;
-    let include_usage = include_usage(&mut body, stream)?;
-    let stops = stops(&mut body)?;
+    Ok(most.unwrap_or(if kind == Kind::Chat { room } else { TOKENS_DEFAULT }).min(room))
+}
+
+/// The texts and the tokens that end an answer.
+fn ends(body: &mut Body, decoder: &Decoder) -> Result<(Vec<String>, Vec<u32>), Refusal> {
+    let stops = stops(body)?;
     let mut stop = decoder.stop().to_vec();
     if body.flag("ignore_eos")? {
         stop.clear();
     }
-    let listed = match body.take("stop_token_ids") {
-        None => Vec::new(),
-        Some(Value::Array(list)) => list,
-        Some(other) => {
-            return Err(Refusal::field("stop_token_ids", format!("must be a list of token ids, is {other}")));
-        }
-    };
-    for (index, id) in listed.iter().enumerate() {
-        let known = id.as_u64().and_then(|id| u32::try_from(id).ok());
-        let known = known.filter(|id| (*id as usize) < decoder.config().vocabulary);
-        stop.push(known.ok_or_else(|| Refusal::field(format!("stop_token_ids[{index}]"), "must be a token id"))?);
-    }
-    let told = match kind {
+    stop.extend(body.ids("stop_token_ids", decoder.config().vocabulary)?.unwrap_or_default());
+    Ok((stops, stop))
+}
+
+/// How tokens are chosen; `seed` is where draws begin when the request does not say.
+fn sampling(body: &mut Body, kind: Kind, vocabulary: usize, seed: u64) -> Result<Sampling, Refusal> {
+    let logprobs = match kind {
         Kind::Chat => {
             let wanted = body.flag("logprobs")?;
             let top = body.count("top_logprobs", 0, 20)?;
@@ -162,7 +140,7 @@ pub(crate) fn parse(
         }
         Kind::Text | Kind::Generate => body.count("logprobs", 0, 20)?.map(|top| top as usize),
     };
-    let sampling = Sampling {
+    Ok(Sampling {
         temperature: body.number("temperature", 0.0, 2.0)?.unwrap_or(1.0) as f32,
         top_p: body.number("top_p", 0.0, 1.0)?.unwrap_or(1.0) as f32,
         top_k: body.whole("top_k", -1.0, f64::from(u32::MAX))?.unwrap_or(0.0).max(0.0) as usize,
@@ -170,7 +148,7 @@ pub(crate) fn parse(
         repetition_penalty: body.number("repetition_penalty", 0.01, 10.0)?.unwrap_or(1.0) as f32,
         presence_penalty: body.number("presence_penalty", -2.0, 2.0)?.unwrap_or(0.0) as f32,
         frequency_penalty: body.number("frequency_penalty", -2.0, 2.0)?.unwrap_or(0.0) as f32,
-        logit_bias: biases(&mut body, decoder.config().vocabulary)?,
+        logit_bias: biases(body, vocabulary)?,
         seed: match body.take("seed") {
             None => seed,
             Some(value) => value
@@ -179,76 +157,75 @@ pub(crate) fn parse(
                 .or(value.as_u64())
                 .ok_or_else(|| Refusal::field("seed", format!("must be a whole number, is {value}")))?,
         },
-        logprobs: told,
-    };
-    let answers = body.count("n", 1, ANSWERS_MAX)?.unwrap_or(1);
-    let all = prompts.len() * answers as usize;
-    if all > ANSWERS_ALL_MAX {
-        return Err(Refusal::field(
-            "n",
-            format!("makes {all} answers of all prompts; {ANSWERS_ALL_MAX} are made at most"),
-        ));
-    }
-    let priority = body.whole("priority", -1e6, 1e6)?.unwrap_or(0.0) as i32;
-    let name = match body.take("user") {
-        None => String::new(),
-        Some(Value::String(user)) => user,
-        Some(other) => return Err(Refusal::field("user", format!("must be a string, is {other}"))),
-    };
-    // Whom the server knows it to be is not said in the body.
-    let client = Client { origin: String::new(), name };
-    body.refuse("best_of", |value| *value == 1)?;
-    body.refuse("echo", |value| *value == false)?;
-    body.refuse("suffix", |value| *value == "")?;
-    body.refuse("tools", |value| *value == json!([]))?;
-    body.refuse("functions", |value| *value == json!([]))?;
-    body.refuse("tool_choice", |value| *value == "none" || *value == "auto")?;
-    body.refuse("response_format", |value| value["type"] == "text")?;
-    let of_prompt = |prompt: &Vec<u32>| {
-        let request = Request {
-            prompt: prompt.clone(),
-            tokens_max,
-            stop: stop.clone(),
-            sampling: sampling.clone(),
-            client: client.clone(),
-            priority,
-        };
-        (0..answers)
-            .map(move |answer| {
-                let mut request = request.clone();
-                request.sampling.seed = request.sampling.seed.wrapping_add(answer);
-                request
-            })
-            .collect::<Vec<_>>()
-    };
-    Ok(Completion {
-        requests: prompts.iter().flat_map(of_prompt).collect(),
-        prompts: prompts.iter().map(Vec::len).collect(),
-        stops,
-        stream,
-        include_usage,
-        logprobs: told.is_some(),
-        ignored: body.0.into_iter().filter(|(_, value)| !value.is_null()).map(|(field, _)| field).collect(),
+        logprobs,
     })
+}
+
+/// Fields of OpenAI, vLLM and llama.cpp that would change the answer; empty, they say what happens anyway.
+const UNSUPPORTED: [&str; 27] = [
+    "allowed_token_ids",
+    "bad_words",
+    "chat_template",
+    "chat_template_kwargs",
+    "continue_final_message",
+    "documents",
+    "dry_multiplier",
+    "echo",
+    "functions",
+    "grammar",
+    "guided_choice",
+    "guided_grammar",
+    "guided_json",
+    "guided_regex",
+    "include_stop_str_in_output",
+    "json_schema",
+    "min_tokens",
+    "mirostat",
+    "prompt_logprobs",
+    "return_token_ids",
+    "structured_outputs",
+    "suffix",
+    "tools",
+    "truncate_prompt_tokens",
+    "use_beam_search",
+    "web_search_options",
+    "xtc_probability",
+];
+
+/// Refuses what would change the answer.
+pub(crate) fn unsupported(body: &mut Body) -> Result<(), Refusal> {
+    for field in UNSUPPORTED {
+        body.refuse(field, |value| {
+            [json!(false), json!(0), json!(0.0), json!(""), json!([]), json!({})].contains(value)
+        })?;
+    }
+    for field in ["best_of", "repeat_penalty", "typical_p"] {
+        body.refuse(field, |value| value.as_f64() == Some(1.0))?;
+    }
+    for field in ["add_generation_prompt", "skip_special_tokens"] {
+        body.refuse(field, |value| *value == true)?;
+    }
+    body.refuse("tool_choice", |value| *value == "none" || *value == "auto")?;
+    body.refuse("response_format", |value| value["type"] == "text")
 }
 
 /// Whether a stream ends with the counts of tokens.
 fn include_usage(body: &mut Body, stream: bool) -> Result<bool, Refusal> {
     let mut options = match body.take("stream_options") {
         None => return Ok(false),
-        Some(Value::Object(options)) if stream => Body(options),
+        Some(Value::Object(options)) if stream => Body::new(options),
         Some(Value::Object(_)) => return Err(Refusal::field("stream_options", "wants stream to be true")),
         Some(other) => return Err(Refusal::field("stream_options", format!("must be an object, is {other}"))),
     };
     let within = |refusal: Refusal| Refusal::field("stream_options.include_usage", refusal.reason);
     let include = options.flag("include_usage").map_err(within)?;
     // What else there is is left out of account like any other field that is not known.
-    body.0.extend(options.0.into_iter().map(|(field, value)| (format!("stream_options.{field}"), value)));
+    options.rest().into_iter().for_each(|field| body.ignore(format!("stream_options.{field}")));
     Ok(include)
 }
 
 /// The tokens of a talk.
-fn talk(body: &mut Body, decoder: &Decoder) -> Result<Vec<u32>, Refusal> {
+pub(crate) fn talk(body: &mut Body, decoder: &Decoder) -> Result<Vec<u32>, Refusal> {
     let list = match body.take("messages") {
         Some(Value::Array(list)) if !list.is_empty() => list,
         Some(_) => return Err(Refusal::field("messages", "must be an array of at least one message")),
@@ -256,25 +233,17 @@ fn talk(body: &mut Body, decoder: &Decoder) -> Result<Vec<u32>, Refusal> {
     };
     let (messages, ignored) = read_messages(&list)?;
     // Told like any other field that is not known.
-    body.0.extend(ignored.into_iter().map(|field| (field, Value::Bool(true))));
+    ignored.into_iter().for_each(|field| body.ignore(field));
     let template = decoder.template().ok_or_else(|| {
         Refusal::field("messages", "this model has no chat template; /v1/completions takes a prompt as it is")
     })?;
-    tokens_of_talk(template, decoder.tokenizer(), &messages)
-}
-
-pub(crate) fn tokens_of_talk(
-    template: &ChatTemplate,
-    tokenizer: &TextTokenizer,
-    messages: &[Message],
-) -> Result<Vec<u32>, Refusal> {
     let refused = |error: EngineError| Refusal::field("messages", error.to_string());
     // The template writes the token that begins a text, where there is one.
-    tokenizer.encode(&template.render(messages).map_err(refused)?, false).map_err(refused)
+    decoder.tokenizer().encode(&template.render(&messages).map_err(refused)?, false).map_err(refused)
 }
 
 /// The messages of a talk, and their fields that are left out of account.
-pub(crate) fn read_messages(list: &[Value]) -> Result<(Vec<Message>, Vec<String>), Refusal> {
+fn read_messages(list: &[Value]) -> Result<(Vec<Message>, Vec<String>), Refusal> {
     let messages = list.iter().enumerate().map(|(index, message)| read_message(index, message));
     let messages = messages.collect::<Result<Vec<_>, _>>()?;
     let is_told = |value: &Value| !(value.is_null() || *value == json!([]));
@@ -325,25 +294,18 @@ fn texts(body: &mut Body, decoder: &Decoder) -> Result<Vec<Vec<u32>>, Refusal> {
         let tokens = tokenizer.encode(text, true).map_err(|error| Refusal::field(field, error.to_string()))?;
         if tokens.is_empty() { Err(Refusal::field(field, "is empty")) } else { Ok(tokens) }
     };
-    let ids = |field: &str, list: &[Value]| {
-        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-        let ids: Option<Vec<u32>> = list.iter().map(id).collect();
-        let ids = ids.filter(|ids| !ids.is_empty());
-        let ids = ids.ok_or_else(|| Refusal::field(field, "must be a text or a list of token ids"))?;
-        match ids.iter().find(|id| **id as usize >= vocabulary) {
-            Some(id) => Err(Refusal::field(field, format!("{id} is no token: they are below {vocabulary}"))),
-            None => Ok(ids),
-        }
+    let tokens = |field: &str, list: &[Value]| {
+        if list.is_empty() { Err(Refusal::field(field, "is empty")) } else { ids(field, list, vocabulary) }
     };
     match &prompt {
         Value::String(one) => Ok(vec![text("prompt", one)?]),
-        Value::Array(list) if list.first().is_some_and(Value::is_number) => Ok(vec![ids("prompt", list)?]),
+        Value::Array(list) if list.first().is_some_and(Value::is_number) => Ok(vec![tokens("prompt", list)?]),
         Value::Array(list) if !list.is_empty() && list.len() <= ANSWERS_MAX as usize => {
             let each = |(index, value): (usize, &Value)| {
                 let field = format!("prompt[{index}]");
                 match value {
                     Value::String(one) => text(&field, one),
-                    Value::Array(list) => ids(&field, list),
+                    Value::Array(list) => tokens(&field, list),
                     _ => Err(Refusal::field(field, "must be a text or a list of token ids")),
                 }
             };

@@ -12,7 +12,7 @@ use prometheus_client::metrics::counter::Counter;
 use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::api::{Refusal, object, unknown_model};
+use crate::api::{Body, Refusal, object};
 use crate::completions::{self, Completion, Frame, Kind, Stops, Usage, Whole, logprobs, reason};
 use crate::intake::{Intake, Part as Place};
 use crate::life::Until;
@@ -165,66 +165,38 @@ impl Talk {
         Ok(running)
     }
 
-    /// The fields of a request that is no completion, without those that are null. It may say for which model it is.
-    fn fields(&self, body: &[u8], known: &[&str]) -> Result<Map<String, Value>, Refusal> {
-        let mut body = object(body)?;
-        body.retain(|_, value| !value.is_null());
-        match body.remove("model") {
-            None => {}
-            Some(Value::String(name)) if name == self.name => {}
-            Some(Value::String(name)) => return Err(unknown_model(&name, &self.name)),
-            Some(other) => return Err(Refusal::field("model", format!("must be a string, is {other}"))),
-        }
-        match body.keys().find(|field| !known.contains(&field.as_str())) {
-            Some(field) => Err(Refusal::field(field, "is not a field of this request")),
-            None => Ok(body),
-        }
+    /// `POST /tokenize`, as vLLM has it: the answer, and the fields that were left out of account.
+    pub(crate) fn tokenize(&self, body: &[u8]) -> Result<(Value, Vec<String>), Refusal> {
+        let mut body = Body::read(body)?;
+        body.model(&self.name)?;
+        let special = body.whether("add_special_tokens")?;
+        let tokens = match body.text("prompt")? {
+            Some(text) => {
+                let wrong = |error: kedge_engine::EngineError| Refusal::field("prompt", error.to_string());
+                self.decoder.tokenizer().encode(&text, special.unwrap_or(true)).map_err(wrong)?
+            }
+            None if special == Some(true) => {
+                let reason = "must not be true beside messages: the template writes those tokens";
+                return Err(Refusal::field("add_special_tokens", reason));
+            }
+            None => completions::talk(&mut body, &self.decoder)?,
+        };
+        body.refuse("messages", |_| false)?;
+        body.refuse("return_token_strs", |value| *value == false)?;
+        completions::unsupported(&mut body)?;
+        let answer = json!({"count": tokens.len(), "max_model_len": self.decoder.config().context, "tokens": tokens});
+        Ok((answer, body.rest()))
     }
 
-    /// `POST /tokenize`, as vLLM has it.
-    pub(crate) fn tokenize(&self, body: &[u8]) -> Result<Value, Refusal> {
-        let body = self.fields(body, &["prompt", "messages", "add_special_tokens", "add_generation_prompt"])?;
-        let begin = match body.get("add_special_tokens") {
-            None => true,
-            Some(Value::Bool(begin)) => *begin,
-            Some(other) => {
-                return Err(Refusal::field("add_special_tokens", format!("must be true or false, is {other}")));
-            }
-        };
-        if body.get("add_generation_prompt").is_some_and(|add| *add != true) {
-            return Err(Refusal::field("add_generation_prompt", "must be true: the model is to speak next"));
-        }
-        let wrong = |error: kedge_engine::EngineError| Refusal::field("prompt", error.to_string());
-        let tokens = match (&body.get("prompt"), &body.get("messages")) {
-            (Some(Value::String(text)), None) => self.decoder.tokenizer().encode(text, begin).map_err(wrong)?,
-            (None, Some(Value::Array(list))) => {
-                let (messages, _) = completions::read_messages(list)?;
-                let template = self.decoder.template();
-                let template = template.ok_or_else(|| Refusal::field("messages", "this model has no chat template"))?;
-                completions::tokens_of_talk(template, self.decoder.tokenizer(), &messages)?
-            }
-            _ => return Err(Refusal::field("prompt", "must be a text, or messages a list of messages")),
-        };
-        Ok(json!({"count": tokens.len(), "max_model_len": self.decoder.config().context, "tokens": tokens}))
-    }
-
-    /// `POST /detokenize`, as vLLM has it.
-    pub(crate) fn detokenize(&self, body: &[u8]) -> Result<Value, Refusal> {
-        let body = self.fields(body, &["tokens"])?;
-        let ids = body
-            .get("tokens")
-            .and_then(Value::as_array)
-            .ok_or_else(|| Refusal::field("tokens", "must be a list of token ids"))?;
-        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-        let ids: Option<Vec<u32>> = ids.iter().map(id).collect();
-        let ids = ids.ok_or_else(|| Refusal::field("tokens", "must be a list of token ids"))?;
-        let vocabulary = self.decoder.config().vocabulary;
-        if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
-            return Err(Refusal::field("tokens", format!("{id} is no token: they are below {vocabulary}")));
-        }
-        let text =
-            self.decoder.tokenizer().decode(&ids).map_err(|error| Refusal::field("tokens", error.to_string()))?;
-        Ok(json!({"prompt": text}))
+    /// `POST /detokenize`, as vLLM has it, likewise.
+    pub(crate) fn detokenize(&self, body: &[u8]) -> Result<(Value, Vec<String>), Refusal> {
+        let mut body = Body::read(body)?;
+        body.model(&self.name)?;
+        let ids = body.ids("tokens", self.decoder.config().vocabulary)?;
+        let ids = ids.ok_or_else(|| Refusal::field("tokens", "is missing"))?;
+        let text = self.decoder.tokenizer().decode(&ids);
+        let text = text.map_err(|error| Refusal::field("tokens", error.to_string()))?;
+        Ok((json!({"prompt": text}), body.rest()))
     }
 }
 

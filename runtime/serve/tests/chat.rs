@@ -81,6 +81,17 @@ async fn settings_do_what_they_say() {
     let (_, back) = served.answer("/detokenize", json!({"tokens": tokens["tokens"]})).await;
     assert_eq!(back["prompt"], prompt);
 
+    let harmless = json!({"tools": [], "min_tokens": 0, "echo": false, "best_of": 1, "repeat_penalty": 1.0, "guided_json": null,
+        "chat_template_kwargs": {}, "skip_special_tokens": true});
+    let response = served.ask(CHAT, chat(&messages, harmless)).await;
+    assert_eq!((response.status().as_u16(), response.headers().get("warning")), (200, None));
+    let named = json!([{"role": "user", "content": "hello", "name": "till-3"}]);
+    let body = json!({"messages": named, "nonsense": 1, "add_special_tokens": false, "model": null});
+    let response = served.ask("/tokenize", body).await;
+    let warnings = response.headers().get_all("warning").iter().map(|warning| warning.to_str().unwrap().to_owned());
+    let expected = ["messages.name", "nonsense"].map(|field| format!("299 kedge \"{field} is ignored\""));
+    assert_eq!((response.status().as_u16(), warnings.collect::<Vec<_>>()), (200, expected.to_vec()));
+
     let sent = json!({"cache_prompt": true, "store": false, "metadata": {"a": "b"}, "parallel_tool_calls": true,
         "service_tier": "auto", "user": "till-3", "nothing": null});
     let response = served.ask(CHAT, chat(&messages, sent)).await;
@@ -158,6 +169,10 @@ async fn what_cannot_be_answered_is_refused_by_field() {
         ),
         (json!({"tools": [{}]}), 400, "tools"),
         (json!({"response_format": {"type": "json_object"}}), 400, "response_format"),
+        (json!({"guided_json": {"type": "object"}}), 400, "guided_json"),
+        (json!({"chat_template_kwargs": {"enable_thinking": false}}), 400, "chat_template_kwargs"),
+        (json!({"min_tokens": 3}), 400, "min_tokens"),
+        (json!({"repeat_penalty": 1.1}), 400, "repeat_penalty"),
         (json!({"user": 7}), 400, "user"),
         (json!({"stream": true, "stream_options": []}), 400, "stream_options"),
         (json!({"stream": true, "stream_options": {"include_usage": 1}}), 400, "stream_options.include_usage"),
@@ -171,14 +186,21 @@ async fn what_cannot_be_answered_is_refused_by_field() {
         assert_eq!((found, answer["error"]["param"].as_str()), (status, Some(param)), "{more}: {answer}");
     }
     for (path, body, status, param) in [
-        (TEXT, json!({"model": "demo", "prompt": [999_999]}), 400, "prompt"),
-        (TEXT, json!({"model": "demo", "prompt": [[1], [2, 999_999]]}), 400, "prompt[1]"),
+        (TEXT, json!({"model": "demo", "prompt": [999_999]}), 400, "prompt[0]"),
+        (TEXT, json!({"model": "demo", "prompt": [[1], [2, 999_999]]}), 400, "prompt[1][1]"),
+        (TEXT, json!({"model": "demo", "prompt": [[]]}), 400, "prompt[0]"),
         (TEXT, json!({"model": "demo", "prompt": vec!["On"; 16], "n": 9}), 400, "n"),
         ("/tokenize", json!({"prompt": "a", "model": "other"}), 404, "model"),
         ("/tokenize", json!({"prompt": "a", "add_special_tokens": "no"}), 400, "add_special_tokens"),
-        ("/tokenize", json!({"prompt": "a", "nonsense": 1}), 400, "nonsense"),
-        ("/detokenize", json!({"tokens": [1, 999_999]}), 400, "tokens"),
-        ("/detokenize", json!({"tokens": [1], "nonsense": 1}), 400, "nonsense"),
+        ("/tokenize", json!({"prompt": "a", "messages": hello}), 400, "messages"),
+        ("/tokenize", json!({"prompt": "a", "return_token_strs": true}), 400, "return_token_strs"),
+        ("/tokenize", json!({"messages": hello, "add_special_tokens": true}), 400, "add_special_tokens"),
+        ("/tokenize", json!({"messages": hello, "add_generation_prompt": false}), 400, "add_generation_prompt"),
+        ("/tokenize", json!({"messages": hello, "tools": [{}]}), 400, "tools"),
+        ("/tokenize", json!({}), 400, "messages"),
+        ("/detokenize", json!({"tokens": [1, 999_999]}), 400, "tokens[1]"),
+        ("/detokenize", json!({"tokens": "a"}), 400, "tokens"),
+        ("/detokenize", json!({}), 400, "tokens"),
     ] {
         let (found, answer) = served.answer(path, body.clone()).await;
         assert_eq!((found, answer["error"]["param"].as_str()), (status, Some(param)), "{path} {body}: {answer}");
