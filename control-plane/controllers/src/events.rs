@@ -2,7 +2,6 @@
 //!
 //! Telling never waits: [`kedge_client::events`] counts what is told again, puts together what is alike, and writes.
 
-use k8s_openapi::api::core::v1::ObjectReference;
 use kedge_client::Context;
 use kedge_client::events::Told;
 
@@ -18,23 +17,10 @@ pub(crate) fn text(error: &kube::Error) -> String {
 
 /// Tells what was done about `object`.
 pub(crate) fn tell<O: Namespaced>(context: &Context, controller: &str, object: &O, reason: &str, message: String) {
-    context.recorder(controller).tell(told(object, false, reason, message));
+    context.recorder(controller).tell(Told::of(object, false, reason, message));
 }
 
 /// Tells a trouble with `object`.
 pub(crate) fn warn<O: Namespaced>(context: &Context, controller: &str, object: &O, reason: &str, message: String) {
-    context.recorder(controller).tell(told(object, true, reason, message));
-}
-
-fn told<O: Namespaced>(object: &O, warning: bool, reason: &str, message: String) -> Told {
-    let about = ObjectReference {
-        api_version: Some(O::api_version(&()).into_owned()),
-        kind: Some(O::kind(&()).into_owned()),
-        name: object.meta().name.clone(),
-        namespace: object.meta().namespace.clone(),
-        uid: object.meta().uid.clone(),
-        resource_version: object.meta().resource_version.clone(),
-        field_path: None,
-    };
-    Told { about, warning, reason: reason.to_owned(), message, action: None }
+    context.recorder(controller).tell(Told::of(object, true, reason, message));
 }

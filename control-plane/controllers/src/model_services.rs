@@ -14,8 +14,9 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod, Service};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::jiff::Timestamp;
+use kedge_client::events::Told;
 use kedge_client::{Context, Key, Next, Reconcile, Trigger};
-use kedge_own::{Model, ModelService, ModelServiceStatus, set_condition};
+use kedge_own::{Model, ModelService, ModelServiceStatus, set_condition, turned};
 use kube::api::{Patch, PatchParams};
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
@@ -115,9 +116,11 @@ impl Reconcile for Controller {
         };
         let next = status(&service, &outcome, deployment.as_deref(), context.world.clock.wall());
         if service.status.as_ref() != Some(&next) {
+            let told = event(&service, &next);
             let mut changed = (*service).clone();
             changed.status = Some(next);
             write::replace_status(context, &changed).await?;
+            told.into_iter().for_each(|told| context.recorder(MANAGER).tell(told));
         }
         Ok(outcome.next)
     }
@@ -216,6 +219,9 @@ fn progress<'a>(
         digest: Some(digest.to_owned()),
         next: Next::Change,
     };
+    if done && wanted == 0 {
+        return outcome(true, "ScaledToZero", "no pods are asked for (spec.replicas)".to_owned());
+    }
     if done {
         return outcome(true, "Available", format!("{ready} of {wanted} pods answer"));
     }
@@ -247,7 +253,7 @@ fn trouble(pod: &Pod) -> Option<Trouble> {
     }
     let unplaced = status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False");
     if let Some(condition) = unplaced {
-        return told(1, "PodsFailing", condition.message.clone().unwrap_or_else(|| "no node takes it".to_owned()));
+        return told(1, "PodsPending", condition.message.clone().unwrap_or_else(|| "no node takes it".to_owned()));
     }
     for container in status.container_statuses.iter().flatten().filter(|container| !container.ready) {
         let state = container.state.as_ref();
@@ -293,6 +299,15 @@ fn memory_limit<'a>(pod: &'a Pod, container: &str) -> Option<&'a Quantity> {
     resources.limits.as_ref()?.get("memory")
 }
 
+/// What to tell of a service that gets this status: whether it answers, when that has turned. What only takes its time is
+/// no trouble, and what is wrong with a Model is told of the Model.
+fn event(service: &ModelService, after: &ModelServiceStatus) -> Option<Told> {
+    let before = service.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    let ready = turned("Ready", before, &after.conditions)?;
+    let awaited = ["Progressing", "ImageNotReady", "ModelNotReady"].contains(&&*ready.reason);
+    (!awaited).then(|| Told::of(service, ready.status == "False", &ready.reason, ready.message.clone()))
+}
+
 fn status(
     service: &ModelService,
     outcome: &Outcome,
@@ -302,7 +317,8 @@ fn status(
     let mut status = service.status.clone().unwrap_or_default();
     let generation = service.metadata.generation;
     status.observed_generation = generation;
-    let counts = deployment.and_then(|deployment| deployment.status.as_ref());
+    let own = deployment.filter(|deployment| belongs(*deployment, service));
+    let counts = own.and_then(|deployment| deployment.status.as_ref());
     status.replicas = counts.and_then(|counts| counts.replicas).unwrap_or(0);
     status.ready_replicas = counts.and_then(|counts| counts.ready_replicas).unwrap_or(0);
     status.pods = Some(format!("{}/{}", status.ready_replicas, service.spec.replicas.unwrap_or(1)));
@@ -313,17 +329,20 @@ fn status(
     }
     let port = service.spec.port.unwrap_or(80);
     let host = format!("{}.{}.svc", service.name_any(), service.namespace().unwrap_or_default());
-    status.url = Some(if port == 80 { format!("http://{host}") } else { format!("http://{host}:{port}") });
+    let url = if port == 80 { format!("http://{host}") } else { format!("http://{host}:{port}") };
+    // Somebody else may answer there.
+    status.url = (outcome.reason != "NameTaken").then_some(url);
     if outcome.digest.is_some() {
         status.digest.clone_from(&outcome.digest);
     }
-    set_condition(
-        &mut status.conditions,
-        ("Ready", outcome.ready),
-        (outcome.reason, &outcome.message),
-        generation,
-        now,
-    );
+    let message = match status.ready_replicas {
+        // How many answer is all that it says then.
+        _ if outcome.ready || outcome.reason == "Progressing" => outcome.message.clone(),
+        0 => outcome.message.clone(),
+        1 => format!("{}; 1 pod goes on answering", outcome.message),
+        ready => format!("{}; {ready} pods go on answering", outcome.message),
+    };
+    set_condition(&mut status.conditions, ("Ready", outcome.ready), (outcome.reason, &message), generation, now);
     status
 }
 
@@ -344,9 +363,10 @@ fn objects(service: &ModelService, store: &std::path::Path, digest: &str, image:
     let metadata = json!({
         "name": name, "namespace": service.namespace().unwrap_or_default(), "labels": labels, "ownerReferences": owner,
     });
-    let probe = |period: i32, failures: i32| {
+    let probe = |delay: i32, period: i32, failures: i32| {
         json!({
-            "httpGet": { "path": "/health", "port": "http" }, "periodSeconds": period, "failureThreshold": failures,
+            "httpGet": { "path": "/health", "port": "http" },
+            "initialDelaySeconds": delay, "periodSeconds": period, "failureThreshold": failures,
         })
     };
     let mut container = json!({
@@ -358,7 +378,8 @@ fn objects(service: &ModelService, store: &std::path::Path, digest: &str, image:
         // Where a driver keeps what it made of the kernels.
         "env": [{ "name": "CUDA_CACHE_PATH", "value": "/cache/cuda" }],
         "ports": [{ "name": "http", "containerPort": PORT, "protocol": "TCP" }],
-        "startupProbe": probe(1, 600), "readinessProbe": probe(5, 3), "livenessProbe": probe(10, 6),
+        // Most models are ready within a second, and a question before that would be a warning.
+        "startupProbe": probe(1, 1, 600), "readinessProbe": probe(0, 5, 3), "livenessProbe": probe(0, 10, 6),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
             "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": { "drop": ["ALL"] },
@@ -371,7 +392,7 @@ fn objects(service: &ModelService, store: &std::path::Path, digest: &str, image:
         container["resources"] = serde_json::to_value(resources).expect("resources are plain data");
     }
     let pod = json!({
-        "metadata": { "labels": labels, "annotations": { "kedge.dev/model-digest": digest } },
+        "metadata": { "labels": labels, "annotations": { kedge_own::MODEL_DIGEST: digest } },
         "spec": {
             "automountServiceAccountToken": false, "enableServiceLinks": false,
             "securityContext": {
@@ -538,6 +559,11 @@ mod tests {
         check(&[container(running.clone(), oom)], ("PodsOOMKilled", killed));
         let creating = json!({ "waiting": { "reason": "ContainerCreating" } });
         check(&[container(creating, json!({})), container(running, json!({}))], ("Progressing", "0 of 2 pods answer"));
+        let unplaced = pod(json!({ "phase": "Pending", "conditions": [{
+            "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+            "message": "0/1 nodes are available: 1 Insufficient memory.",
+        }]}));
+        check(&[unplaced], ("PodsPending", "pod p: 0/1 nodes are available: 1 Insufficient memory."));
         let pull = json!({ "waiting": { "reason": "ErrImageNeverPull", "message": "not here" } });
         let evicted = pod(json!({ "phase": "Failed", "reason": "Evicted", "message": "low on memory" }));
         check(std::slice::from_ref(&evicted), ("PodsFailing", "pod p: Evicted: low on memory"));
@@ -546,6 +572,39 @@ mod tests {
         leaving.metadata.deletion_timestamp =
             Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::UNIX_EPOCH));
         check(&[leaving], ("Progressing", "0 of 2 pods answer"));
+    }
+
+    #[test]
+    fn what_goes_on_answering_and_what_is_not_asked_for_is_said() {
+        let mut service = service(json!({ "model": "m", "replicas": 0 }));
+        let deployment = |uid: &str, ready: i32| -> Deployment {
+            serde_json::from_value(json!({
+                "metadata": { "ownerReferences": [{ "apiVersion": "a/v1", "kind": "B", "name": "c", "uid": uid }] },
+                "spec": { "selector": {}, "template": {} }, "status": { "readyReplicas": ready },
+            }))
+            .unwrap()
+        };
+        let of = |service: &ModelService, outcome: &Outcome, deployment: &Deployment| {
+            status(service, outcome, Some(deployment), Timestamp::UNIX_EPOCH)
+        };
+        let lost = Outcome::waiting("ModelNotFound", "lost");
+        for (ready, message) in [(0, "lost"), (1, "lost; 1 pod goes on answering"), (2, "lost; 2 pods go on answering")]
+        {
+            assert_eq!(of(&service, &lost, &deployment("u1", ready)).conditions[0].message, message);
+        }
+        let taken = of(&service, &Outcome::waiting("NameTaken", "taken"), &deployment("u2", 2));
+        assert_eq!((taken.url.as_deref(), taken.ready_replicas, &*taken.conditions[0].message), (None, 0, "taken"));
+        let none = progress(&service, "d", Some(&deployment("u1", 0)), [].into_iter());
+        assert_eq!((none.ready, none.reason), (true, "ScaledToZero"));
+
+        let told = event(&service, &taken).unwrap();
+        assert_eq!((told.warning, &*told.reason, &*told.message), (true, "NameTaken", "taken"));
+        service.status = Some(taken.clone());
+        assert_eq!(event(&service, &taken), None);
+        let zero = of(&service, &none, &deployment("u1", 0));
+        assert!(event(&service, &zero).is_some_and(|told| !told.warning && told.reason == "ScaledToZero"));
+        let going = of(&service, &Outcome::waiting("Progressing", "0 of 1 pods answer"), &deployment("u1", 0));
+        assert_eq!(event(&service, &going), None);
     }
 
     #[test]

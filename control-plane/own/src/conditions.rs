@@ -29,9 +29,33 @@ pub fn set_condition(
     }
 }
 
+/// The condition `kind` as it is after, if its status or its reason is another than before: what is worth an event.
+pub fn turned<'a>(kind: &str, before: &[Condition], after: &'a [Condition]) -> Option<&'a Condition> {
+    let now = after.iter().find(|condition| condition.type_ == kind)?;
+    let same = |old: &Condition| (&old.type_, &old.status, &old.reason) == (&now.type_, &now.status, &now.reason);
+    (!before.iter().any(same)).then_some(now)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_status_or_reason_is_a_turn_and_another_message_is_none() {
+        let with = |holds, reason, message| {
+            let mut all = Vec::new();
+            set_condition(&mut all, ("Ready", holds), (reason, message), None, Timestamp::UNIX_EPOCH);
+            all
+        };
+        let reason =
+            |before: &[Condition], after: &[Condition]| turned("Ready", before, after).map(|c| c.reason.clone());
+        let lost = with(false, "Lost", "a");
+        assert_eq!(reason(&[], &lost).as_deref(), Some("Lost"));
+        assert_eq!(reason(&lost, &with(false, "Lost", "b")), None);
+        assert_eq!(reason(&lost, &with(false, "Torn", "a")).as_deref(), Some("Torn"));
+        assert_eq!(reason(&lost, &with(true, "Lost", "a")).as_deref(), Some("Lost"));
+        assert_eq!(reason(&lost, &[]), None);
+    }
 
     #[test]
     fn only_a_changed_status_moves_the_transition_time() {

@@ -17,7 +17,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub use conditions::set_condition;
+pub use conditions::{set_condition, turned};
 pub use model::{
     FetchedModel, HubSource, HuggingFaceSource, ModelAtSite, ModelAtSiteState, ModelSpec, ModelStatus, OciSource,
     S3Source, SecretKeyRef, SecretRef, SiteChoice, Source, UrlSource,
@@ -35,6 +35,9 @@ pub const API_VERSION: &str = "kedge.dev/v1alpha1";
 /// The annotation by which the sync names contents that are on their way to a Model which still has others: they stay
 /// until they take the others' place.
 pub const INCOMING_DIGEST: &str = "kedge.dev/incoming-digest";
+
+/// The annotation by which a pod names the contents that it serves.
+pub const MODEL_DIGEST: &str = "kedge.dev/model-digest";
 
 /// The definition of every own kind, as objects that the API takes.
 ///

@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Event, EventSource};
+use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use kedge_world::World;
 use kube::api::{Patch, PatchParams, PostParams};
-use kube::{Api, Client};
+use kube::{Api, Client, Resource};
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -28,6 +28,22 @@ const TRIES_MAX: u32 = 12;
 const PAUSE: Duration = Duration::from_secs(10);
 /// How long one attempt may take.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
+
+impl Told {
+    /// Something that happened to `object` as a whole.
+    pub fn of<O: Resource<DynamicType = ()>>(object: &O, warning: bool, reason: &str, message: String) -> Self {
+        let about = ObjectReference {
+            api_version: Some(O::api_version(&()).into_owned()),
+            kind: Some(O::kind(&()).into_owned()),
+            name: object.meta().name.clone(),
+            namespace: object.meta().namespace.clone(),
+            uid: object.meta().uid.clone(),
+            resource_version: object.meta().resource_version.clone(),
+            field_path: None,
+        };
+        Self { about, warning, reason: reason.to_owned(), message, action: None }
+    }
+}
 
 /// Where one part of the cluster tells what happens. Cheap to clone; when all clones are gone its task ends.
 #[derive(Clone)]
