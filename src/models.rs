@@ -8,9 +8,11 @@ use async_trait::async_trait;
 use clap::Subcommand;
 use kedge_client::Context as ClientContext;
 use kedge_controllers::{Serving, ServingImage};
+use kedge_engine::EngineError;
 use kedge_fetch::Fetcher;
+use kedge_formats::FormatError;
 use kedge_images::OwnImage;
-use kedge_models::{ModelController, ModelStore, SitesOfModels};
+use kedge_models::{ModelController, ModelStore, SitesOfModels, Unfit};
 use kedge_runtimes::Layout;
 use tokio::sync::OnceCell;
 
@@ -46,11 +48,26 @@ pub(crate) fn start(context: &ClientContext, folders: &Layout) -> Result<()> {
     store.clean().context("cannot clear what is left of models")?;
     let models = folders.data_dir.join("models");
     world.disk.create_dir_all(&models)?;
-    let inspect = |path: &Path| kedge_engine::inspect(path).map_err(|error| error.to_string());
+    let inspect = |path: &Path| kedge_engine::inspect(path).map_err(unfit);
     let controller = ModelController::new(store, models, Fetcher::new(world.net.clone()), Arc::new(inspect));
     tokio::spawn(kedge_client::run(controller, context.clone()));
     tokio::spawn(kedge_client::run(SitesOfModels, context.clone()));
     Ok(())
+}
+
+/// Whether files are broken, or of a kind that the engine does not have.
+fn unfit(error: EngineError) -> Unfit {
+    match error {
+        EngineError::Read { path, source } | EngineError::Format(FormatError::Read { path, source }) => {
+            Unfit::Broken(format!("{}: {source}", path.display()))
+        }
+        // What is said of a file as a whole.
+        EngineError::Field { path, field, reason } if field == "(file)" => {
+            Unfit::Broken(format!("{}: {reason}", path.display()))
+        }
+        EngineError::Format(FormatError::File { .. }) => Unfit::Broken(error.to_string()),
+        other => Unfit::Unsupported(other.to_string()),
+    }
 }
 
 /// What serves models on this node, if this server runs one.

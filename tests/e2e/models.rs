@@ -132,7 +132,12 @@ fn conditions_name_what_is_wrong_with_a_model() {
     small_model(&models.join("torn"));
     std::fs::write(models.join("torn/tokenizer.json"), "{}").unwrap();
     apply(&server, &model("torn", json!({ "source": { "path": "torn" } })));
-    assert!(until(&server, "models", "torn", "FormatUnsupported").contains("tokenizer.json"));
+    let message = until(&server, "models", "torn", "FilesInvalid");
+    assert!(message.starts_with("torn/tokenizer.json: ") && !message.contains("(file)"), "{message}");
+    small_model(&models.join("shop/broken"));
+    std::fs::remove_file(models.join("shop/broken/tokenizer.json")).unwrap();
+    apply(&server, &model("broken", json!({ "source": { "path": "shop/broken" } })));
+    assert!(until(&server, "models", "broken", "FilesInvalid").starts_with("shop/broken/tokenizer.json: No such file"));
     apply(&server, &model("gpt", json!({ "source": { "path": "gpt" } })));
     assert!(until(&server, "models", "gpt", "FormatUnsupported").contains("gpt2"));
 
@@ -163,7 +168,10 @@ fn an_archive_is_fetched_over_http_and_its_digest_holds() {
     let content = std::fs::read(&archive).unwrap();
     let digest = format!("sha256:{}", hex(&Sha256::digest(&content)));
     // The first answer breaks off in the middle.
-    let web = Web::serve(move |request| Reply { cut: request.number == 0, ..Reply::content(request, &content) });
+    let web = Web::serve(move |request| match &*request.path {
+        "/lost" => Reply::status("404 Not Found", ""),
+        _ => Reply { cut: request.number == 0, ..Reply::content(request, &content) },
+    });
     let port = web.port;
     let url = |digest: &str| json!({ "source": { "url": { "location": format!("http://127.0.0.1:{port}/m.tar.gz"), "digest": digest } } });
     apply(&server, &model("fetched", url(&digest)));
@@ -177,7 +185,13 @@ fn an_archive_is_fetched_over_http_and_its_digest_holds() {
     // Another model of the same archive takes what is here; by now the wrong one would have been asked for again.
     apply(&server, &model("again", url(&digest)));
     until(&server, "models", "again", "Available");
+    // It is known by its digest: where it would come from is not asked.
+    let lost = |digest: &str| json!({ "source": { "url": { "location": format!("http://127.0.0.1:{port}/lost"), "digest": digest } } });
+    apply(&server, &model("elsewhere", lost(&digest)));
+    until(&server, "models", "elsewhere", "Available");
     assert_eq!(web.asked(), 3, "what is refused or here is not fetched again");
+    apply(&server, &model("lost", lost(&format!("sha256:{}", "2".repeat(64)))));
+    assert_has(&until(&server, "models", "lost", "NotFound"), "/lost: the server answered 404 Not Found");
 }
 
 #[test]
@@ -410,7 +424,16 @@ fn a_model_is_served_from_pods_and_leaves_nothing_behind() {
         if text == "2" { Ok(()) } else { Err(text + &server.log()) }
     });
 
-    server.kubectl(&format!("delete -f {examples}/minilm.yaml --wait=true"));
+    // A Model that goes takes nothing away from those who serve it.
+    server.kubectl("delete model minilm --wait=true");
+    let message = until(server, "modelservices", "embeddings", "ModelNotFound");
+    assert_has(&message, "2 pods go on answering");
+    server.kubectl("delete pods -l kedge.dev/modelservice=embeddings --wait=true");
+    eventually("pods come back without the Model", || {
+        let found = server.kubectl("get modelservice embeddings -o jsonpath={.status.readyReplicas}");
+        if found == "2" { Ok(()) } else { Err(found + &server.log()) }
+    });
+    server.kubectl("delete modelservice embeddings --wait=true");
     eventually("nothing is left", || {
         let objects =
             server.kubectl("get deployments,pods,replicasets,services,endpointslices,models,modelservices -o name");

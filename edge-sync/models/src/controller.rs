@@ -1,17 +1,22 @@
 //! The controller of `Model`: takes its files in, checks them, and says in its conditions what is so.
 //!
-//! The files of a model are read once for each change of its spec. Contents that no `Model` names are removed.
+//! The files of a model are read once for each change of its spec. Contents that no `Model` names, no `ModelService` serves
+//! and no pod has mounted are removed.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
+use kedge_client::events::Told;
 use kedge_client::{Context, Key, Next, Reconcile, Trigger};
-use kedge_content::{Digest, Taken, Turns};
+use kedge_content::{Digest, Turns};
 use kedge_fetch::Fetcher;
-use kedge_own::{FetchedModel, INCOMING_DIGEST, Model, ModelStatus, Source, set_condition};
+use kedge_own::{
+    FetchedModel, INCOMING_DIGEST, MODEL_DIGEST, Model, ModelService, ModelStatus, Source, set_condition, turned,
+};
 use kube::ResourceExt;
 use tokio::sync::{RwLock, Semaphore};
 
@@ -46,7 +51,16 @@ const WRITES_MAX: usize = 20;
 const WRITE_PAUSE: Duration = Duration::from_millis(50);
 
 /// Says what format the model in a folder is of, or why none that can be served.
-pub type Inspect = Arc<dyn Fn(&Path) -> Result<String, String> + Send + Sync>;
+pub type Inspect = Arc<dyn Fn(&Path) -> Result<String, Unfit> + Send + Sync>;
+
+/// Why a model cannot be served, and in which of its files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unfit {
+    /// A file is missing, cut, or not what its name says.
+    Broken(String),
+    /// The files are sound, and of a kind that is not supported.
+    Unsupported(String),
+}
 
 /// The controller.
 pub struct ModelController {
@@ -82,21 +96,19 @@ impl ModelController {
         }
     }
 
-    /// Contents that some `Model` names stay, everything else goes.
+    /// Contents that are asked for or used stay, everything else goes.
     async fn prune(&self, context: &Context) -> Result<(), Failure> {
         let _alone = self.removing.write().await;
-        let models = context.informers.of::<Model>().list();
-        let named = models.iter().flat_map(|model| {
-            let status = model.status.as_ref().and_then(|status| status.digest.as_deref());
-            let incoming = model.annotations().get(INCOMING_DIGEST).map(String::as_str);
-            [status, model.spec.digest.as_deref(), incoming]
-        });
-        let mut keep: BTreeSet<Digest> = named.flatten().filter_map(Digest::parse).collect();
-        keep.extend(models.iter().filter_map(|model| identity(model)));
+        let informers = &context.informers;
+        let keep = kept(
+            &informers.of::<Model>().list(),
+            &informers.of::<ModelService>().list(),
+            &informers.of::<Pod>().list(),
+        );
         let store = self.store.clone();
         let removed = blocking(move || store.prune(&keep)).await.map_err(Failure::from)?;
         for digest in removed {
-            tracing::info!(%digest, "removed a model that no Model names");
+            tracing::info!(%digest, "removed a model that nobody names or uses");
         }
         Ok(())
     }
@@ -117,7 +129,6 @@ impl ModelController {
         let secrets = SecretsBeside { client: context.informers.client().clone(), namespace: Key::of(model).namespace };
         let tools = Tools { fetcher: &self.fetcher, world: &context.world, secrets: &secrets };
         let Some(mut remote) = remote::open(source, &tools).await? else { return Ok(Fetched::ByHub) };
-        let turn = self.downloads.take(&BTreeSet::from([identity.clone()])).await;
         let listing = list(&mut *remote, pinned(model)).await?;
         let fetched = FetchedModel { revision: listing.revision.clone(), contents: listing.contents().to_string() };
         *found = Some(fetched.clone());
@@ -130,7 +141,7 @@ impl ModelController {
         let download = Download::new(&folder, listing.clone(), &context.world)?;
         self.download(context, model, &fetched, download, &mut *remote).await?;
         let part = |part: &remote::Part| (part.place.clone(), download::part_file(&folder, part));
-        Ok(Fetched::Parts(identity, listing.parts.iter().map(part).collect(), turn))
+        Ok(Fetched::Parts(identity, listing.parts.iter().map(part).collect()))
     }
 
     /// The files of `model`, in the store.
@@ -141,7 +152,7 @@ impl ModelController {
                 let models = self.models.clone();
                 Ok(blocking(move || store.take_folder(&models, &path)).await?)
             }
-            Fetched::Parts(identity, parts, _turn) => {
+            Fetched::Parts(identity, parts) => {
                 let taken = move || {
                     let taken = store.take_parts(&parts)?;
                     store.discard_download(&identity)?;
@@ -208,7 +219,9 @@ impl ModelController {
             if newest.status.as_ref() == Some(&status) {
                 return Ok((*newest).clone());
             }
+            let told = event(&newest, &status);
             if let Written::Now(made) = write_status(context, &newest, status).await? {
+                told.into_iter().for_each(|told| context.recorder(self.name()).tell(told));
                 return Ok(*made);
             }
             tokio::time::sleep(WRITE_PAUSE).await;
@@ -236,8 +249,19 @@ impl Reconcile for ModelController {
 
     fn watch(&self, context: &Context, trigger: &Trigger) {
         context.watch_self::<Model>(trigger);
-        // A name that no object has: what was left behind while nobody looked is removed at the start.
-        trigger.wake(Key::new("", ""));
+        // A name that no object has: what nobody names and nobody uses any more is removed.
+        let nobody = || Key::new("", "");
+        context.watch::<ModelService>(trigger, move |change| {
+            let of = |service: &Option<Arc<ModelService>>| service.as_ref()?.status.as_ref()?.digest.clone();
+            let left = of(&change.old).filter(|digest| of(&change.new).as_ref() != Some(digest));
+            left.map(|_| nobody()).into_iter().collect()
+        });
+        context.watch::<Pod>(trigger, move |change| {
+            let of = |pod: &Option<Arc<Pod>>| pod.as_ref().is_some_and(|pod| mounted_by(pod).is_some());
+            (of(&change.old) && !of(&change.new)).then(nobody).into_iter().collect()
+        });
+        // What was left behind while nobody looked.
+        trigger.wake(nobody());
     }
 
     async fn reconcile(&self, context: &Context, key: &Key) -> Result<Next, Failure> {
@@ -252,6 +276,8 @@ impl Reconcile for ModelController {
         if let Some(next) = self.is_refused(key, &model, context.world.clock.monotonic()) {
             return Ok(next);
         }
+        // To the end: who comes next finds in a status what was taken in, and does not ask for it again.
+        let _turn = self.downloads.take(&identity(&model).into_iter().collect()).await;
         let mut found = None;
         let fetched = self.fetch(context, &model, &mut found).await;
         let _disk = self.disks.acquire().await;
@@ -334,9 +360,26 @@ impl ModelController {
             return Err(Failure::lasting("DigestMismatch", &message));
         }
         let files = self.store.active(digest).ok_or_else(|| Failure::passing("Removed", "its files were removed"))?;
-        let inspect = self.inspect.clone();
-        let format = blocking(move || Ok::<_, StoreError>(inspect(&files))).await?;
-        format.map_err(|reason| Failure::lasting("FormatUnsupported", &reason))
+        let (inspect, folder) = (self.inspect.clone(), files.clone());
+        let format = blocking(move || Ok::<_, StoreError>(inspect(&folder))).await?;
+        format.map_err(|unfit| unfit_for(&model.spec.source, &files, &unfit))
+    }
+}
+
+/// The failure of files that cannot be served. Its message names them as the user knows them, not where they were taken
+/// to, and those of a folder may be put right there.
+fn unfit_for(source: &Source, taken_to: &Path, unfit: &Unfit) -> Failure {
+    let taken_to = taken_to.display().to_string();
+    let shown = |message: &str| match source {
+        Source::Path(path) => message.replace(&taken_to, path),
+        _ => message.replace(&format!("{taken_to}/"), "").replace(&taken_to, "the model"),
+    };
+    match (unfit, source) {
+        (Unfit::Unsupported(message), _) => Failure::lasting("FormatUnsupported", &shown(message)),
+        (Unfit::Broken(message), Source::Path(_)) => {
+            Failure::after(RETRY_OF_WRONG_CONTENTS, "FilesInvalid", &shown(message))
+        }
+        (Unfit::Broken(message), _) => Failure::lasting("FilesInvalid", &shown(message)),
     }
 }
 
@@ -346,8 +389,8 @@ enum Fetched {
     Folder(String),
     /// In the store, or on the way there from the hub.
     ByHub,
-    /// All parts of it, collected for the source of this identity; nobody else fetches from there meanwhile.
-    Parts(Digest, Vec<(Place, PathBuf)>, Taken),
+    /// All parts of it, collected for the source of this identity.
+    Parts(Digest, Vec<(Place, PathBuf)>),
     /// Nothing: the same parts were taken in before, as these contents.
     Before(Digest),
 }
@@ -384,6 +427,27 @@ pub(crate) async fn list(remote: &mut dyn Remote, pinned: Option<&str>) -> Resul
     let listing = tokio::time::timeout(LISTING_MAX, asked).await.map_err(|_| late())??;
     listing.check()?;
     Ok(listing)
+}
+
+/// The contents, finished or on their way, that somebody asks for or uses: a Model that is deleted takes nothing away from
+/// those who serve it.
+fn kept(models: &[Arc<Model>], services: &[Arc<ModelService>], pods: &[Arc<Pod>]) -> BTreeSet<Digest> {
+    let named = models.iter().flat_map(|model| {
+        let status = model.status.as_ref().and_then(|status| status.digest.as_deref());
+        let incoming = model.annotations().get(INCOMING_DIGEST).map(String::as_str);
+        [status, model.spec.digest.as_deref(), incoming]
+    });
+    let served = services.iter().map(|service| service.status.as_ref()?.digest.as_deref());
+    let mounted = pods.iter().map(|pod| mounted_by(pod));
+    let digests = named.chain(served).chain(mounted).flatten().filter_map(Digest::parse);
+    digests.chain(models.iter().filter_map(|model| identity(model))).collect()
+}
+
+/// The contents that a pod which has not ended serves.
+fn mounted_by(pod: &Pod) -> Option<&str> {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    let digest = pod.annotations().get(MODEL_DIGEST)?;
+    (!matches!(phase, Some("Succeeded" | "Failed"))).then_some(digest)
 }
 
 /// What a model took in that was found to be the same.
@@ -427,6 +491,14 @@ fn status(
     };
     set_condition(&mut status.conditions, ("Ready", holds), (reason, &message), model.metadata.generation, now);
     status
+}
+
+/// What to tell of a Model that gets this status: whether it can be served, when that has turned.
+fn event(model: &Model, after: &ModelStatus) -> Option<Told> {
+    let before = model.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    let ready = turned("Ready", before, &after.conditions)?;
+    let awaited = ["Fetching", "Pulling"].contains(&&*ready.reason);
+    (!awaited).then(|| Told::of(model, ready.status == "False", &ready.reason, ready.message.clone()))
 }
 
 /// Why a model is not ready.
@@ -537,6 +609,44 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_named_or_used_stays() {
+        let digest = |text: &str| Digest::of(text.as_bytes());
+        let of = |text: &str| Some(digest(text).to_string());
+        let mut model = Model::default();
+        (model.spec.digest, model.status) =
+            (of("asked"), Some(ModelStatus { digest: of("had"), ..Default::default() }));
+        model.annotations_mut().insert(INCOMING_DIGEST.into(), of("coming").unwrap());
+        let status = kedge_own::ModelServiceStatus { digest: of("served"), ..Default::default() };
+        let service = ModelService { status: Some(status), ..Default::default() };
+        let pod = |text: &str, phase: &str| {
+            let mut pod = Pod::default();
+            pod.annotations_mut().insert(MODEL_DIGEST.into(), of(text).unwrap());
+            pod.status.get_or_insert_default().phase = Some(phase.into());
+            Arc::new(pod)
+        };
+        let pods = [pod("mounted", "Running"), pod("ended", "Failed"), Arc::new(Pod::default())];
+        let expected = ["asked", "had", "coming", "served", "mounted"].map(digest);
+        assert_eq!(kept(&[Arc::new(model)], &[Arc::new(service)], &pods), expected.into());
+    }
+
+    #[test]
+    fn files_are_named_as_the_user_knows_them() {
+        let taken_to = Path::new("/data/model-store/00ff/files");
+        let check = |source: &Source, unfit: Unfit, expected: (&str, &str, bool)| {
+            let failure = unfit_for(source, taken_to, &unfit);
+            assert_eq!((failure.reason, &*failure.message, failure.again.is_some()), expected);
+        };
+        let lost = || Unfit::Broken("/data/model-store/00ff/files/tokenizer.json: lost".into());
+        let (path, hub) = (Source::Path("shop/broken".into()), Source::Hub(kedge_own::HubSource::default()));
+        check(&path, lost(), ("FilesInvalid", "shop/broken/tokenizer.json: lost", true));
+        check(&hub, lost(), ("FilesInvalid", "tokenizer.json: lost", false));
+        let several = Unfit::Broken("/data/model-store/00ff/files: two".into());
+        check(&hub, several, ("FilesInvalid", "the model: two", false));
+        let odd = Unfit::Unsupported("/data/model-store/00ff/files/config.json: model_type: gpt2".into());
+        check(&path, odd, ("FormatUnsupported", "shop/broken/config.json: model_type: gpt2", false));
+    }
+
+    #[test]
     fn the_status_names_what_is_wrong_and_forgets_what_is_not_so() {
         let mut model = Model { metadata: Default::default(), ..Model::default() };
         model.metadata.generation = Some(3);
@@ -548,6 +658,11 @@ mod tests {
         let failure = Failure::lasting("DigestMismatch", "no");
         let bad = status(&model, None, Some((&digest, &manifest)), Err(&failure), Timestamp::UNIX_EPOCH);
         assert_eq!((bad.digest.as_deref(), bad.format.as_deref(), bad.is_ready()), (None, None, false));
+        let told = event(&model, &bad).unwrap();
+        assert_eq!((told.warning, &*told.reason, &*told.message), (true, "DigestMismatch", "no"));
+        assert_eq!(event(&model, &model.status.clone().unwrap()), None);
+        let awaited = Failure::awaited("Fetching", "5 bytes are here");
+        assert_eq!(event(&model, &status(&model, None, None, Err(&awaited), Timestamp::UNIX_EPOCH)), None);
         assert_eq!(bad.conditions[0].reason, "DigestMismatch");
         let failure = Failure::lasting("FormatUnsupported", "no");
         let bad = status(&model, None, Some((&digest, &manifest)), Err(&failure), Timestamp::UNIX_EPOCH);

@@ -14,7 +14,7 @@ mod source;
 mod store;
 mod write;
 
-pub use controller::{Failure, Inspect, ModelController};
+pub use controller::{Failure, Inspect, ModelController, Unfit};
 pub use kedge_content::Digest;
 pub use manifest::{CHUNK_BYTES, FILES_MAX, FileEntry, MANIFEST_BYTES_MAX, Manifest, ManifestError, check_path};
 pub use sites::{SitesOfModels, is_chosen};

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use kedge_content::Digest;
-use kedge_fetch::{Answer, Fetcher, Get};
+use kedge_fetch::{Answer, FetchError, Fetcher, Get};
 use kedge_own::UrlSource;
 
 use super::{Check, Listing, Part, Place, Remote, RemoteError, Tools};
@@ -28,7 +28,16 @@ impl Remote for Url {
     }
 
     async fn get(&mut self, part: &Part, from: u64) -> Result<Answer, RemoteError> {
-        Ok(self.fetcher.get(&Get { from, ..Get::new(&*part.name) }).await?)
+        let answer = self.fetcher.get(&Get { from, ..Get::new(&*part.name) }).await;
+        answer.map_err(|error| match &error {
+            FetchError::Status { status, .. } if matches!(status.as_u16(), 401 | 403) => {
+                RemoteError::Unauthorized(error.to_string())
+            }
+            FetchError::Status { status, .. } if matches!(status.as_u16(), 404 | 410) => {
+                RemoteError::Missing(error.to_string())
+            }
+            _ => error.into(),
+        })
     }
 }
 
@@ -72,5 +81,31 @@ mod tests {
         assert_eq!(asked, [(0, 60_000), (60_000, archive.len() - 60_000)]);
         let wrong = Source::Url(UrlSource { location, digest: Digest::of(b"other").to_string() });
         assert_eq!(here.fails(&wrong).await.0, "DigestMismatch");
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_told_by_what_it_means() {
+        let web = Web::serve(|asked, _| {
+            Reply::status(match &*asked.path {
+                "/lost" => "404 Not Found",
+                "/gone" => "410 Gone",
+                "/closed" => "403 Forbidden",
+                "/login" => "401 Unauthorized",
+                _ => "503 Service Unavailable",
+            })
+        });
+        let here = Machine::new();
+        for (path, reason) in [
+            ("lost", "NotFound"),
+            ("gone", "NotFound"),
+            ("closed", "Unauthorized"),
+            ("login", "Unauthorized"),
+            ("busy", "FetchFailed"),
+        ] {
+            let location = format!("http://{}/{path}", web.host);
+            let source = Source::Url(UrlSource { location: location.clone(), digest: Digest::of(b"m").to_string() });
+            let (found, message) = here.fails(&source).await;
+            assert!(found == reason && message.contains(&location), "{path}: {found}: {message}");
+        }
     }
 }
