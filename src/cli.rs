@@ -69,7 +69,8 @@ Examples:
 
 const MODEL_EXAMPLES: &str = "\
 Examples:
-  kedge model digest ./all-MiniLM-L6-v2     # what to write into spec.digest of a Model";
+  # What to write into spec.digest of a Model
+  kedge model digest ./all-MiniLM-L6-v2";
 
 const HUB_EXAMPLES: &str = "\
 Examples:
@@ -97,7 +98,7 @@ Examples:
   kedge uninstall --keep-data";
 
 const KILLALL_EXAMPLES: &str = "\
-Stopping the server leaves pods running; this ends both, the server first (by systemctl where it is a service), and the
+Stopping the server leaves pods running; this ends both, the server first (by systemctl where it is a service), and the \
 hub beside it. Whatever is in the API stays, and runs again when the server is started again.
 
 Examples:
@@ -124,4 +125,27 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
 fn block_on(work: impl Future<Output = Result<()>>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.context("cannot start the runtime")?.block_on(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// Lines are broken where a terminal ends: prose has to leave that to clap, and examples have to be shorter.
+    #[test]
+    fn help_is_broken_nowhere_but_where_it_should_be() {
+        let mut commands = vec![Cli::command()];
+        while let Some(command) = commands.pop() {
+            let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            for (line, next) in lines.iter().zip(lines.iter().skip(1).chain([&""])) {
+                let whole = line.is_empty() || next.is_empty() || line.ends_with(':');
+                let fits = if line.starts_with("  ") { line.len() < 80 } else { whole };
+                assert!(fits, "{}: {line}", command.get_name());
+            }
+            commands.extend(command.get_subcommands().cloned());
+        }
+    }
 }

@@ -43,12 +43,13 @@ pub(crate) struct BenchFlags {
 }
 
 pub(crate) const EXAMPLES: &str = "\
-One request alone comes first: it gives the figure for reading prompts. Then as many requests at once as --streams says,
+One request alone comes first: it gives the figure for reading prompts. Then as many requests at once as --streams says, \
 until --requests have ended or --seconds are over.
 
 Examples:
   kedge infer bench --model images/demo-decoder/model
-  kedge infer bench --model ./model.gguf --prompt-tokens 512 --answer-tokens 128 --streams 8
+  kedge infer bench --model ./model.gguf --streams 8 \\
+    --prompt-tokens 512 --answer-tokens 128
   kedge infer bench --model ./model.gguf --streams 1 --requests 4 -o json";
 
 /// One request, as it came.

@@ -31,7 +31,7 @@ pub(crate) struct RunFlags {
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
     /// How freely it chooses: 0 always takes the likeliest token
-    #[arg(long, value_name = "NUMBER", default_value_t = 0.7)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 0.7, allow_negative_numbers = true)]
     temperature: f32,
     /// Most tokens of an answer (default: what the context has room for)
     #[arg(long, value_name = "COUNT")]
@@ -47,13 +47,14 @@ pub(crate) struct RunFlags {
 }
 
 pub(crate) const EXAMPLES: &str = "\
-In a talk, /clear forgets what was said, /bye or Ctrl-D ends it, and Ctrl-C stops the answer and not the program.
+In a talk, /clear forgets what was said, /bye or Ctrl-D ends it, and Ctrl-C stops the answer and not the program. \
 The answer goes to standard output and everything else to standard error. With a PROMPT, standard input is not read.
 
 Examples:
   kedge infer run images/demo-decoder/model
   kedge infer run images/demo-decoder/model \"What is a pod?\"
-  echo \"What is a pod?\" | kedge infer run images/demo-decoder/model --temperature 0 --verbose";
+  echo \"What is a pod?\" |
+    kedge infer run images/demo-decoder/model --temperature 0 --verbose";
 
 /// What a line in a talk asks for.
 #[derive(Debug, PartialEq, Eq)]

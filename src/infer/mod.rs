@@ -4,6 +4,7 @@
 mod bench;
 mod chat;
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,6 +81,13 @@ struct PlacementFlags {
     cache_dir: Option<PathBuf>,
 }
 
+/// Where weights are kept in the order that the processor wants, unless somebody says otherwise.
+pub(crate) fn cache_dir() -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")));
+    Some(cache?.join("kedge"))
+}
+
 /// How many threads may be asked for.
 fn threads() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..=Cpu::THREADS_MAX as u64)
@@ -87,10 +95,7 @@ fn threads() -> RangedU64ValueParser<usize> {
 
 impl PlacementFlags {
     fn placement(self) -> Placement {
-        let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        let cache = || folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")));
-        let cache_dir = self.cache_dir.or_else(|| Some(cache()?.join("kedge")));
-        Placement { device: self.device, threads: self.threads, cache_dir }
+        Placement { device: self.device, threads: self.threads, cache_dir: self.cache_dir.or_else(cache_dir) }
     }
 }
 
@@ -133,28 +138,32 @@ struct ServeFlags {
 }
 
 const EXAMPLES: &str = "\
-Without a verb it serves a model over HTTP, on one port: OpenAI's embeddings or completions, and the Open Inference
+Without a verb it serves a model over HTTP, on one port: OpenAI's embeddings or completions, and the Open Inference \
 Protocol over REST and gRPC.
 
-A model that makes vectors cuts a text that is longer than its max_seq_length, as sentence-transformers does, and `usage`
+A model that makes vectors cuts a text that is longer than its max_seq_length, as sentence-transformers does, and `usage` \
 counts what was read. A model that makes text refuses a prompt that is longer than its context.
 
-Without --tls-cert it speaks plain HTTP, and without --api-key-file everybody who reaches it may ask: leave it on the
-loopback address then. Keys guard /v1, /v2, /tokenize and /detokenize; /health, /v2/health and /metrics stay open to
+Without --tls-cert it speaks plain HTTP, and without --api-key-file everybody who reaches it may ask: leave it on the \
+loopback address then. Keys guard /v1, /v2, /tokenize and /detokenize; /health, /v2/health and /metrics stay open to \
 probes. Keys and certificates are read again when their files change, and at SIGHUP.
 
 Examples:
   kedge infer --model ./all-MiniLM-L6-v2 --name minilm
-  curl -s http://127.0.0.1:8000/v1/embeddings -d '{\"model\": \"minilm\", \"input\": \"hello\"}'
+  curl -s http://127.0.0.1:8000/v1/embeddings \\
+    -d '{\"model\": \"minilm\", \"input\": \"hello\"}'
 
   kedge infer --model images/demo-decoder/model --name demo
-  curl -s http://127.0.0.1:8000/v1/chat/completions \\
-    -d '{\"model\": \"demo\", \"messages\": [{\"role\": \"user\", \"content\": \"What is a pod?\"}]}'
-  curl -s http://127.0.0.1:8000/v2/models/demo/generate -d '{\"text_input\": \"A pod is\", \"max_tokens\": 20}'
+  curl -s http://127.0.0.1:8000/v1/chat/completions -d '{\"model\": \"demo\",
+    \"messages\": [{\"role\": \"user\", \"content\": \"What is a pod?\"}]}'
+  curl -s http://127.0.0.1:8000/v2/models/demo/generate \\
+    -d '{\"text_input\": \"A pod is\", \"max_tokens\": 20}'
 
-  kedge infer --model images/demo-decoder/model --name demo --listen 0.0.0.0:8443 \\
-    --api-key-file keys --tls-cert cert.pem --tls-key key.pem
-  curl -s --cacert ca.pem -H \"Authorization: Bearer $KEY\" https://models.example:8443/v1/models
+  kedge infer --model images/demo-decoder/model --name demo \\
+    --listen 0.0.0.0:8443 --api-key-file keys \\
+    --tls-cert cert.pem --tls-key key.pem
+  curl -s --cacert ca.pem -H \"Authorization: Bearer $KEY\" \\
+    https://models.example:8443/v1/models
 
   kedge infer devices
   kedge infer run images/demo-decoder/model
@@ -173,6 +182,14 @@ pub(crate) async fn run(command: InferCommand) -> Result<()> {
 async fn serve(flags: ServeFlags) -> Result<()> {
     let (Some(model), Some(name)) = (flags.model, flags.name) else { bail!("--model and --name are needed") };
     logs::start();
+    // In a pod the cluster says who reaches it.
+    let in_pod = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
+    if !in_pod && !is_loopback(&flags.listen) && flags.api_key_file.is_none() && flags.client_ca.is_none() {
+        tracing::warn!(
+            listen = flags.listen,
+            "anybody on the network may ask: there is neither --api-key-file nor --client-ca"
+        );
+    }
     let tls = flags.tls_cert.zip(flags.tls_key);
     let client_ca = flags.client_ca;
     let variable = |name: &str| std::env::var(name).ok();
@@ -189,6 +206,13 @@ async fn serve(flags: ServeFlags) -> Result<()> {
         drain_timeout: Duration::from_secs(flags.drain_timeout),
     };
     Ok(kedge_serve::run(options).await?)
+}
+
+/// Whether only this machine reaches `HOST:PORT`.
+fn is_loopback(listen: &str) -> bool {
+    let host = listen.rsplit_once(':').map_or(listen, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 fn devices(flags: &DevicesFlags) -> Result<()> {
@@ -227,6 +251,20 @@ mod tests {
     struct Flags {
         #[command(flatten)]
         placement: PlacementFlags,
+    }
+
+    #[test]
+    fn addresses_that_only_this_machine_reaches() {
+        for (listen, expected) in [
+            ("127.0.0.1:8000", true),
+            ("localhost:8000", true),
+            ("[::1]:8000", true),
+            ("0.0.0.0:8000", false),
+            ("[::]:8000", false),
+            ("models.example:8000", false),
+        ] {
+            assert_eq!(is_loopback(listen), expected, "{listen}");
+        }
     }
 
     #[test]
