@@ -9,7 +9,8 @@ use crate::EngineError;
 use crate::encoder::read;
 use crate::generate::Decoder;
 use crate::model::Location;
-use crate::model::config::{ENCODERS, GGUF_ENCODER, read_json};
+use crate::model::config::{ENCODERS, GGUF_ENCODER};
+use crate::model::settings::read_json;
 
 /// What a model makes of texts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,9 +18,11 @@ use crate::EngineError;
 use crate::backend::spare::{FAILURES_MAX, Placed, Ran};
 use crate::backend::{Backend, Capabilities, Work};
 use crate::graph::{Graph, PAGE_TOKENS, Pages};
+use crate::model::DecoderConfig;
 use crate::model::Location;
-use crate::model::config::read_json;
-use crate::model::decoder::{DecoderConfig, Source, graph};
+use crate::model::decoder_graph::graph;
+use crate::model::settings::read_json;
+use crate::model::source::Source;
 use crate::plan::{Plan, Shape};
 
 /// Bytes of a number in a page of keys and values.
@@ -307,7 +309,7 @@ impl Files {
         let config_path = folder.join("config.json");
         let config = DecoderConfig::of_json(&config_path)?;
         let tokenizer = TextTokenizer::of_file(&folder.join("tokenizer.json"))?;
-        let source = Source::Folder(Tensors::open_safetensors(&at.weights)?);
+        let source = Source::folder(Tensors::open_safetensors(&at.weights)?);
         let optional = |name: &str| -> Result<Value, EngineError> {
             let path = folder.join(name);
             if path.is_file() { read_json(&path) } else { Ok(Value::Null) }
@@ -344,7 +346,7 @@ impl Files {
         } else {
             None
         };
-        Self { source: Source::Gguf(file), config, tokenizer, template, stop }.checked(path)
+        Self { source: Source::gguf(&file), config, tokenizer, template, stop }.checked(path)
     }
 
     fn checked(mut self, path: &Path) -> Result<Self, EngineError> {

@@ -3,36 +3,33 @@
 //! What must hold: every tensor has the shape the configuration asks for. A prefix with the family's name (task models) is
 //! understood. Of GGUF every tensor is used: one more would be of a model that is not this.
 
-use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use kedge_formats::{Gguf, Tensor, Tensors};
 
 use super::config::EncoderConfig;
+use super::source::Source;
 use crate::EngineError;
 use crate::graph::{Activation, Builder, Graph, Heads, Norm, Op, Part, Weight};
 
 /// The graph of the encoder whose weights are the safetensors file at `path`: every tensor by its shape, and where `reads`
 /// says so its numbers.
 pub fn read(path: &Path, config: &EncoderConfig, reads: bool) -> Result<Graph, EngineError> {
-    build(&Source::open(path, reads)?, config)
+    let tensors = Tensors::open_safetensors(path)?;
+    let has = |prefix: &&str| tensors.has(&format!("{prefix}embeddings.word_embeddings.weight"));
+    let prefix = ["bert.", "roberta."].into_iter().find(has).unwrap_or_default();
+    build(&Reader { source: Source::folder(tensors), prefix, reads }, config)
 }
 
 /// The same of a GGUF file.
 pub fn of_gguf(file: &Gguf, config: &EncoderConfig, reads: bool) -> Result<Graph, EngineError> {
-    let source = Source { tensors: file.tensors.clone(), names: Names::Gguf, reads, used: RefCell::default() };
-    let graph = build(&source, config)?;
-    let used = source.used.borrow();
-    match source.tensors.names().find(|name| !used.contains(*name)) {
-        Some(name) => {
-            Err(source.tensors.wrong(name, "is in the file, and an encoder that makes vectors has none").into())
-        }
-        None => Ok(graph),
-    }
+    let reader = Reader { source: Source::gguf(file), prefix: "", reads };
+    let graph = build(&reader, config)?;
+    reader.source.all_used(&[], "is in the file, and an encoder that makes vectors has none")?;
+    Ok(graph)
 }
 
-fn build(source: &Source, config: &EncoderConfig) -> Result<Graph, EngineError> {
+fn build(source: &Reader, config: &EncoderConfig) -> Result<Graph, EngineError> {
     let (d, epsilon) = (config.hidden, config.epsilon);
     let mut g = Builder::default();
     let words = g.weight(source.tensor("embeddings.word_embeddings.weight", &[config.vocabulary, d])?);
@@ -81,38 +78,13 @@ fn after(g: &mut Builder, x: usize, residual: usize, norm: Norm, epsilon: f64) -
     out
 }
 
-struct Source {
-    tensors: Tensors,
-    names: Names,
+/// Reads tensors by the names that transformers has for them.
+struct Reader {
+    source: Source,
+    /// What names of safetensors begin with.
+    prefix: &'static str,
     /// Whether numbers are looked at.
     reads: bool,
-    /// Names of the tensors that were asked for.
-    used: RefCell<BTreeSet<String>>,
-}
-
-/// How tensors are called.
-enum Names {
-    /// As transformers calls them, behind a prefix.
-    HuggingFace(&'static str),
-    Gguf,
-}
-
-impl Names {
-    fn of(&self, name: &str) -> String {
-        match self {
-            Self::HuggingFace(prefix) => format!("{prefix}{name}"),
-            Self::Gguf => {
-                let (place, kind) = name.rsplit_once('.').unwrap_or((name, "weight"));
-                let (before, part) = match place.strip_prefix("encoder.layer.").and_then(|rest| rest.split_once('.')) {
-                    Some((layer, part)) => (format!("blk.{layer}."), part),
-                    None => (String::new(), place),
-                };
-                let found = GGUF_NAMES.iter().find(|(known, _)| *known == part);
-                let (_, new) = found.expect("every tensor that is asked for has a name");
-                format!("{before}{new}.{kind}")
-            }
-        }
-    }
 }
 
 /// What GGUF calls them (llama.cpp's `tensor_mapping.py`), in a layer and outside.
@@ -131,22 +103,27 @@ const GGUF_NAMES: [(&str, &str); 12] = [
     ("output.LayerNorm", "layer_output_norm"),
 ];
 
-impl Source {
-    fn open(path: &Path, reads: bool) -> Result<Self, EngineError> {
-        let tensors = Tensors::open_safetensors(path)?;
-        let has = |prefix: &&str| tensors.has(&format!("{prefix}embeddings.word_embeddings.weight"));
-        let prefix = ["bert.", "roberta."].into_iter().find(has).unwrap_or_default();
-        Ok(Self { tensors, names: Names::HuggingFace(prefix), reads, used: RefCell::default() })
+impl Reader {
+    fn name(&self, name: &str) -> String {
+        if !self.source.is_gguf {
+            return format!("{}{name}", self.prefix);
+        }
+        let (place, kind) = name.rsplit_once('.').unwrap_or((name, "weight"));
+        let (before, part) = match place.strip_prefix("encoder.layer.").and_then(|rest| rest.split_once('.')) {
+            Some((layer, part)) => (format!("blk.{layer}."), part),
+            None => (String::new(), place),
+        };
+        let found = GGUF_NAMES.iter().find(|(known, _)| *known == part);
+        let (_, new) = found.expect("every tensor that is asked for has a name");
+        format!("{before}{new}.{kind}")
     }
 
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, EngineError> {
-        let name = self.names.of(name);
+        let name = self.name(name);
         if self.reads {
-            self.tensors.values(&name, shape)?;
+            self.source.tensors.values(&name, shape)?;
         }
-        let tensor = self.tensors.get(&name, shape)?;
-        self.used.borrow_mut().insert(name);
-        Ok(tensor)
+        self.source.tensor(&name, shape)
     }
 
     fn linear(&self, g: &mut Builder, name: &str, inputs: usize, outputs: usize) -> Result<Part, EngineError> {

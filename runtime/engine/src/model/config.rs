@@ -4,22 +4,14 @@
 //!
 //! What must hold: a setting that would change the numbers and is not supported is refused, never passed over.
 
-#![allow(
-    clippy::disallowed_methods,
-    reason = "this file is the shell that reads a model directory; the engine has no simulated disk"
-)]
-
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use kedge_formats::Gguf;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::settings::{Fields, Keys, read_json};
 use crate::EngineError;
 use crate::graph::Pooling;
-
-/// No settings file is larger than this; a larger one is refused unread.
-const SETTINGS_BYTES_MAX: u64 = 64 << 20;
 
 /// Families of encoders: BERT (MiniLM, BGE, E5 are such), and RoBERTa, whose positions begin later (multilingual E5, BGE-M3).
 pub(crate) const ENCODERS: [&str; 3] = ["bert", "roberta", "xlm-roberta"];
@@ -99,58 +91,51 @@ impl EncoderConfig {
     /// From the metadata of a GGUF file. It says neither whether vectors are scaled to length one, which llama.cpp does, nor
     /// sentence-transformers' longest sequence, for which `sentence_bert_config.json` may lie beside it.
     pub fn of_gguf(file: &Gguf) -> Result<Self, EngineError> {
-        let path = file.tensors.path();
-        let wrong =
-            |field: &str, reason: String| EngineError::Field { path: path.to_owned(), field: field.into(), reason };
+        let keys = Keys { file, prefix: GGUF_ENCODER };
         let name = file.text("general.architecture")?;
         if name != GGUF_ENCODER {
-            return Err(wrong("general.architecture", format!("{name:?} is not supported; {GGUF_ENCODER} is")));
+            let reason = format!("{name:?} is not supported; {GGUF_ENCODER} is");
+            return Err(Keys { file, prefix: "general" }.wrong("architecture", reason));
         }
-        let number = |key: &str| -> Result<usize, EngineError> {
-            match file.number(key)? {
-                value @ 1..=0x100_0000 => Ok(value as usize),
-                value => Err(wrong(key, format!("{value} is not between 1 and {}", 1 << 24))),
-            }
-        };
-        let epsilon = file.float("bert.attention.layer_norm_epsilon")?;
+        let epsilon = keys.float("attention.layer_norm_epsilon")?;
         if !(epsilon > 0.0 && epsilon < 1.0) {
-            return Err(wrong("bert.attention.layer_norm_epsilon", format!("{epsilon} is not between 0 and 1")));
+            return Err(keys.wrong("attention.layer_norm_epsilon", format!("{epsilon} is not between 0 and 1")));
         }
-        let key = "bert.attention.causal";
-        if file.has(key) && file.flag(key)? {
-            return Err(wrong(key, "true is not supported; every token looks at all others".into()));
+        if keys.maybe("attention.causal", Gguf::flag)? == Some(true) {
+            return Err(keys.wrong("attention.causal", "true is not supported; every token looks at all others"));
         }
-        let key = "bert.pooling_type";
-        // As of a bare model in a folder.
-        let pooling = match if file.has(key) { file.number(key)? } else { 1 } {
-            1 => Pooling::Mean,
-            2 => Pooling::Cls,
-            3 => Pooling::Last,
-            other => {
+        let pooling = match keys.maybe("pooling_type", Gguf::number)? {
+            // None is as of a bare model in a folder.
+            None | Some(1) => Pooling::Mean,
+            Some(2) => Pooling::Cls,
+            Some(3) => Pooling::Last,
+            Some(other) => {
                 let reason = format!("{other} is not supported; 1 (mean), 2 (first token) and 3 (last token) are");
-                return Err(wrong(key, reason));
+                return Err(keys.wrong("pooling_type", reason));
             }
         };
-        let positions = number("bert.context_length")?;
-        let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let types = "tokenizer.ggml.token_type_count";
+        let positions = keys.number("context_length")?;
+        let folder = file.tensors.path().parent().filter(|parent| !parent.as_os_str().is_empty());
+        let sequence_max = read_sequence_max(folder.unwrap_or(Path::new(".")))?;
+        let of_all = Keys { file, prefix: "tokenizer.ggml" };
+        let types = if file.tensors.has("token_types.weight") { of_all.number("token_type_count")? } else { 0 };
         let config = Self {
             family: GGUF_ENCODER,
-            hidden: number("bert.embedding_length")?,
-            layers: number("bert.block_count")?,
-            heads: number("bert.attention.head_count")?,
-            intermediate: number("bert.feed_forward_length")?,
+            hidden: keys.number("embedding_length")?,
+            layers: keys.number("block_count")?,
+            heads: keys.number("attention.head_count")?,
+            intermediate: keys.number("feed_forward_length")?,
             vocabulary: file.texts("tokenizer.ggml.tokens")?.len(),
             positions,
             // The table of positions of a RoBERTa has lost what stands before the first.
             first_position: 0,
-            types: if file.tensors.has("token_types.weight") { number(types)? } else { 0 },
+            types,
             epsilon,
             pooling,
             normalize: true,
-            sequence_max: read_sequence_max(folder)?.unwrap_or(positions).min(positions),
+            sequence_max: sequence_max.unwrap_or(positions).min(positions),
         };
-        config.check(["bert.attention.head_count", "bert.embedding_length"], wrong)
+        config.check(["attention.head_count", &keys.at("embedding_length")], |key, reason| keys.wrong(key, reason))
     }
 
     /// `heads` and `hidden` are what the file calls those.
@@ -264,65 +249,8 @@ fn read_sequence_max(directory: &Path) -> Result<Option<usize>, EngineError> {
     Ok(Some(length))
 }
 
-/// Reads one settings file; the error says which.
-pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, EngineError> {
-    let read = |source| EngineError::Read { path: path.to_owned(), source };
-    let length = std::fs::metadata(path).map_err(read)?.len();
-    if length > SETTINGS_BYTES_MAX {
-        return Err(EngineError::Field {
-            path: path.to_owned(),
-            field: "(file)".into(),
-            reason: format!("{length} bytes; at most {SETTINGS_BYTES_MAX} are read"),
-        });
-    }
-    let bytes = std::fs::read(path).map_err(read)?;
-    serde_json::from_slice(&bytes).map_err(|error| EngineError::Field {
-        path: path.to_owned(),
-        field: "(file)".into(),
-        reason: error.to_string(),
-    })
-}
-
-/// A JSON object and the file it came from, so that every complaint names both.
-pub(crate) struct Fields {
-    pub(crate) json: Value,
-    pub(crate) path: PathBuf,
-}
-
-impl Fields {
-    pub(crate) fn wrong(&self, field: &str, reason: impl Into<String>) -> EngineError {
-        EngineError::Field { path: self.path.clone(), field: field.into(), reason: reason.into() }
-    }
-
-    /// A count between 1 and a bound far above every real model, so that products of two cannot overflow.
-    pub(crate) fn number(&self, field: &str) -> Result<usize, EngineError> {
-        let value = self.json[field]
-            .as_u64()
-            .ok_or_else(|| self.wrong(field, format!("must be a whole number, is {}", self.json[field])))?;
-        if value == 0 || value > 1 << 24 {
-            return Err(self.wrong(field, format!("{value} is not between 1 and {}", 1 << 24)));
-        }
-        Ok(value as usize)
-    }
-
-    pub(crate) fn positive(&self, field: &str) -> Result<f64, EngineError> {
-        let value = self.json[field].as_f64().filter(|value| *value > 0.0);
-        value.ok_or_else(|| self.wrong(field, format!("must be a number above zero, is {}", self.json[field])))
-    }
-
-    fn must_be(&self, field: &str, allowed: &[&str]) -> Result<(), EngineError> {
-        match self.json[field].as_str() {
-            Some(value) if allowed.contains(&value) => Ok(()),
-            _ => Err(self.wrong(field, format!("{} is not supported; {} is", self.json[field], allowed.join(" or ")))),
-        }
-    }
-
-    fn must_be_or_absent(&self, field: &str, allowed: &[&str]) -> Result<(), EngineError> {
-        if self.json[field].is_null() { Ok(()) } else { self.must_be(field, allowed) }
-    }
-}
-
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tests use the real disk")]
 mod tests {
     use super::*;
 

@@ -1,21 +1,21 @@
-//! Decoders: their settings from `config.json` or GGUF metadata, and the graph they make.
+//! Decoders: their settings from `config.json` or GGUF metadata.
 //!
-//! A family that is not in the table ([`super::family`]) is refused by name. What must hold: a setting that would change the numbers and is not supported is refused, never
-//! passed over. Sources: transformers' `configuration_*.py` for the settings and `modeling_*.py` for the order of
-//! operations; ggml's `gguf.md` and llama.cpp's `llama-arch.cpp` for the keys and names of tensors in GGUF.
+//! A family that is not in the table (`family.rs`) is refused by name. What must hold: a setting that would change the
+//! numbers and is not supported is refused, never passed over. Sources: transformers' `configuration_*.py`; ggml's `gguf.md`
+//! and llama.cpp's `llama-arch.cpp` for the keys of GGUF. Not here: the graph (`decoder_graph.rs`).
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
-use kedge_formats::{Gguf, Tensor, Tensors};
+use kedge_formats::Gguf;
 use serde_json::Value as Json;
 
-use super::config::{Fields, read_json, refuse_pooled};
+use super::config::refuse_pooled;
 use super::family::{FAMILIES, Family, Window};
 use super::rope::Turning;
+use super::settings::{Fields, Keys, read_json};
 use crate::EngineError;
 use crate::generate::sample::VOCABULARY_MAX;
-use crate::graph::{Activation, Builder, Expert, Graph, Heads, Norm, Op, Pages, Part, Rope};
+use crate::graph::{Activation, Heads, Rope};
 
 /// The widest head; the widest there is has an eighth of it.
 const HEAD_MAX: usize = 1 << 12;
@@ -68,14 +68,6 @@ pub struct Experts {
     pub used: usize,
     /// Whether the weights of those are scaled to a sum of one.
     pub normalize: bool,
-}
-
-/// Where a decoder is read from.
-pub(crate) enum Source {
-    /// A folder as Hugging Face has it: settings and safetensors.
-    Folder(Tensors),
-    /// One GGUF file.
-    Gguf(Gguf),
 }
 
 impl DecoderConfig {
@@ -144,97 +136,80 @@ impl DecoderConfig {
 
     /// From the metadata of a GGUF file.
     pub fn of_gguf(file: &Gguf) -> Result<Self, EngineError> {
-        let wrong = |key: &str, reason: String| EngineError::Field {
-            path: file.tensors.path().to_owned(),
-            field: key.to_owned(),
-            reason,
-        };
         let name = file.text("general.architecture")?;
-        let at = |key: &str| format!("{name}.{key}");
-        let key = at("attention.sliding_window");
-        let window = if file.has(&key) { Some(file.number(&key)?) } else { None };
+        let keys = Keys { file, prefix: name };
+        let window = keys.maybe("attention.sliding_window", Gguf::number)?;
         let family = Family::of_gguf(name, window.is_some_and(|window| window > 0)).ok_or_else(|| {
             let mut known = FAMILIES.each_ref().map(|family| family.gguf).to_vec();
             known.dedup();
-            wrong("general.architecture", format!("{name:?} is not supported; {} and bert are", known.join(", ")))
+            let reason = format!("{name:?} is not supported; {} and bert are", known.join(", "));
+            Keys { file, prefix: "general" }.wrong("architecture", reason)
         })?;
-        let number = |key: &str| -> Result<usize, EngineError> {
-            let value = file.number(&at(key))?;
-            if value == 0 || value > 1 << 24 {
-                return Err(wrong(&at(key), format!("{value} is not between 1 and {}", 1 << 24)));
-            }
-            Ok(value as usize)
-        };
-        let number_or = |key: &str, other: usize| if file.has(&at(key)) { number(key) } else { Ok(other) };
-        let float = |key: &str| if file.has(&at(key)) { file.float(&at(key)).map(Some) } else { Ok(None) };
-        let (hidden, heads) = (number("embedding_length")?, number("attention.head_count")?);
-        let width = number_or("attention.key_length", hidden / heads)?;
-        let turned = number_or("rope.dimension_count", width)?;
+        let (hidden, heads) = (keys.number("embedding_length")?, keys.number("attention.head_count")?);
+        let width = keys.number_or("attention.key_length", hidden / heads)?;
+        let turned = keys.number_or("rope.dimension_count", width)?;
         if width > HEAD_MAX {
             let reason = format!("heads of {width} are wider than every model's");
-            let key = if file.has(&at("attention.key_length")) { "attention.key_length" } else { "embedding_length" };
-            return Err(wrong(&at(key), reason));
+            let key = if keys.has("attention.key_length") { "attention.key_length" } else { "embedding_length" };
+            return Err(keys.wrong(key, reason));
         }
         if turned > width {
             let reason = format!("{turned} numbers of a head of {width} cannot be turned");
-            return Err(wrong(&at("rope.dimension_count"), reason));
+            return Err(keys.wrong("rope.dimension_count", reason));
         }
-        let context = number("context_length")?;
+        let context = keys.number("context_length")?;
         let turning = Turning::of_gguf(file, family, turned, context)?;
-        let count = number_or("expert_count", 0)?;
-        let experts = match count {
+        let experts = match keys.number_or("expert_count", 0)? {
             0 => None,
             count => {
-                let key = at("expert_weights_norm");
-                let normalize = if file.has(&key) { file.flag(&key)? } else { true };
-                Some(Experts { count, used: number("expert_used_count")?, normalize })
+                let normalize = keys.maybe("expert_weights_norm", Gguf::flag)?.unwrap_or(true);
+                Some(Experts { count, used: keys.number("expert_used_count")?, normalize })
             }
         };
-        let key = at("pooling_type");
-        let pooling = if file.has(&key) { file.number(&key)? } else { 0 };
-        if pooling != 0 {
+        if let Some(pooling) = keys.maybe("pooling_type", Gguf::number)?.filter(|pooling| *pooling != 0) {
             let reason = format!(
                 "{pooling} is that of an encoder, which makes a vector of a text; of encoders in GGUF bert is supported"
             );
-            return Err(wrong(&key, reason));
+            return Err(keys.wrong("pooling_type", reason));
         }
         for (key, harmless) in HARMLESS {
-            let key = at(key);
-            let told = if !file.has(&key) { harmless } else { file.float(&key).or(file.flag(&key).map(f64::from))? };
-            if told != harmless {
-                return Err(wrong(&key, format!("{told} is not supported; {harmless} is")));
+            let either = |file: &Gguf, key: &str| file.float(key).or(file.flag(key).map(f64::from));
+            if let Some(told) = keys.maybe(key, either)?.filter(|told| *told != harmless) {
+                return Err(keys.wrong(key, format!("{told} is not supported; {harmless} is")));
             }
         }
-        let inner = if experts.is_some() && file.has(&at("expert_feed_forward_length")) {
+        let inner = if experts.is_some() && keys.has("expert_feed_forward_length") {
             "expert_feed_forward_length"
         } else {
             "feed_forward_length"
         };
         // Files do not say by what width they scale; llama.cpp knows those that are special by their layers.
-        let layers = number("block_count")?;
+        let layers = keys.number("block_count")?;
         let is_largest = family.layers_largest == Some(layers);
         let scale = (if is_largest { hidden / heads } else { width } as f64).powf(-0.5);
         let config = Self {
             family,
             hidden,
             layers,
-            heads: Heads { query: heads, key: number_or("attention.head_count_kv", heads)?, width },
-            intermediate: number(inner)?,
+            heads: Heads { query: heads, key: keys.number_or("attention.head_count_kv", heads)?, width },
+            intermediate: keys.number(inner)?,
             vocabulary: file.texts("tokenizer.ggml.tokens")?.len(),
             context,
-            epsilon: file.float(&at("attention.layer_norm_rms_epsilon"))?,
+            epsilon: keys.float("attention.layer_norm_rms_epsilon")?,
             scale,
             rope: turning.all,
             rope_window: turning.window,
-            window: gguf_window(file, family, layers, window.unwrap_or(family.gguf_window))?,
-            softcap: float("attn_logit_softcapping")?,
-            softcap_logits: float("final_logit_softcapping")?,
+            window: keys.window(family, layers, window.unwrap_or(family.gguf_window))?,
+            softcap: keys.maybe("attn_logit_softcapping", Gguf::float)?,
+            softcap_logits: keys.maybe("final_logit_softcapping", Gguf::float)?,
             activation: if family.gemma { Activation::GeluTanh } else { Activation::Silu },
             experts,
             tied: !file.tensors.has("output.weight"),
         };
-        let of_all = |key: &str| key.starts_with("tokenizer.");
-        config.check(|(_, key), reason| wrong(&if of_all(key) { key.to_owned() } else { at(key) }, reason))
+        config.check(|(_, key), reason| match key.strip_prefix("tokenizer.") {
+            Some(key) => Keys { file, prefix: "tokenizer" }.wrong(key, reason),
+            None => keys.wrong(key, reason),
+        })
     }
 
     /// Errors name a field of `config.json`, or that key of the architecture in GGUF.
@@ -275,10 +250,6 @@ impl DecoderConfig {
 }
 
 impl Fields {
-    fn number_or(&self, field: &str, other: usize) -> Result<usize, EngineError> {
-        if self.json[field].is_null() { Ok(other) } else { self.number(field) }
-    }
-
     fn window(&self, family: &Family) -> Result<Option<usize>, EngineError> {
         if family.window == Window::Never || self.json["sliding_window"].is_null() {
             return Ok(None);
@@ -316,35 +287,34 @@ const HARMLESS: [(&str, f64); 15] = [
     ("use_parallel_residual", 0.0),
 ];
 
-/// How far back layers look of which the family says that they have a window, given what was told; zero is none.
-fn gguf_window(file: &Gguf, family: &Family, layers: usize, told: u64) -> Result<Option<usize>, EngineError> {
-    let at = |key: &str| format!("{}.attention.{key}", family.gguf);
-    let wrong =
-        |key: &str, reason: String| EngineError::Field { path: file.tensors.path().to_owned(), field: at(key), reason };
-    if told == 0 {
-        return Ok(None);
-    }
-    if family.window == Window::Never {
-        return Err(wrong("sliding_window", format!("{told} is not supported; models of this architecture have none")));
-    }
-    let key = "sliding_window_pattern";
-    if file.has(&at(key)) {
+impl Keys<'_> {
+    /// How far back layers look of which the family says that they have a window, given what was told; zero is none.
+    fn window(&self, family: &Family, layers: usize, told: u64) -> Result<Option<usize>, EngineError> {
+        let key = "attention.sliding_window";
+        if told == 0 {
+            return Ok(None);
+        }
+        if family.window == Window::Never {
+            return Err(self.wrong(key, format!("{told} is not supported; models of this architecture have none")));
+        }
         // A list says which layers have it; a number, each how many'th has none, and zero that all have it.
-        let fits = match file.number(&at(key)) {
-            Ok(every) => (0..layers).all(|layer| family.is_windowed(layer) != (layer as u64 + 1).is_multiple_of(every)),
-            Err(_) => {
-                let list = file.floats(&at(key))?;
+        let fits = |file: &Gguf, key: &str| match file.number(key) {
+            Ok(every) => {
+                Ok((0..layers).all(|layer| family.is_windowed(layer) != (layer as u64 + 1).is_multiple_of(every)))
+            }
+            Err(_) => file.floats(key).map(|list| {
                 list.len() == layers
                     && list.iter().enumerate().all(|(layer, on)| family.is_windowed(layer) == (*on != 0.0))
-            }
+            }),
         };
-        if !fits {
-            return Err(wrong(key, "is another than models of this architecture have".into()));
+        let pattern = "attention.sliding_window_pattern";
+        if self.maybe(pattern, fits)? == Some(false) {
+            return Err(self.wrong(pattern, "is another than models of this architecture have"));
         }
-    }
-    match usize::try_from(told) {
-        Ok(window) if window <= 1 << 24 => Ok(Some(window)),
-        _ => Err(wrong("sliding_window", format!("{told} is not between 0 and {}", 1 << 24))),
+        match usize::try_from(told) {
+            Ok(window) if window <= 1 << 24 => Ok(Some(window)),
+            _ => Err(self.wrong(key, format!("{told} is not between 0 and {}", 1 << 24))),
+        }
     }
 }
 
@@ -358,222 +328,5 @@ fn activation(file: &Fields) -> Result<Activation, EngineError> {
             Err(file
                 .wrong(field, format!("{} is not supported; silu, gelu and gelu_pytorch_tanh are", file.json[field])))
         }
-    }
-}
-
-/// What a tensor is for, in the two ways of naming.
-impl Source {
-    pub(crate) fn tensors(&self) -> &Tensors {
-        match self {
-            Self::Folder(tensors) => tensors,
-            Self::Gguf(file) => &file.tensors,
-        }
-    }
-
-    fn name(&self, hugging_face: &str, gguf: &str) -> String {
-        match self {
-            Self::Folder(_) => hugging_face.to_owned(),
-            Self::Gguf(_) => gguf.to_owned(),
-        }
-    }
-
-    fn is_gguf(&self) -> bool {
-        matches!(self, Self::Gguf(_))
-    }
-}
-
-/// Writes the graph down, layer by layer.
-struct Writer<'a> {
-    g: Builder,
-    source: &'a Source,
-    config: &'a DecoderConfig,
-    family: &'static Family,
-    /// Names of the tensors that are used.
-    used: BTreeSet<String>,
-}
-
-/// The graph of a decoder.
-pub(crate) fn graph(source: &Source, config: &DecoderConfig) -> Result<Graph, EngineError> {
-    let mut w = Writer { g: Builder::default(), source, config, family: config.family, used: BTreeSet::new() };
-    let d = config.hidden;
-    let table = source.name("model.embed_tokens.weight", "token_embd.weight");
-    let words = w.weight(&table, &[config.vocabulary, d])?;
-    let mut x = w.g.per_row(d);
-    let scale = if w.family.gemma { (d as f64).sqrt() } else { 1.0 };
-    w.g.push(Op::Embed { words, positions: None, types: None, scale, out: x });
-    let norm = w.layer_norm(0, "input_layernorm", "attn_norm")?;
-    let mut normed = w.g.norm(x, norm, config.epsilon);
-    for layer in 0..config.layers {
-        let attended = w.attention(layer, normed)?;
-        let before = if w.family.gemma { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
-        let norm = w.layer_norm(layer, before, "ffn_norm")?;
-        (x, normed) = w.g.add_norm(attended, x, norm, config.epsilon);
-        let fed = w.feed_forward(layer, normed)?;
-        let norm = if layer + 1 < config.layers {
-            w.layer_norm(layer + 1, "input_layernorm", "attn_norm")?
-        } else {
-            let name = source.name("model.norm.weight", "output_norm.weight");
-            w.norm(&name, d)?
-        };
-        (x, normed) = w.g.add_norm(fed, x, norm, config.epsilon);
-    }
-    let last = w.g.take(normed);
-    let weight = if config.tied {
-        words
-    } else {
-        w.weight(&source.name("lm_head.weight", "output.weight"), &[config.vocabulary, d])?
-    };
-    let mut logits = w.g.linear(last, vec![Part { weight, bias: None }], None);
-    if let Some(bound) = config.softcap_logits {
-        logits = w.g.softcap(logits, bound);
-    }
-    // Files of Hugging Face have tensors that nobody needs. In GGUF each has a use, if only for a model that is not this; who
-    // read how to turn has looked at those that say it.
-    if source.is_gguf() {
-        w.used.extend(super::rope::TENSORS.map(str::to_owned));
-        if let Some(name) = source.tensors().names().find(|name| !w.used.contains(*name)) {
-            let reason = format!("is in the file, and models of the architecture {} have none", config.family.gguf);
-            return Err(source.tensors().wrong(name, reason).into());
-        }
-    }
-    let pages = Pages { layers: config.layers, heads: config.heads.key, width: config.heads.width };
-    Ok(w.g.finish(logits, Some(pages)))
-}
-
-impl Writer<'_> {
-    fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, EngineError> {
-        let tensor = self.source.tensors().get(name, shape)?;
-        self.used.insert(name.to_owned());
-        Ok(tensor)
-    }
-
-    fn weight(&mut self, name: &str, shape: &[usize]) -> Result<usize, EngineError> {
-        let tensor = self.tensor(name, shape)?;
-        Ok(self.g.weight(tensor))
-    }
-
-    fn in_layer(&self, layer: usize, hugging_face: &str, gguf: &str) -> String {
-        self.source.name(&format!("model.layers.{layer}.{hugging_face}"), &format!("blk.{layer}.{gguf}"))
-    }
-
-    fn norm(&mut self, name: &str, width: usize) -> Result<Norm, EngineError> {
-        self.source.tensors().values(name, &[width])?;
-        let gamma = self.weight(name, &[width])?;
-        // Files in GGUF have the one added already.
-        Ok(Norm::Rms { gamma, plus_one: self.family.gemma && !self.source.is_gguf() })
-    }
-
-    fn layer_norm(&mut self, layer: usize, hugging_face: &str, gguf: &str) -> Result<Norm, EngineError> {
-        let name = self.in_layer(layer, &format!("{hugging_face}.weight"), &format!("{gguf}.weight"));
-        self.norm(&name, self.config.hidden)
-    }
-
-    /// A matrix of a layer with its bias, where the file has one.
-    fn part(
-        &mut self,
-        layer: usize,
-        names: (&str, &str),
-        outputs: usize,
-        inputs: usize,
-        bias: bool,
-    ) -> Result<Part, EngineError> {
-        let at = |kind: &str| self.in_layer(layer, &format!("{}.{kind}", names.0), &format!("{}.{kind}", names.1));
-        let (weight_name, bias_name) = (at("weight"), at("bias"));
-        if !bias && self.source.tensors().has(&bias_name) {
-            let reason = "is in the file, and models of this family have none";
-            return Err(self.source.tensors().wrong(&bias_name, reason).into());
-        }
-        let weight = self.weight(&weight_name, &[outputs, inputs])?;
-        let bias = if bias { Some(self.weight(&bias_name, &[outputs])?) } else { None };
-        Ok(Part { weight, bias })
-    }
-
-    fn attention(&mut self, layer: usize, x: usize) -> Result<usize, EngineError> {
-        let (config, heads) = (self.config, self.config.heads);
-        let (d, bias) = (config.hidden, self.family.bias);
-        let parts = if self.family.fused {
-            vec![self.part(layer, ("self_attn.qkv_proj", "attn_qkv"), heads.qkv(), d, false)?]
-        } else {
-            let (query, key) = (heads.query * heads.width, heads.key * heads.width);
-            vec![
-                self.part(layer, ("self_attn.q_proj", "attn_q"), query, d, bias)?,
-                self.part(layer, ("self_attn.k_proj", "attn_k"), key, d, bias)?,
-                self.part(layer, ("self_attn.v_proj", "attn_v"), key, d, bias)?,
-            ]
-        };
-        let qkv = self.g.linear(x, parts, None);
-        let norms = if self.family.head_norms {
-            let at = |w: &Self, hugging_face: &str, gguf: &str| w.in_layer(layer, hugging_face, gguf);
-            let q = at(self, "self_attn.q_norm.weight", "attn_q_norm.weight");
-            let k = at(self, "self_attn.k_norm.weight", "attn_k_norm.weight");
-            Some((self.norm(&q, heads.width)?, self.norm(&k, heads.width)?))
-        } else {
-            None
-        };
-        let window = config.window_of(layer);
-        let local = config.rope_window.as_ref().filter(|_| window.is_some());
-        let rope = Some(local.unwrap_or(&config.rope).clone());
-        let (q, sums) = (self.g.per_row(heads.query * heads.width), self.g.per_row(heads.query * heads.width));
-        self.g.push(Op::Place { qkv, heads, norms, epsilon: config.epsilon, rope, layer, out: q });
-        self.g.push(Op::Paged { q, heads, scale: config.scale, window, softcap: config.softcap, layer, out: sums });
-        let output = self.part(layer, ("self_attn.o_proj", "attn_output"), d, heads.query * heads.width, false)?;
-        let out = self.g.linear(sums, vec![output], None);
-        if !self.family.gemma {
-            return Ok(out);
-        }
-        let norm = self.layer_norm(layer, "post_attention_layernorm", "post_attention_norm")?;
-        Ok(self.g.norm(out, norm, config.epsilon))
-    }
-
-    fn feed_forward(&mut self, layer: usize, x: usize) -> Result<usize, EngineError> {
-        let config = self.config;
-        let (d, wide) = (config.hidden, config.intermediate);
-        if let Some(experts) = config.experts {
-            return self.experts(layer, x, experts);
-        }
-        let parts = if self.family.fused {
-            vec![self.part(layer, ("mlp.gate_up_proj", "ffn_up"), 2 * wide, d, false)?]
-        } else {
-            vec![
-                self.part(layer, ("mlp.gate_proj", "ffn_gate"), wide, d, false)?,
-                self.part(layer, ("mlp.up_proj", "ffn_up"), wide, d, false)?,
-            ]
-        };
-        let both = self.g.linear(x, parts, None);
-        let gated = self.g.gate(both, config.activation);
-        let down = self.part(layer, ("mlp.down_proj", "ffn_down"), d, wide, false)?;
-        let out = self.g.linear(gated, vec![down], None);
-        if !self.family.gemma {
-            return Ok(out);
-        }
-        let norm = self.layer_norm(layer, "post_feedforward_layernorm", "post_ffw_norm")?;
-        Ok(self.g.norm(out, norm, config.epsilon))
-    }
-
-    fn experts(&mut self, layer: usize, x: usize, experts: Experts) -> Result<usize, EngineError> {
-        let (d, wide) = (self.config.hidden, self.config.intermediate);
-        let [block, gate, up, down] = self.family.experts;
-        let router = self.part(layer, (&format!("{block}.gate"), "ffn_gate_inp"), experts.count, d, false)?;
-        let router = self.g.linear(x, vec![router], None);
-        let mut all = Vec::new();
-        for expert in 0..experts.count {
-            let mut one = |gguf: &str, part: &str, outputs: usize, inputs: usize| -> Result<usize, EngineError> {
-                if self.source.is_gguf() {
-                    let name = format!("blk.{layer}.{gguf}.weight");
-                    let stacked = self.tensor(&name, &[experts.count, outputs, inputs])?;
-                    return Ok(self.g.weight(stacked.slice_rows(expert * outputs..(expert + 1) * outputs)));
-                }
-                self.weight(&format!("model.layers.{layer}.{block}.experts.{expert}.{part}.weight"), &[outputs, inputs])
-            };
-            all.push(Expert {
-                gate: one("ffn_gate_exps", gate, wide, d)?,
-                up: one("ffn_up_exps", up, wide, d)?,
-                down: one("ffn_down_exps", down, d, wide)?,
-            });
-        }
-        let out = self.g.like(x);
-        let (used, normalize, activation) = (experts.used, experts.normalize, self.config.activation);
-        self.g.push(Op::Experts { x, router, experts: all, used, normalize, activation, out });
-        Ok(out)
     }
 }

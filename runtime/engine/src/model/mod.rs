@@ -5,9 +5,12 @@
 pub mod bert;
 pub mod config;
 pub mod decoder;
+pub(crate) mod decoder_graph;
 mod family;
 mod location;
 mod rope;
+pub(crate) mod settings;
+pub(crate) mod source;
 
 pub use config::EncoderConfig;
 pub use decoder::DecoderConfig;

@@ -9,8 +9,8 @@
 use kedge_formats::Gguf;
 use serde_json::Value as Json;
 
-use super::config::Fields;
 use super::family::Family;
+use super::settings::{Fields, Keys};
 use crate::EngineError;
 use crate::graph::{Pairs, Rope};
 
@@ -225,32 +225,24 @@ impl Turning {
 
     /// From the metadata of a GGUF file of that family; its first `turned` numbers of a head are turned.
     pub(super) fn of_gguf(file: &Gguf, family: &Family, turned: usize, context: usize) -> Result<Self, EngineError> {
-        let at = |key: &str| format!("{}.rope.{key}", family.gguf);
+        let prefix = format!("{}.rope", family.gguf);
+        let keys = Keys { file, prefix: &prefix };
         let pairs = if family.neighbours { Pairs::Neighbours } else { Pairs::Halves };
-        let wrong =
-            |field: String, reason: String| EngineError::Field { path: file.tensors.path().to_owned(), field, reason };
-        let float = |key: &str| -> Result<Option<f64>, EngineError> {
-            if !file.has(&at(key)) {
-                return Ok(None);
-            }
-            let value = file.float(&at(key))?;
-            if value > 0.0 { Ok(Some(value)) } else { Err(wrong(at(key), "must be a number above zero".into())) }
-        };
         // Each has a meaning in llama.cpp for other architectures, and turns nothing when it is this.
         for (key, harmless) in
             [("scaling.yarn_ext_factor", 1.0), ("scaling.yarn_log_multiplier", 0.0), ("scaling.alpha", 0.0)]
         {
-            if file.has(&at(key)) && file.float(&at(key))? != harmless {
-                return Err(wrong(at(key), format!("only {harmless} is supported")));
+            if keys.maybe(key, Gguf::float)?.is_some_and(|told| told != harmless) {
+                return Err(keys.wrong(key, format!("only {harmless} is supported")));
             }
         }
         // The second is what the key was called at first.
-        let factor_key = if file.has(&at("scaling.factor")) { "scaling.factor" } else { "scale_linear" };
-        let factor = float(factor_key)?.unwrap_or(1.0);
-        let key = at("scaling.original_context_length");
-        let original = if file.has(&key) { file.number(&key)? as f64 } else { context as f64 };
-        let attention = float("scaling.attn_factor")?;
-        let kind = if file.has(&at("scaling.type")) { file.text(&at("scaling.type"))? } else { "linear" };
+        let factor_key = if keys.has("scaling.factor") { "scaling.factor" } else { "scale_linear" };
+        let factor = keys.positive(factor_key)?.unwrap_or(1.0);
+        let original = keys.maybe("scaling.original_context_length", Gguf::number)?;
+        let original = original.map_or(context as f64, |tokens| tokens as f64);
+        let attention = keys.positive("scaling.attn_factor")?;
+        let kind = if keys.has("scaling.type") { file.text(&keys.at("scaling.type"))? } else { "linear" };
         let divisors = |tensor: &str, factor: f64, magnitude: f64| -> Result<Scaling, EngineError> {
             let divisors = file.tensors.values(tensor, &[turned / 2])?;
             if divisors.iter().any(|divisor| *divisor <= 0.0) {
@@ -268,11 +260,11 @@ impl Turning {
         let scaling = if is_long {
             if !["none", "linear", "longrope"].contains(&kind) {
                 let reason = format!("{kind:?} is not supported beside rope_factors_long.weight");
-                return Err(wrong(at("scaling.type"), reason));
+                return Err(keys.wrong("scaling.type", reason));
             }
             if kind != "none" && factor != 1.0 {
                 let reason = format!("{factor} is not supported beside rope_factors_long.weight; 1 is");
-                return Err(wrong(at(factor_key), reason));
+                return Err(keys.wrong(factor_key, reason));
             }
             let long = context as f64 > original;
             let magnitude = if attention.is_some() { 1.0 } else { long_magnitude(context as f64 / original, original) };
@@ -290,25 +282,25 @@ impl Turning {
                 "yarn" if !file.tensors.has("rope_freqs.weight") => Scaling::Yarn {
                     factor,
                     original,
-                    fast: float("scaling.yarn_beta_fast")?.unwrap_or(32.0),
-                    slow: float("scaling.yarn_beta_slow")?.unwrap_or(1.0),
+                    fast: keys.positive("scaling.yarn_beta_fast")?.unwrap_or(32.0),
+                    slow: keys.positive("scaling.yarn_beta_slow")?.unwrap_or(1.0),
                     whole: true,
-                    magnitude: float("scaling.yarn_attn_factor")?.unwrap_or(yarn_magnitude(factor, 1.0)),
+                    magnitude: keys.positive("scaling.yarn_attn_factor")?.unwrap_or(yarn_magnitude(factor, 1.0)),
                 },
                 "longrope" => {
                     let reason = "\"longrope\" is not supported without rope_factors_long.weight".to_owned();
-                    return Err(wrong(at("scaling.type"), reason));
+                    return Err(keys.wrong("scaling.type", reason));
                 }
                 other => {
                     let reason = format!("{other:?} is not supported here; none, linear, yarn and longrope are");
-                    return Err(wrong(at("scaling.type"), reason));
+                    return Err(keys.wrong("scaling.type", reason));
                 }
             }
         };
-        let mut all = scaling.rope(float("freq_base")?.unwrap_or(THETA), turned, pairs);
+        let mut all = scaling.rope(keys.positive("freq_base")?.unwrap_or(THETA), turned, pairs);
         all.magnitude *= attention.unwrap_or(1.0);
         // Gemma 3: windowed layers keep the unscaled frequencies; older GGUF files omit them.
-        let local = float("freq_base_swa")?.or(family.unscaled_window.then_some(THETA));
+        let local = keys.positive("freq_base_swa")?.or(family.unscaled_window.then_some(THETA));
         let window = local.map(|theta| Scaling::None.rope(theta, turned, pairs));
         Ok(Self { all, window })
     }
