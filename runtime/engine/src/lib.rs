@@ -1,8 +1,9 @@
-//! The inference engine: model files in, vectors out.
+//! Model files in; vectors (`Encoder`) or text (`Decoder`) out. Both build a graph, plan it for a shape, and run it on a
+//! backend.
 //!
-//! [`Encoder`] is the front door. It reads a BERT-family model directory ([`model`]), which becomes a [`graph`] of
-//! operations; it turns texts into tokens, plans the graph for a shape ([`plan`]), and has a [`backend::Backend`] run
-//! that plan. Graphs and plans never see a device, and a backend never sees a tokenizer.
+//! [`model`] reads the files, which become a [`graph`] of operations and then a [`plan`]; a [`backend::Backend`] runs that.
+//! [`generate`] schedules the steps of those who want text. Graphs and plans never see a device, and a backend never sees a
+//! tokenizer.
 //!
 //! What must hold: a model file is hostile until proven otherwise, and every refusal names the file and the field
 //! or tensor at fault; the same text gives the same vector (within rounding) whatever batch it came in.
