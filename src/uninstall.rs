@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use kedge_runtimes::mounts;
+use kedge_runtimes::private::killall::remove_shared_folders;
 use kedge_world::World;
 
 use crate::lock::Role;
 use crate::settings::{DATA_DIR, Folders, KUBECONFIG};
-use crate::{folders, killall, service};
+use crate::{folders, infer, killall, service};
 
 /// What to remove.
 #[derive(Args, Debug)]
@@ -49,6 +50,7 @@ pub(crate) async fn run(flags: UninstallFlags) -> Result<()> {
         // A program that was not installed, such as one being developed, is its owner's to remove.
         doomed.extend(program.starts_with("/usr/local/bin").then(|| program.clone()));
     }
+    doomed.extend(infer::cache_dir().filter(|_| is_installed));
     let doomed: Vec<PathBuf> = doomed.into_iter().filter(|path| path.exists()).collect();
     println!("This ends the server and all pods of {}, and removes:", data_dir.display());
     for path in &doomed {
@@ -73,6 +75,7 @@ pub(crate) async fn run(flags: UninstallFlags) -> Result<()> {
         namespace.filter(|name| folders::made_namespace(&world, &resolved, name) && folders::is_there(name));
     if has_node {
         killall::end_pods(&world, &resolved).await?;
+        remove_shared_folders();
     }
     // Others may hold on to a namespace; what is ours alone goes all the same, and the failure is told at the end.
     let unpinned = namespace.map_or(Ok(()), |name| {

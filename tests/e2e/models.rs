@@ -141,6 +141,13 @@ fn conditions_name_what_is_wrong_with_a_model() {
     apply(&server, &model("gpt", json!({ "source": { "path": "gpt" } })));
     assert!(until(&server, "models", "gpt", "FormatUnsupported").contains("gpt2"));
 
+    for (about, kind, reason) in [("broken", "Warning", "FilesInvalid"), ("good", "Normal", "Available")] {
+        eventually("an event tells what the condition says", || {
+            let told = server.kubectl(&format!("get events --field-selector=involvedObject.name={about} --no-headers"));
+            if told.contains(kind) && told.contains(reason) { Ok(()) } else { Err(told) }
+        });
+    }
+
     let (ok, text) = server.try_kubectl(
         "apply -f -",
         &model("two", json!({ "source": { "path": "a", "hub": { "uid": "u" } } })).to_string(),
@@ -373,6 +380,9 @@ fn a_model_is_served_from_pods_and_leaves_nothing_behind() {
     let near = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
     let scores: Vec<f64> = vectors[1..].iter().map(|vector| near(&vectors[0], vector)).collect();
     assert!(scores[0] > 0.5 && scores[1] < 0.3, "the sentence about charging is nearest: {scores:?}");
+
+    let told = server.kubectl("get events --no-headers");
+    assert!(told.contains("Available") && !told.contains("Unhealthy"), "a start is no trouble:\n{told}");
 
     let decoder = concat!(env!("CARGO_MANIFEST_DIR"), "/images/demo-decoder/model");
     let copied =

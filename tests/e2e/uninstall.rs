@@ -89,6 +89,8 @@ fn killall_ends_the_server_too_and_nothing_comes_back() {
     }
     let mut cluster = Cluster::start("killall");
     cluster.run("keeper", "trap exit TERM; while :; do /bin/busybox sleep 1; done");
+    // Times of the API are whole seconds.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
     let text = cluster.server.kedge(&["killall"]);
     assert_has(&text, "ended the server");
     let ended = cluster.server.take_process().wait().unwrap();
@@ -98,6 +100,15 @@ fn killall_ends_the_server_too_and_nothing_comes_back() {
     // Again: there is nothing more to do. And the next server finds its pods' specs and runs them.
     assert_has(&cluster.server.kedge(&["killall"]), "ended 0 processes, unmounted 0 mounts");
     cluster.server.restart();
+    eventually("the pod runs again, and says when it was ended", || {
+        let last = ".status.containerStatuses[0].lastState.terminated";
+        let times =
+            cluster.server.kubectl(&format!("get pod keeper -o jsonpath={{{last}.startedAt}},{{{last}.finishedAt}}"));
+        match times.split_once(',') {
+            Some((started, ended)) if !started.is_empty() && started < ended => Ok(()),
+            _ => Err(times),
+        }
+    });
     cluster.until_phase("keeper", "Running");
 }
 

@@ -125,6 +125,15 @@ fn share(folder: &Path) -> Result<(), NetworkError> {
     done.map_err(|e| NetworkError::kernel("share", folder, e))
 }
 
+/// Removes the folder of named namespaces if nothing is in it; who pins the next one makes it again.
+pub(crate) fn remove_folder() {
+    // The kernel refuses either while something is pinned there, or anything else lies there.
+    if pinned_names(Path::new(NAMED)).is_ok_and(|names| names.is_empty()) {
+        let _ = umount2(NAMED, MntFlags::empty());
+        let _ = fs::remove_dir(NAMED);
+    }
+}
+
 /// Whether a namespace is pinned to the file at `path`.
 pub fn is_pinned(path: &Path) -> Result<bool, NetworkError> {
     match statfs(path) {

@@ -27,9 +27,12 @@ pub async fn open(name: &str, node_ip: Ipv4Addr) -> Result<Namespace, NetworkErr
     Ok(namespace)
 }
 
-/// Lets go of the namespace `name`; it ends with the last process in it. That there is none is success.
+/// Lets go of the namespace `name`; it ends with the last process in it. That there is none is success. With the last of
+/// all the folder goes, too.
 pub fn delete(name: &str) -> Result<(), NetworkError> {
-    crate::namespace::unpin(&Namespace::path_of(name)?)
+    crate::namespace::unpin(&Namespace::path_of(name)?)?;
+    crate::namespace::remove_folder();
+    Ok(())
 }
 
 pub(crate) async fn loopback_up(links: &Netlink) -> Result<(), NetworkError> {

@@ -131,7 +131,7 @@ impl Fake {
         state.sandboxes.clear();
         for container in state.containers.values_mut() {
             if let ContainerState::Running { started_at, .. } = container.state {
-                container.state = ContainerState::Lost { started_at: Some(started_at) };
+                container.state = ContainerState::Lost { started_at: Some(started_at), ended_at: None };
             }
         }
     }

@@ -39,6 +39,11 @@ impl Layout {
         self.data_dir.join("pulls")
     }
 
+    /// Written when everything that ran was ended at once: its own time says when.
+    pub fn killed(&self) -> PathBuf {
+        self.data_dir.join("killed")
+    }
+
     /// Bundles and sockets of the node's containerd.
     pub fn containerd(&self) -> PathBuf {
         self.run_dir.join("containerd")

@@ -302,6 +302,8 @@ pub enum ContainerState {
     Lost {
         /// When it started, if that was seen.
         started_at: Option<jiff::Timestamp>,
+        /// When it was ended together with all others of the node, if it was.
+        ended_at: Option<jiff::Timestamp>,
     },
 }
 

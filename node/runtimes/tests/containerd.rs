@@ -606,7 +606,8 @@ async fn killall_leaves_the_other_node_alone(node: &Node) {
     let _daemon = node.containerd().await;
     let runtime = node.connect().await;
     let state = observed(&runtime, &spec.id).await.unwrap().state;
-    assert!(matches!(state, ContainerState::Lost { .. }), "{state:?}");
+    let ContainerState::Lost { started_at: Some(started), ended_at: Some(ended) } = state else { panic!("{state:?}") };
+    assert!(started < ended, "{started} {ended}");
     assert_eq!(runtime.observe().await.unwrap().sandboxes, []);
     runtime.remove_sandbox(&pod("same").uid).await.unwrap();
     drop(running);

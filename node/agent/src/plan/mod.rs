@@ -171,11 +171,11 @@ pub fn latest<'a>(observed: &'a [ObservedContainer], name: &str) -> Option<&'a O
 pub fn ended(container: &ObservedContainer) -> Option<Exit> {
     match &container.state {
         ContainerState::Exited(exit) => Some(exit.clone()),
-        ContainerState::Lost { started_at } => Some(Exit {
+        ContainerState::Lost { started_at, ended_at } => Some(Exit {
             code: LOST_CODE,
             oom: false,
             started_at: *started_at,
-            finished_at: started_at.unwrap_or(container.created_at),
+            finished_at: ended_at.or(*started_at).unwrap_or(container.created_at),
             message: None,
         }),
         ContainerState::Created | ContainerState::Running { .. } => None,

@@ -526,16 +526,20 @@ fn ends_are_told_in_the_kubelets_words() {
 }
 
 #[test]
-fn after_a_power_cut_what_was_lost_runs_again() {
-    let mut sim = Sim::new(json!({"containers": apps(&["a"])}));
-    sim.settle();
-    let started_at = Some(sim.wall);
-    sim.observed[0].state = ContainerState::Lost { started_at };
-    (sim.sandbox, sim.memory) = (false, Memory::default());
-    sim.wait(3600);
-    assert_eq!(sim.settle(), ["set-up", "start a#1"]);
-    let last = sim.status()["containerStatuses"][0]["lastState"]["terminated"].clone();
-    assert_eq!((last["reason"].as_str(), last["exitCode"].as_i64()), (Some("ContainerStatusUnknown"), Some(137)));
+fn what_was_lost_runs_again() {
+    // By a power cut, and by somebody who ended everything and said when.
+    for seen in [None, Some(SignedDuration::from_secs(60))] {
+        let mut sim = Sim::new(json!({"containers": apps(&["a"])}));
+        sim.settle();
+        let (started, ended_at) = (sim.wall, seen.map(|after| sim.wall + after));
+        sim.observed[0].state = ContainerState::Lost { started_at: Some(started), ended_at };
+        (sim.sandbox, sim.memory) = (false, Memory::default());
+        sim.wait(3600);
+        assert_eq!(sim.settle(), ["set-up", "start a#1"]);
+        let last = sim.status()["containerStatuses"][0]["lastState"]["terminated"].clone();
+        assert_eq!((last["reason"].as_str(), last["exitCode"].as_i64()), (Some("ContainerStatusUnknown"), Some(137)));
+        assert_eq!(last["finishedAt"].as_str(), Some(&*ended_at.unwrap_or(started).to_string()), "{last}");
+    }
 }
 
 #[test]

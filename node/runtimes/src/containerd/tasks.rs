@@ -24,6 +24,7 @@ use super::record::{EXIT, Known, POD_LABEL, RECORD, Record, STARTED, pack};
 use super::{CONTAINERS_LEASE, Inner, SNAPSHOTTER, rootfs, rpc};
 use crate::container::{ContainerSpec, PidMode};
 use crate::logger::{LOGGER_VERB, LoggerTarget};
+use crate::private::killall::killed_since;
 use crate::runtime::{
     ContainerId, ContainerState, Exit, Observed, ObservedContainer, PodUid, RuntimeError, RuntimeEvent,
 };
@@ -251,21 +252,24 @@ impl Inner {
                 ContainerState::Running { started_at, pid: task.map_or(0, |task| task.pid) }
             }
             (None, None, Some(_)) if self.starting.lock().contains(&known.id) => ContainerState::Created,
-            (None, None, started_at @ Some(_)) => {
+            (None, None, Some(started_at)) => {
                 // Listed before its task was made, or before its exit was written and with its task gone after: look
                 // again, at the task first, because an exit is written before the task goes.
                 let task = self.task(&known.id).await?;
                 let Some(now) = self.find_container(&known.id).await? else { return Ok(None) };
                 match (now.exit, task) {
                     (Some(exit), _) => ContainerState::Exited(exit),
-                    (None, None) => ContainerState::Lost { started_at },
-                    (None, Some(task)) => match (task.status(), started_at) {
-                        (TaskStatus::Stopped, _) => match self.finish(&known.id).await? {
+                    (None, None) => {
+                        let ended_at = killed_since(&self.settings.layout(), started_at);
+                        ContainerState::Lost { started_at: Some(started_at), ended_at }
+                    }
+                    (None, Some(task)) => match task.status() {
+                        TaskStatus::Stopped => match self.finish(&known.id).await? {
                             Some(exit) => ContainerState::Exited(exit),
                             None => return Ok(None),
                         },
-                        (TaskStatus::Created, _) | (_, None) => ContainerState::Created,
-                        (_, Some(started_at)) => ContainerState::Running { started_at, pid: task.pid },
+                        TaskStatus::Created => ContainerState::Created,
+                        _ => ContainerState::Running { started_at, pid: task.pid },
                     },
                 }
             }

@@ -9,12 +9,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::process::ProcessMark;
 use super::{Paths, PrivateError};
 use crate::cgroup::Cgroups;
+use crate::layout::Layout;
 use crate::logger::{LOGGER_VERB, LoggerTarget};
 use crate::mounts;
 use crate::runtime::RuntimeError;
@@ -27,6 +29,9 @@ const LOGGER_TIME_MAX: Duration = Duration::from_secs(3);
 
 /// Where containerd's shim lets runc keep its state, a folder for each containerd namespace.
 const RUNC_STATE: &str = "/run/containerd/runc";
+
+/// Where shims listen, all containerds' together.
+const SHIM_SOCKETS: &str = "/run/containerd/s";
 
 /// Between two attempts to remove a cgroup that still counts a process.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
@@ -96,10 +101,28 @@ pub async fn killall(paths: &Paths) -> Result<Killed, PrivateError> {
     };
     killed.mounts += blocking(unmount).await?;
     remove_groups(&cgroups).await?;
+    if killed.processes > 0 {
+        let mark = layout.killed();
+        fs::write(&mark, "").map_err(|e| PrivateError::host(format!("write {}", mark.display()), e))?;
+    }
     let runc = Path::new(RUNC_STATE).join(paths.namespace());
     let folders = [layout.containerd(), layout.sandboxes(), layout.attach(), layout.execs(), runc];
     blocking(move || folders.iter().try_for_each(|folder| mounts::remove_tree(folder))).await?;
     Ok(killed)
+}
+
+/// When [`killall`] last ended what ran, if it did so after `started_at`.
+pub(crate) fn killed_since(layout: &Layout, started_at: Timestamp) -> Option<Timestamp> {
+    let written = fs::metadata(layout.killed()).and_then(|found| found.modified()).ok()?;
+    Timestamp::try_from(written).ok().filter(|killed| *killed >= started_at)
+}
+
+/// Removes the folders that containerds share, where none is left that uses them; the next makes them again.
+pub fn remove_shared_folders() {
+    for folder in [RUNC_STATE, SHIM_SOCKETS, "/run/containerd"] {
+        // One that is not empty is somebody's.
+        let _ = fs::remove_dir(folder);
+    }
 }
 
 /// Ends every containerd that runs with this node's configuration, whether its mark says so, was lost or not written yet;
@@ -207,7 +230,7 @@ fn shim_addresses(state: &Path) -> Vec<PathBuf> {
     let bundles = list(state.join("io.containerd.runtime.v2.task")).flat_map(list);
     let addresses = bundles.filter_map(|bundle| fs::read_to_string(bundle.join("address")).ok());
     let paths = addresses.filter_map(|address| Some(PathBuf::from(address.trim().strip_prefix("unix://")?)));
-    paths.filter(|path| path.starts_with("/run/containerd/s")).collect()
+    paths.filter(|path| path.starts_with(SHIM_SOCKETS)).collect()
 }
 
 #[cfg(test)]

@@ -50,7 +50,7 @@ fn ends_are_told_with_their_cause() {
 fn a_sandbox_that_went_away_is_told_and_its_network_is_taken_down() {
     let mut sim = Sim::new(json!({"containers": apps(&["a"])}));
     assert_eq!(sim.told(), [] as [&str; 0], "a first sandbox is none that changed");
-    sim.observed[0].state = ContainerState::Lost { started_at: Some(sim.wall) };
+    sim.observed[0].state = ContainerState::Lost { started_at: Some(sim.wall), ended_at: None };
     (sim.sandbox, sim.memory) = (false, Memory::default());
     let changed = ["- SandboxChanged: Pod sandbox changed, it will be killed and re-created."];
     assert_eq!(sim.told(), changed, "after a start of the node");
