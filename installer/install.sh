@@ -21,6 +21,8 @@ Usage: installer/install.sh [OPTIONS]
 
 Installs the kedge program, the packages it needs (containerd, runc, nftables, iproute2) and, where systemd runs, a
 service that starts it. Run again, it brings all of that up to date; pods keep running. As root, or as a user with sudo.
+Building, it installs protobuf-compiler, gcc and libc6-dev, too; the demonstration python3, python3-pip and, where no
+kubectl is, kubernetes-client.
 
 Options:
   --demo           Instead of a service: start a cluster in a network namespace of its own, serve a model in it, ask it
@@ -34,7 +36,7 @@ Examples:
   installer/install.sh                     # install, and start the service
   installer/install.sh --binary ./kedge    # the same with a program built elsewhere
 
-To remove: kedge uninstall   (the demonstration: kedge uninstall --data-dir /var/lib/kedge-demo)
+To remove: kedge uninstall   (the demonstration: kedge uninstall --data-dir /var/lib/kedge-demo); packages stay
 HELP
 }
 
@@ -255,6 +257,7 @@ It took $(($(seconds) - begun)) s from start to answer. Try next:
   kubectl create --raw $(demo_path assistant)/v1/chat/completions -f $here/examples/ask/chat.json
 
 To end and remove it: ${SUDO_HINT}kedge uninstall --data-dir $DEMO_DATA --yes; rm $kubeconfig
+And the program, with everything else of Kedge: ${SUDO_HINT}kedge uninstall   (Debian's packages stay)
 DONE
 }
 
