@@ -11,6 +11,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming, SizeHint};
 use kedge_world::World;
+use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -20,7 +21,7 @@ use crate::completions::Kind;
 use crate::engine::Engine;
 use crate::intake::{Intake, Part};
 use crate::life::{self, Flight, Life, Phase, Until};
-use crate::metrics::{Labels, Metrics, Status};
+use crate::metrics::{self, Figures, Metrics, Status};
 use crate::routes::{Route, segments};
 use crate::server::{Model, ServeOptions};
 use crate::talk::{Ask, Asked, Piece, Talk};
@@ -33,7 +34,8 @@ pub(crate) struct Server {
     pub(crate) options: ServeOptions,
     pub(crate) engine: Engine,
     pub(crate) intake: Intake,
-    pub(crate) metrics: Metrics,
+    pub(crate) metrics: Arc<Metrics>,
+    registry: Registry,
     pub(crate) life: Life,
     pub(crate) telemetry: Option<Telemetry>,
 }
@@ -47,11 +49,14 @@ pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;
 impl Server {
     pub(crate) fn new(options: ServeOptions, model: Model) -> Result<Self, ServeError> {
         let engine = Engine::start(model, &options.name)?;
-        let metrics = Metrics::new();
+        let mut registry = Registry::default();
+        let metrics = Arc::new(Metrics::new(&mut registry, &options.name));
+        let (model, no_gpu) = (options.name.clone(), options.no_gpu.clone());
+        registry.register_collector(Box::new(Figures { engine: engine.clone(), model, no_gpu }));
         let start = |options| Telemetry::start(options, World::real(), metrics.spans_dropped.clone());
         let telemetry = options.telemetry.clone().map(start);
         let intake = Intake::new(options.bodies_bytes_max);
-        Ok(Self { options, engine, intake, metrics, life: Life::new(), telemetry })
+        Ok(Self { options, engine, intake, metrics, registry, life: Life::new(), telemetry })
     }
 
     /// Answers a request; `flight` is over with the last byte of the answer.
@@ -88,7 +93,7 @@ impl Server {
         operation: &'static str,
         target: &str,
     ) -> Arc<Watch> {
-        let latency = self.metrics.latency.get_or_create(&self.labels()).clone();
+        let latency = self.metrics.latency.clone();
         let model = self.options.name.clone();
         let notes = Notes { operation, model, target: target.to_owned(), ..Notes::default() };
         let origin = self.origin(headers, extensions);
@@ -146,9 +151,8 @@ impl Server {
             Route::ModelReady => json!({"name": name, "ready": true}),
             Route::ModelMetadata => v2::model(name, self.task()),
             Route::Metrics => {
-                self.engine.count(&self.metrics, &self.labels(), self.options.no_gpu.as_deref());
                 let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-                return Ok(reply(200, kind, self.metrics.text()));
+                return Ok(reply(200, kind, metrics::text(&self.registry)));
             }
             Route::Embeddings
             | Route::Completions(_)
@@ -168,12 +172,12 @@ impl Server {
         until: Until,
         watch: &Arc<Watch>,
     ) -> Result<Response<Body>, Refusal> {
-        let (name, task, labels) = (self.options.name.clone(), self.task(), self.labels());
+        let (name, task) = (self.options.name.clone(), self.task());
         match (route, &self.engine) {
             (Route::Embeddings, Engine::Encoder { encoder, .. }) => {
                 let dimensions = encoder.dimensions();
                 let request = self.intake.read(move || api::embeddings(&body, &name, dimensions)).await?;
-                let vectors = self.engine.vectors(request.items, &self.intake, &self.metrics, &labels, watch);
+                let vectors = self.engine.vectors(request.items, &self.intake, &self.metrics, watch);
                 let vectors = vectors.await?;
                 let mut response = json_reply(&api::embeddings_answer(&self.options.name, &vectors, request.base64));
                 warn(&mut response, &request.ignored);
@@ -182,7 +186,7 @@ impl Server {
             (Route::Infer, _) => {
                 let mut asked = self.intake.read(move || v2::infer(task, &body)).await?;
                 let id = asked.id.take();
-                let infer = self.engine.infer(asked, place, &self.intake, &self.metrics, &labels, watch);
+                let infer = self.engine.infer(asked, place, &self.intake, &self.metrics, watch);
                 let (output, ignored) = infer.await?;
                 let mut given = task.output();
                 given.shape[0] = output.count() as i64;
@@ -234,10 +238,6 @@ impl Server {
     pub(crate) fn takes_in(&self) -> Result<(), Refusal> {
         self.lives()?;
         if self.life.phase() > Phase::Serving { Err(Refusal::plain(503, "the server is ending")) } else { Ok(()) }
-    }
-
-    pub(crate) fn labels(&self) -> Labels {
-        Labels { model_name: self.options.name.clone() }
     }
 
     pub(crate) fn task(&self) -> v2::Task {

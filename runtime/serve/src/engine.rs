@@ -1,9 +1,8 @@
 //! A model behind its queue: whatever protocol a request came in, this is what it is asked.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use kedge_engine::{Embedding, Encoder};
+use kedge_engine::{Capabilities, Embedding, Encoder};
 use kedge_world::World;
 use serde_json::{Value, json};
 
@@ -12,13 +11,14 @@ use crate::api::{self, Item, Refusal};
 use crate::batch::{Queue, QueueError};
 use crate::completions::Kind;
 use crate::intake::{Intake, Part};
-use crate::metrics::{Labels, Metrics, On};
+use crate::metrics::Metrics;
 use crate::server::Model;
 use crate::talk::{Ask, Asked, Talk};
 use crate::telemetry::Watch;
 use crate::v2::{self, Infer, Task};
 
-/// A model with what stands between it and requests.
+/// A model with what stands between it and requests. Cheap to clone.
+#[derive(Clone)]
 pub(crate) enum Engine {
     Encoder { encoder: Arc<Encoder>, queue: Queue },
     Decoder(Arc<Talk>),
@@ -53,6 +53,14 @@ impl Engine {
         }
     }
 
+    /// What the model is on now, and why that is not the device that was wanted, if it is not.
+    pub(crate) fn on(&self) -> (Capabilities, Option<String>) {
+        match self {
+            Self::Encoder { encoder, .. } => encoder.on(),
+            Self::Decoder(talk) => talk.decoder.on(),
+        }
+    }
+
     /// What the model does.
     pub(crate) fn task(&self) -> Task {
         match self {
@@ -66,8 +74,7 @@ impl Engine {
         &self,
         items: Vec<Item>,
         intake: &Intake,
-        metrics: &Metrics,
-        labels: &Labels,
+        metrics: &Arc<Metrics>,
         watch: &Watch,
     ) -> Result<Vec<Embedding>, Refusal> {
         let Self::Encoder { encoder, queue } = self else {
@@ -80,7 +87,7 @@ impl Engine {
             QueueError::Failed(reason) => Refusal::plain(500, reason),
         })?;
         let tokens: usize = vectors.iter().map(|embedding| embedding.tokens).sum();
-        metrics.prompt_tokens.get_or_create(labels).inc_by(tokens as u64);
+        metrics.prompt_tokens.inc_by(tokens as u64);
         watch.note(|notes| notes.input_tokens = Some(tokens));
         Ok(vectors)
     }
@@ -91,52 +98,21 @@ impl Engine {
         asked: Infer,
         place: Part,
         intake: &Intake,
-        metrics: &Metrics,
-        labels: &Labels,
+        metrics: &Arc<Metrics>,
         watch: &Arc<Watch>,
     ) -> Result<(Output, Vec<String>), Refusal> {
         match self {
             Self::Encoder { .. } => {
                 let items = asked.texts.into_iter().map(Item::Text).collect();
-                Ok((Output::Vectors(self.vectors(items, intake, metrics, labels, watch).await?), asked.ignored))
+                Ok((Output::Vectors(self.vectors(items, intake, metrics, watch).await?), asked.ignored))
             }
             Self::Decoder(talk) => {
-                let body = Asked::Fields(asked.completion(&labels.model_name));
+                let body = Asked::Fields(asked.completion(&talk.name));
                 let ask = Ask { kind: Kind::Text, body, asked_as: None, place, watch: watch.clone() };
                 let named = |refusal| v2::refusal(refusal, "inputs[0].data");
                 let mut running = talk.begin(ask, intake, metrics).await.map_err(named)?;
                 let ignored = asked.ignored.into_iter().chain(std::mem::take(&mut running.ignored)).collect();
                 Ok((Output::Texts(running.texts().await?), ignored))
-            }
-        }
-    }
-
-    /// Brings the numbers that only the engine knows up to date; `no_gpu` says why there was none from the beginning.
-    pub(crate) fn count(&self, m: &Metrics, labels: &Labels, no_gpu: Option<&str>) {
-        let (on, moved) = match self {
-            Self::Encoder { encoder, .. } => encoder.on(),
-            Self::Decoder(talk) => talk.decoder.on(),
-        };
-        let reason = moved.as_deref().or(no_gpu).unwrap_or_default().to_owned();
-        m.on.clear();
-        m.on.get_or_create(&On { device: on.name, features: on.features, reason }).set(1);
-        match self {
-            Self::Encoder { queue, .. } => {
-                m.waiting.get_or_create(labels).set(queue.waiting() as i64);
-            }
-            Self::Decoder(talk) => {
-                let figures = talk.decoder.figures();
-                let now = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
-                m.waiting.get_or_create(labels).set(now(&figures.waiting) as i64);
-                m.running.get_or_create(labels).set(now(&figures.running) as i64);
-                let (kept, free) = (now(&figures.tokens_kept) as f64, now(&figures.tokens_free) as f64);
-                m.cache_used.get_or_create(labels).set(1.0 - free / kept);
-                for (family, figure) in
-                    [(&m.made_tokens, &figures.made_tokens), (&m.cached_tokens, &figures.cached_tokens)]
-                {
-                    let counter = family.get_or_create(labels);
-                    counter.inc_by(now(figure).saturating_sub(counter.get()));
-                }
             }
         }
     }

@@ -118,7 +118,7 @@ impl Server {
         let (id, raw, task) = (request.id.clone(), !request.raw_input_contents.is_empty(), self.task());
         let infer = async {
             let asked = self.intake.read(move || understood(task, &request)).await?;
-            self.engine.infer(asked, place, &self.intake, &self.metrics, &self.labels(), watch).await
+            self.engine.infer(asked, place, &self.intake, &self.metrics, watch).await
         };
         let (output, ignored) = until.bound(infer).await?;
         let mut answer = told(self.options.name.clone(), id, task.output(), &output, raw);

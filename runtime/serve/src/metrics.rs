@@ -1,14 +1,22 @@
 //! The numbers at `/metrics`, with vLLM's names where it has one.
+//!
+//! What is known here is counted here; what only the engine knows ([`Figures`]) is read when somebody asks, so that two who
+//! ask at once see the same.
 
-use std::sync::atomic::AtomicU64;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+
+use crate::engine::Engine;
 
 /// Seconds: vLLM's own from 0.3 on, and below what an encoder needs.
 const LATENCY_SECONDS: [f64; 23] = [
@@ -16,44 +24,39 @@ const LATENCY_SECONDS: [f64; 23] = [
     40.0, 50.0, 60.0,
 ];
 
-/// What a count is split by.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub(crate) struct Labels {
-    pub(crate) model_name: String,
-}
-
 /// Answers by status code.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub(crate) struct Status {
     pub(crate) code: u32,
 }
 
-/// On what the model computes.
+/// Answers by how they ended: `stop`, `length`, `abort` (whoever asked has left, or its time was over) or `error`.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub(crate) struct On {
-    pub(crate) device: &'static str,
-    pub(crate) features: &'static str,
-    /// Why it is not a GPU; empty where none was wanted.
-    pub(crate) reason: String,
+pub(crate) struct Ended {
+    pub(crate) finished_reason: &'static str,
 }
 
-/// All of them.
+/// On what the model computes.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct On {
+    device: &'static str,
+    features: &'static str,
+    /// Why it is not a GPU; empty where none was wanted.
+    reason: String,
+}
+
+/// What is counted here.
+#[derive(Debug)]
 pub(crate) struct Metrics {
-    registry: Registry,
-    pub(crate) prompt_tokens: Family<Labels, Counter<u64, AtomicU64>>,
-    pub(crate) waiting: Family<Labels, Gauge>,
+    pub(crate) prompt_tokens: Counter<u64, AtomicU64>,
     /// Of requests that were answered, from the first byte of the request to the answer.
-    pub(crate) latency: Family<Labels, Histogram, fn() -> Histogram>,
+    pub(crate) latency: Histogram,
     /// From the first byte of a request to the first token of its answer.
-    pub(crate) first_token: Family<Labels, Histogram, fn() -> Histogram>,
-    pub(crate) running: Family<Labels, Gauge>,
-    pub(crate) made_tokens: Family<Labels, Counter<u64, AtomicU64>>,
-    pub(crate) cached_tokens: Family<Labels, Counter<u64, AtomicU64>>,
-    /// Share of the pages of keys and values that are in use, 0 to 1.
-    pub(crate) cache_used: Family<Labels, Gauge<f64, AtomicU64>>,
+    pub(crate) first_token: Histogram,
+    /// From a token of an answer to the next.
+    pub(crate) between_tokens: Histogram,
+    pub(crate) ended: Family<Ended, Counter<u64, AtomicU64>>,
     pub(crate) responses: Family<Status, Counter<u64, AtomicU64>>,
-    /// One for what the model is on.
-    pub(crate) on: Family<On, Gauge>,
     /// Connections beyond those that may be.
     pub(crate) refused: Counter<u64, AtomicU64>,
     /// Spans that no collector was told.
@@ -61,54 +64,97 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
-        let mut registry = Registry::default();
-        let (prompt_tokens, waiting, responses) = (Family::default(), Family::default(), Family::default());
-        registry.register("vllm:prompt_tokens", "Tokens read", Family::clone(&prompt_tokens));
-        registry.register("vllm:num_requests_waiting", "Requests that wait for the engine", Family::clone(&waiting));
-        let latency = Family::new_with_constructor((|| Histogram::new(LATENCY_SECONDS)) as fn() -> Histogram);
+    /// All of them at zero, in that registry.
+    pub(crate) fn new(registry: &mut Registry, model: &str) -> Self {
+        let seconds = || Histogram::new(LATENCY_SECONDS);
+        let metrics = Self {
+            prompt_tokens: Counter::default(),
+            latency: seconds(),
+            first_token: seconds(),
+            between_tokens: seconds(),
+            ended: Family::default(),
+            responses: Family::default(),
+            refused: Counter::default(),
+            spans_dropped: Counter::default(),
+        };
+        let of_model = registry.sub_registry_with_label(("model_name".into(), model.to_owned().into()));
+        of_model.register("vllm:prompt_tokens", "Tokens read", metrics.prompt_tokens.clone());
         let help = "Seconds from a request to its answer";
-        registry.register("vllm:e2e_request_latency_seconds", help, Family::clone(&latency));
-        let first_token = Family::new_with_constructor((|| Histogram::new(LATENCY_SECONDS)) as fn() -> Histogram);
+        of_model.register("vllm:e2e_request_latency_seconds", help, metrics.latency.clone());
         let help = "Seconds from a request to the first token of its answer";
-        registry.register("vllm:time_to_first_token_seconds", help, Family::clone(&first_token));
-        let (running, made_tokens, cached_tokens, cache_used) =
-            (Family::default(), Family::default(), Family::default(), Family::default());
-        registry.register("vllm:num_requests_running", "Requests that make text", Family::clone(&running));
-        registry.register("vllm:generation_tokens", "Tokens made", Family::clone(&made_tokens));
-        let help = "Tokens of prompts that were known from earlier requests";
-        registry.register("vllm:prefix_cache_hits", help, Family::clone(&cached_tokens));
-        let help = "Share of the pages of keys and values in use";
-        registry.register("vllm:kv_cache_usage_perc", help, Family::clone(&cache_used));
-        registry.register("kedge_infer_responses", "HTTP answers by status code", Family::clone(&responses));
-        let on = Family::default();
-        registry.register("kedge_infer_device", "On what the model computes, and why not on a GPU", Family::clone(&on));
-        let refused = Counter::default();
+        of_model.register("vllm:time_to_first_token_seconds", help, metrics.first_token.clone());
+        let help = "Seconds from a token of an answer to the next";
+        of_model.register("vllm:inter_token_latency_seconds", help, metrics.between_tokens.clone());
+        of_model.register("vllm:request_success", "Answers by how they ended", metrics.ended.clone());
+        registry.register("kedge_infer_responses", "HTTP answers by status code", metrics.responses.clone());
         let help = "Connections that were refused since as many were open as may";
-        registry.register("kedge_infer_connections_refused", help, Counter::clone(&refused));
-        let spans_dropped = Counter::default();
+        registry.register("kedge_infer_connections_refused", help, metrics.refused.clone());
         let help = "Spans that waited in vain or could not be sent";
-        registry.register("kedge_infer_spans_dropped", help, Counter::clone(&spans_dropped));
-        Self {
-            registry,
-            prompt_tokens,
-            waiting,
-            latency,
-            first_token,
-            running,
-            made_tokens,
-            cached_tokens,
-            cache_used,
-            responses,
-            on,
-            refused,
-            spans_dropped,
-        }
+        registry.register("kedge_infer_spans_dropped", help, metrics.spans_dropped.clone());
+        metrics
     }
+}
 
-    pub(crate) fn text(&self) -> String {
-        let mut text = String::new();
-        encode(&mut text, &self.registry).expect("writing to a string does not fail");
-        text
+/// As text, as they are now.
+pub(crate) fn text(registry: &Registry) -> String {
+    let mut text = String::new();
+    encode(&mut text, registry).expect("writing to a string does not fail");
+    text
+}
+
+/// What the engine counts and is on.
+pub(crate) struct Figures {
+    pub(crate) engine: Engine,
+    pub(crate) model: String,
+    /// Why it was not on a GPU from the beginning, where one was wanted.
+    pub(crate) no_gpu: Option<String>,
+}
+
+impl fmt::Debug for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Figures").field("model", &self.model).finish_non_exhaustive()
     }
+}
+
+impl Collector for Figures {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let (on, moved) = self.engine.on();
+        let reason = moved.or_else(|| self.no_gpu.clone()).unwrap_or_default();
+        let on = On { device: on.name, features: on.features, reason };
+        let help = "On what the model computes, and why not on a GPU";
+        let mut device = encoder.encode_descriptor("kedge_infer_device", help, None, MetricType::Gauge)?;
+        ConstGauge::new(1).encode(device.encode_family(&on)?)?;
+        let labels = [("model_name", self.model.as_str())];
+        for (name, help, figure) in figures(&self.engine) {
+            let mut told = encoder.encode_descriptor(name, help, None, figure.metric_type())?;
+            figure.encode(told.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+type Figure = (&'static str, &'static str, Box<dyn EncodeMetric>);
+
+fn figures(engine: &Engine) -> Vec<Figure> {
+    let waiting = |count: i64| -> Figure {
+        ("vllm:num_requests_waiting", "Requests that wait for the engine", Box::new(ConstGauge::new(count)))
+    };
+    let talk = match engine {
+        Engine::Encoder { queue, .. } => return vec![waiting(queue.waiting() as i64)],
+        Engine::Decoder(talk) => talk,
+    };
+    let figures = talk.decoder.figures();
+    let now = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
+    let total = |name, help, figure| -> Figure { (name, help, Box::new(ConstCounter::new(now(figure)))) };
+    let used = 1.0 - now(&figures.tokens_free) as f64 / now(&figures.tokens_kept) as f64;
+    let running = ConstGauge::new(now(&figures.running) as i64);
+    vec![
+        waiting(now(&figures.waiting) as i64),
+        ("vllm:num_requests_running", "Requests that make text", Box::new(running)),
+        ("vllm:kv_cache_usage_perc", "Share of the pages of keys and values in use", Box::new(ConstGauge::new(used))),
+        total("vllm:generation_tokens", "Tokens made", &figures.made_tokens),
+        total("vllm:prefix_cache_queries", "Tokens of prompts that were looked for", &figures.prompt_tokens),
+        total("vllm:prefix_cache_hits", "Those of them that earlier requests had", &figures.cached_tokens),
+        total("vllm:num_preemptions", "Requests that gave their pages up to others", &figures.preemptions),
+    ]
 }

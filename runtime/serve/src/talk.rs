@@ -8,15 +8,15 @@ use bytes::Bytes;
 use kedge_engine::Decoder;
 use kedge_engine::generate::{Choice, End, Event, TextStream};
 use kedge_world::World;
-use prometheus_client::metrics::counter::Counter;
 use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::api::{Body, Refusal, object};
 use crate::completions::{self, Completion, Frame, Kind, Stops, Usage, Whole, logprobs, reason};
 use crate::intake::{Intake, Part as Place};
 use crate::life::Until;
-use crate::metrics::{Labels, Metrics};
+use crate::metrics::{Ended, Metrics};
 use crate::telemetry::Watch;
 
 /// Pieces of an answer that wait for a client to take them.
@@ -25,7 +25,7 @@ const PIECES_MAX: usize = 64;
 /// What answers completions.
 pub(crate) struct Talk {
     pub(crate) decoder: Arc<Decoder>,
-    name: String,
+    pub(crate) name: String,
     world: World,
     count: AtomicU64,
 }
@@ -97,7 +97,7 @@ impl Talk {
         self: &Arc<Self>,
         ask: Ask,
         intake: &Intake,
-        metrics: &Metrics,
+        metrics: &Arc<Metrics>,
     ) -> Result<Running, Refusal> {
         let Ask { kind, body, asked_as, mut place, watch } = ask;
         let this = self.clone();
@@ -129,19 +129,22 @@ impl Talk {
             model: self.name.clone(),
             asked_as,
         };
-        let labels = Labels { model_name: self.name.clone() };
-        let prompt_tokens = metrics.prompt_tokens.get_or_create(&labels).clone();
         let cached = vec![None; completion.prompts.len()];
         let mut maker =
-            Maker { talk: self.clone(), completion, frame, parts: Vec::new(), cached, prompt_tokens, watch };
+            Maker { talk: self.clone(), completion, frame, parts: Vec::new(), cached, metrics: metrics.clone(), watch };
         // The decoder's thread must not wait for a client. As many events come as the answers may have tokens.
         let (sender, events) = mpsc::unbounded_channel::<(usize, Event)>();
         for (index, mut request) in requests.into_iter().enumerate() {
             maker.watch.origin().clone_into(&mut request.client.origin);
             let (sender, place) = (sender.clone(), place.clone());
             // The decoder lets go of the place, and that is when it has forgotten the last of the request.
+            let (between, mut last) = (metrics.between_tokens.clone(), None);
             let listener = Box::new(move |event| {
                 let _place = &place;
+                if matches!(event, Event::Token(_)) {
+                    let before: Option<Instant> = last.replace(Instant::now());
+                    before.into_iter().for_each(|before| between.observe(before.elapsed().as_secs_f64()));
+                }
                 sender.send((index, event)).is_ok()
             });
             let id = self.decoder.submit(request, listener);
@@ -152,15 +155,13 @@ impl Talk {
         let first = loop {
             match running.next().await? {
                 (index, Event::Begin { cached_tokens }) => running.maker.begins(index, cached_tokens),
+                failed @ (_, Event::End(End::Failed(_))) => drop(running.maker.take(failed)?),
                 first => break first,
             }
         };
         let waited = running.maker.watch.begin().elapsed();
-        metrics.first_token.get_or_create(&labels).observe(waited.as_secs_f64());
+        metrics.first_token.observe(waited.as_secs_f64());
         running.maker.watch.note(|notes| notes.first_token = Some(waited));
-        if let (_, Event::End(End::Failed(why))) = &first {
-            return Err(Refusal::plain(500, why.clone()));
-        }
         running.first = Some(first);
         Ok(running)
     }
@@ -317,7 +318,7 @@ struct Maker {
     parts: Vec<Part>,
     /// Of each prompt, how many tokens were known to whichever of its answers was admitted first.
     cached: Vec<Option<usize>>,
-    prompt_tokens: Counter<u64, AtomicU64>,
+    metrics: Arc<Metrics>,
     watch: Arc<Watch>,
 }
 
@@ -332,7 +333,7 @@ impl Maker {
         let prompt = index * self.cached.len() / self.parts.len();
         if self.cached[prompt].is_none() {
             self.cached[prompt] = Some(cached_tokens);
-            self.prompt_tokens.inc_by(self.completion.prompts[prompt] as u64);
+            self.metrics.prompt_tokens.inc_by(self.completion.prompts[prompt] as u64);
         }
     }
 
@@ -360,7 +361,10 @@ impl Maker {
                 }
                 text
             }
-            Event::End(End::Failed(why)) => return Err(Refusal::plain(500, why)),
+            Event::End(End::Failed(why)) => {
+                part.finish = Some("error");
+                return Err(Refusal::plain(500, why));
+            }
             Event::End(end) => {
                 let rest = part.stream.finish(tokenizer).map_err(failed)?;
                 let (mut text, ended) = part.stops.push(&self.completion.stops, &rest);
@@ -409,6 +413,10 @@ impl Maker {
 
 impl Drop for Maker {
     fn drop(&mut self) {
+        for part in &self.parts {
+            let finished_reason = part.finish.unwrap_or("abort");
+            self.metrics.ended.get_or_create(&Ended { finished_reason }).inc();
+        }
         let unfinished = self.parts.iter().filter(|part| part.finish.is_none());
         let unfinished = unfinished.map(|part| self.talk.decoder.cancel(part.id)).count();
         let made = self.counts().answer;

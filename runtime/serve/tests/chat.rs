@@ -145,6 +145,48 @@ async fn tokens_are_counted_once_a_prompt_however_it_is_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn metrics_have_vllm_s_names_and_are_the_same_for_all_who_ask_at_once() {
+    let served = Served::start().await;
+    let hello = json!([{"role": "user", "content": "hello"}]);
+    for more in [json!({"max_tokens": 3, "n": 2, "ignore_eos": true}), json!({"stop": "e"})] {
+        assert_eq!(served.answer(CHAT, chat(&hello, more)).await.0, 200);
+    }
+    let long = json!({"stream": true, "max_tokens": 900, "ignore_eos": true});
+    let mut left = served.ask(CHAT, chat(&hello, long)).await;
+    left.frame().await.unwrap().unwrap();
+    drop(left);
+    served.idle().await;
+    let asked = futures::future::join_all((0..8).map(|_| served.get("/metrics"))).await;
+    let metrics = &asked[0].1;
+    for line in [
+        "vllm:request_success_total{model_name=\"demo\",finished_reason=\"length\"} 2",
+        "vllm:request_success_total{model_name=\"demo\",finished_reason=\"stop\"} 1",
+        "vllm:request_success_total{model_name=\"demo\",finished_reason=\"abort\"} 1",
+        "vllm:time_to_first_token_seconds_count{model_name=\"demo\"} 3",
+        "vllm:num_preemptions_total{model_name=\"demo\"} 0",
+        "vllm:num_requests_running{model_name=\"demo\"} 0",
+        "vllm:num_requests_waiting{model_name=\"demo\"} 0",
+        "vllm:kv_cache_usage_perc{model_name=\"demo\"} 0.0",
+        "kedge_infer_connections_refused_total 0",
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line}: {metrics}");
+    }
+    let number = |text: &str, name: &str| -> f64 {
+        let line = text.lines().find(|line| line.starts_with(&format!("{name}{{"))).unwrap_or_else(|| panic!("{name}"));
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    let between = number(metrics, "vllm:inter_token_latency_seconds_count");
+    let made = number(metrics, "vllm:generation_tokens_total");
+    assert!(between >= 4.0 && between <= made - 4.0, "{between} between {made}");
+    // Four answers to three prompts.
+    let (read, sought) =
+        (number(metrics, "vllm:prompt_tokens_total"), number(metrics, "vllm:prefix_cache_queries_total"));
+    assert!(sought == read / 3.0 * 4.0 && number(metrics, "vllm:prefix_cache_hits_total") < sought, "{metrics}");
+    assert!(asked.iter().all(|(_, text)| number(text, "vllm:generation_tokens_total") == made));
+    assert!(asked.iter().all(|(_, text)| text.contains("kedge_infer_device{device=\"cpu\"")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_answered_is_refused_by_field() {
     let served = Served::start().await;
     let hello = json!([{"role": "user", "content": "hello"}]);

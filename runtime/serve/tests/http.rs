@@ -96,7 +96,7 @@ async fn both_protocols_give_the_engine_s_vectors() {
         ("/v1/embeddings", None, 405, "takes POST, not GET"),
         ("/v1/embeddings", Some(wrong), 404, "model_not_found"),
         ("/v1/embeddings", Some("x".repeat((2 << 20) + 1)), 413, "longer than 2097152 bytes"),
-        ("/metrics", None, 200, "vllm:e2e_request_latency_seconds_bucket{le=\"0.3\",model_name=\"minilm\"}"),
+        ("/metrics", None, 200, "vllm:e2e_request_latency_seconds_bucket{model_name=\"minilm\",le=\"0.3\"}"),
         ("/metrics", None, 200, "vllm:e2e_request_latency_seconds_count{model_name=\"minilm\"} 10"),
         ("/metrics", None, 200, "vllm:prompt_tokens_total{model_name=\"minilm\"}"),
         ("/metrics", None, 200, "kedge_infer_device{device=\"cpu\",features=\""),
