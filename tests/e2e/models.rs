@@ -434,6 +434,13 @@ fn a_model_is_served_from_pods_and_leaves_nothing_behind() {
         if text == "2" { Ok(()) } else { Err(text + &server.log()) }
     });
 
+    server.kubectl("scale modelservice embeddings --replicas=0");
+    until(server, "modelservices", "embeddings", "ScaledToZero");
+    server.kubectl("scale modelservice embeddings --replicas=2");
+    until(server, "modelservices", "embeddings", "Available");
+    let told = server.kubectl("get events --field-selector=reason=ScaledToZero -o jsonpath={.items[*].count}");
+    assert_eq!(told, "1", "it turned once");
+
     // A Model that goes takes nothing away from those who serve it.
     server.kubectl("delete model minilm --wait=true");
     let message = until(server, "modelservices", "embeddings", "ModelNotFound");

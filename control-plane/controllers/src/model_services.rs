@@ -101,6 +101,8 @@ impl Reconcile for Controller {
                     };
                     match applied.await.map_err(refusal) {
                         Ok(()) => {
+                            // As it was applied: what was so before says nothing of what is asked for now.
+                            let deployment = informers.of::<Deployment>().get(key);
                             let pods = informers.of::<Pod>().list();
                             let own = pods.iter().filter(|pod| pod.namespace().as_deref() == Some(&key.namespace));
                             let own = own.filter(|pod| pod.labels().get(LABEL) == Some(&key.name));
