@@ -124,7 +124,7 @@ pub(super) unsafe trait Unit {
     unsafe fn load<const T: u8>(&mut self, from: &[u8], stride: usize);
     /// Sets a tile to zero.
     unsafe fn zero<const T: u8>(&mut self);
-    /// Adds the products of tile `A`, signed bytes, and tile `B`, bytes without sign, to tile `C`.
+    /// Adds the products of tile `A` and tile `B`, both of signed bytes, to tile `C`.
     unsafe fn dot<const C: u8, const A: u8, const B: u8>(&mut self);
     /// Writes a tile of sums out.
     unsafe fn store<const T: u8>(&self, to: &mut [i32], stride: usize);
@@ -164,7 +164,7 @@ unsafe impl Unit for Instructions {
     unsafe fn dot<const C: u8, const A: u8, const B: u8>(&mut self) {
         // SAFETY: no memory is touched.
         unsafe {
-            std::arch::asm!("tdpbsud tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B,
+            std::arch::asm!("tdpbssd tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B,
                 options(nostack, nomem, preserves_flags))
         };
     }
@@ -204,33 +204,54 @@ impl<'a, U: Unit> Multiplier<'a, U> {
         assert!((1..=ROWS).contains(&rows) && (GROUP..=ROW_BYTES).contains(&inputs) && inputs.is_multiple_of(GROUP));
         let (sums, x, weights) = ((rows, ROW_BYTES), (rows, inputs), (inputs / GROUP, ROW_BYTES));
         // SAFETY: the caller's promise.
-        unsafe { unit.configure(&Config::new(&[sums, sums, x, x, weights, weights])) };
+        unsafe { unit.configure(&Config::new(&[sums, sums, sums, sums, x, x, weights, weights])) };
         Self { unit, rows, inputs }
     }
 
     /// The products of the rows in `x`, `stride` bytes apart, with `weights`: four inputs of sixteen outputs after four
-    /// inputs. There are two sets of tiles, so that one product need not wait for the one before: `turn` says which.
+    /// inputs. Both go on with the next inputs, for as many products as `out` has places.
     #[inline(always)]
-    pub(super) fn multiply(&mut self, turn: usize, x: &[i8], stride: usize, weights: &[u8], out: &mut Sums) {
-        match turn % 2 {
-            0 => self.with::<0, 2, 4>(x, stride, weights, out),
-            _ => self.with::<1, 3, 5>(x, stride, weights, out),
+    pub(super) fn multiply(&mut self, x: &[i8], stride: usize, weights: &[i8], out: &mut [Sums]) {
+        let (each, fours) = (self.inputs, out.len() / 4);
+        let x = &x[..(self.rows - 1) * stride + out.len() * each];
+        let weights = &weights[..out.len() * each * ROWS];
+        // SAFETY: `new` had the caller's promise and configured the tiles, which are released with `self`. `x` and
+        // `weights` were cut to what is read here, and the sums have room for sixteen rows. A signed byte is a byte.
+        unsafe {
+            let bytes = |from: &[i8]| std::slice::from_raw_parts(from.as_ptr().cast::<u8>(), from.len());
+            let (x, weights) = (bytes(x), bytes(weights));
+            let (x, weights) =
+                (|i: usize| x.get_unchecked(i * each..), |i: usize| weights.get_unchecked(i * each * ROWS..));
+            // Four at a time, since one would have to be waited for.
+            for (index, out) in out.chunks_exact_mut(4).enumerate() {
+                let at = 4 * index;
+                self.dot::<0, 4, 6>(x(at), stride, weights(at));
+                self.dot::<1, 5, 7>(x(at + 1), stride, weights(at + 1));
+                self.dot::<2, 4, 6>(x(at + 2), stride, weights(at + 2));
+                self.dot::<3, 5, 7>(x(at + 3), stride, weights(at + 3));
+                self.unit.store::<0>(out[0].0.as_flattened_mut(), ROW_BYTES);
+                self.unit.store::<1>(out[1].0.as_flattened_mut(), ROW_BYTES);
+                self.unit.store::<2>(out[2].0.as_flattened_mut(), ROW_BYTES);
+                self.unit.store::<3>(out[3].0.as_flattened_mut(), ROW_BYTES);
+            }
+            for (index, out) in out[4 * fours..].iter_mut().enumerate() {
+                let at = 4 * fours + index;
+                self.dot::<0, 4, 6>(x(at), stride, weights(at));
+                self.unit.store::<0>(out.0.as_flattened_mut(), ROW_BYTES);
+            }
         }
     }
 
+    /// # Safety
+    /// Rows and weights are as long as the tiles ask for.
     #[inline(always)]
-    fn with<const C: u8, const A: u8, const B: u8>(&mut self, x: &[i8], stride: usize, weights: &[u8], out: &mut Sums) {
-        let x = &x[..(self.rows - 1) * stride + self.inputs];
-        let weights = &weights[..self.inputs / GROUP * ROW_BYTES];
-        // SAFETY: `new` had the caller's promise and configured the tiles, which are released with `self`. `x` and
-        // `weights` were cut to what is read above, and the sums have room for sixteen rows. A signed byte is a byte.
+    unsafe fn dot<const C: u8, const A: u8, const B: u8>(&mut self, x: &[u8], stride: usize, weights: &[u8]) {
+        // SAFETY: the caller's promise.
         unsafe {
-            let x = std::slice::from_raw_parts(x.as_ptr().cast(), x.len());
             self.unit.zero::<C>();
             self.unit.load::<A>(x, stride);
             self.unit.load::<B>(weights, ROW_BYTES);
             self.unit.dot::<C, A, B>();
-            self.unit.store::<C>(out.0.as_flattened_mut(), ROW_BYTES);
         }
     }
 }
@@ -316,7 +337,7 @@ pub(super) mod tests {
                 for k in 0..a_bytes / 4 {
                     for (n, sum) in sums.iter_mut().enumerate() {
                         for (x, w) in self.lane(A, row, k).into_iter().zip(self.lane(B, k, n)) {
-                            *sum = sum.wrapping_add(i32::from(x as i8) * i32::from(w));
+                            *sum = sum.wrapping_add(i32::from(x as i8) * i32::from(w as i8));
                         }
                     }
                 }
@@ -378,20 +399,21 @@ pub(super) mod tests {
 
     /// Products of a multiplier with those rows and inputs.
     fn multiplied<U: Unit>(unit: &mut U, rows: usize, inputs: usize) -> Vec<[i32; ROWS]> {
-        let stride = inputs + 5;
+        let stride = 6 * inputs + 5;
         let x: Vec<i8> = (0..rows * stride).map(|i| (i * 37 % 256) as u8 as i8).collect();
-        let weights: Vec<u8> = (0..inputs * ROWS).map(|i| (i * 59 % 256) as u8).collect();
-        let mut sums = [Sums([[7; ROWS]; ROWS]); 3];
+        let weights: Vec<i8> = (0..6 * inputs * ROWS).map(|i| (i * 59 % 256) as u8 as i8).collect();
+        let mut sums = [Sums([[7; ROWS]; ROWS]); 6];
         // SAFETY: the caller knows that the unit may be used.
         let mut tiles = unsafe { Multiplier::new(unit, rows, inputs) };
-        for (turn, sums) in sums.iter_mut().enumerate() {
-            tiles.multiply(turn, &x[..rows * stride - 5], stride, &weights, sums);
-        }
+        tiles.multiply(&x[..rows * stride - 5], stride, &weights, &mut sums);
         drop(tiles);
-        for (row, output) in (0..rows).flat_map(|row| (0..ROWS).map(move |output| (row, output))) {
-            let product =
-                |i: usize| i32::from(x[row * stride + i]) * i32::from(weights[(i / 4 * ROWS + output) * 4 + i % 4]);
-            assert_eq!(sums[0].0[row][output], (0..inputs).map(product).sum::<i32>(), "row {row}, output {output}");
+        for ((index, sums), row) in sums.iter().enumerate().flat_map(|sums| (0..rows).map(move |row| (sums, row))) {
+            for (output, sum) in sums.0[row].iter().enumerate() {
+                let x = &x[row * stride + index * inputs..];
+                let weight = |i: usize| weights[index * inputs * ROWS + (i / 4 * ROWS + output) * 4 + i % 4];
+                let expected: i32 = (0..inputs).map(|i| i32::from(x[i]) * i32::from(weight(i))).sum();
+                assert_eq!(*sum, expected, "product {index}, row {row}, output {output}");
+            }
         }
         sums.iter().flat_map(|sums| sums.0).collect()
     }
@@ -465,7 +487,7 @@ pub(super) mod tests {
             (samples::configure as *const (), vex(0, 0, &[0x49, 0x07]), "ldtilecfg [rdi]"),
             (samples::load as *const (), vex(3, 0, &[0x4b, 0x1c, 0x37]), "tileloadd tmm3,[rdi+rsi*1]"),
             (samples::zero as *const (), vex(3, 0, &[0x49, 0xf0]), "tilezero tmm6"),
-            (samples::dot as *const (), vex(2, 5, &[0x5e, 0xcb]), "tdpbsud tmm1,tmm3,tmm5"),
+            (samples::dot as *const (), vex(3, 5, &[0x5e, 0xcb]), "tdpbssd tmm1,tmm3,tmm5"),
             (samples::store as *const (), vex(2, 0, &[0x4b, 0x3c, 0x37]), "tilestored [rdi+rsi*1],tmm7"),
             (samples::release as *const (), vex(0, 0, &[0x49, 0xc0]), "tilerelease"),
         ];

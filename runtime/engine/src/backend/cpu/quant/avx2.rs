@@ -74,13 +74,14 @@ fn row<const SCHEME: u8, const FOUR: bool>(
                 let into = &mut products[if SCHEME == 2 { group / 4 } else { 0 }];
                 *into = _mm256_add_epi32(*into, _mm256_madd_epi16(pairs, ones));
             }
-            let Rounded { scale: x_scale, sum: x_sum, halves } = *rows.blocks.get_unchecked(block);
+            let Rounded { scale: x_scale, sum: x_sum, whole, half: first } = *rows.blocks.get_unchecked(block);
             let by = _mm256_set1_ps(x_scale);
             let w_scales = at.add(layout.numbers());
             match SCHEME {
                 0 => {
-                    let offset = _mm256_set1_ps(if FOUR { 8.0 * x_sum } else { 0.0 });
-                    let product = _mm256_fmsub_ps(_mm256_cvtepi32_ps(products[0]), by, offset);
+                    let offset = _mm256_set1_epi32(if FOUR { 8 * whole } else { 0 });
+                    let product = _mm256_cvtepi32_ps(_mm256_sub_epi32(products[0], offset));
+                    let product = _mm256_mul_ps(product, by);
                     let scale = _mm256_cvtph_ps(_mm_loadu_si128(w_scales.add(2 * LANES * half).cast()));
                     total = _mm256_fmadd_ps(product, scale, total);
                 }
@@ -94,11 +95,11 @@ fn row<const SCHEME: u8, const FOUR: bool>(
                     total = _mm256_fnmadd_ps(minimum, _mm256_set1_ps(x_sum), total);
                 }
                 _ => {
-                    for part in 0..2 {
+                    for (part, of_x) in [first, whole - first].into_iter().enumerate() {
                         let from = w_scales.add(part * PANEL + LANES * half);
                         let scale = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast())));
-                        let offset = _mm256_set1_ps(32.0 * halves[part]);
-                        let product = _mm256_fmsub_ps(_mm256_cvtepi32_ps(products[part]), by, offset);
+                        let product = _mm256_sub_epi32(products[part], _mm256_set1_epi32(32 * of_x));
+                        let product = _mm256_mul_ps(_mm256_cvtepi32_ps(product), by);
                         total = _mm256_fmadd_ps(product, _mm256_mul_ps(unit, scale), total);
                     }
                 }

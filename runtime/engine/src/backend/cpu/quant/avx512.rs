@@ -4,9 +4,10 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::layout::{Layout, SUPER, Scheme, block_at};
-use super::tiles::{self, AT_ONCE};
+use super::tiles::{self, AT_ONCE, Opened, Scales};
 use super::{BLOCK, GROUP, PANEL, Rounded, Rows};
 use crate::backend::cpu::amx;
+use crate::backend::cpu::simd::Simd;
 
 /// Calls `rows` for as many rows as the tile has.
 macro_rules! by_rows {
@@ -79,13 +80,19 @@ fn rows<const R: usize, const SCHEME: u8, const FOUR: bool>(
                 let x = rows.bytes.as_ptr().add(row * inputs + block * BLOCK).cast::<i32>();
                 let known = rows.blocks.get_unchecked(row * layout.blocks + block);
                 let product = |part: usize| {
-                    let mut sum = _mm512_setzero_si512();
+                    // What the offset of the weights takes off.
+                    let off = match SCHEME {
+                        0 => known.whole << if FOUR { 3 } else { 7 },
+                        1 => 0,
+                        _ => (if part == 0 { known.half } else { known.whole - known.half }) << 5,
+                    };
+                    let mut sum = _mm512_set1_epi32(-off);
                     for group in if SCHEME == 2 { 4 * part..4 * part + 4 } else { 0..8 } {
                         sum = _mm512_dpbusd_epi32(sum, w[group], _mm512_set1_epi32(x.add(group).read_unaligned()));
                     }
                     sum
                 };
-                *total = weighed::<SCHEME, FOUR>(product, known, scales, *total);
+                *total = weighed::<SCHEME>(product, known, scales, *total);
             }
         }
     }
@@ -132,90 +139,117 @@ unsafe fn scales_at<const SCHEME: u8>(at: *const u8, [unit, unit_min]: [__m512; 
 /// Adds the whole-number products of one row with a block, or with its halves, to its total: the order of this is what a row's bits are.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")]
-fn weighed<const SCHEME: u8, const FOUR: bool>(
+fn weighed<const SCHEME: u8>(
     product: impl Fn(usize) -> __m512i,
     known: &Rounded,
     [scale, second]: [__m512; 2],
-    mut total: __m512,
+    total: __m512,
 ) -> __m512 {
     let by = _mm512_set1_ps(known.scale);
+    let scaled = |part: usize| _mm512_mul_ps(_mm512_cvtepi32_ps(product(part)), by);
     match SCHEME {
-        0 => {
-            let off = _mm512_set1_ps(if FOUR { 8.0 } else { 128.0 } * known.sum);
-            total = _mm512_fmadd_ps(_mm512_fmsub_ps(_mm512_cvtepi32_ps(product(0)), by, off), scale, total);
-        }
-        1 => {
-            total = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(product(0)), by), scale, total);
-            total = _mm512_fnmadd_ps(second, _mm512_set1_ps(known.sum), total);
-        }
-        _ => {
-            for (half, scale) in [scale, second].into_iter().enumerate() {
-                let off = _mm512_set1_ps(32.0 * known.halves[half]);
-                total = _mm512_fmadd_ps(_mm512_fmsub_ps(_mm512_cvtepi32_ps(product(half)), by, off), scale, total);
-            }
-        }
-    }
-    total
-}
-
-/// See [`tiles::open`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")]
-pub(super) fn open(stored: &[u8], to: &mut [u8; PANEL * BLOCK]) {
-    tiles::open(stored, to);
-}
-
-/// Adds to `sums` the whole-number products of a few blocks, weighed by their scales. The first `skip` rows of each of the
-/// products are others'.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")]
-pub(super) fn weigh(
-    layout: Layout,
-    rows: Rows,
-    panel: &[u8],
-    blocks: Range<usize>,
-    products: &[amx::Sums],
-    skip: usize,
-    sums: &mut [[f32; PANEL]],
-) {
-    match (layout.scheme, layout.four_bits) {
-        (Scheme::Plain, false) => weigh_as::<0, false>(layout, rows, panel, blocks, products, skip, sums),
-        (Scheme::Plain, true) => weigh_as::<0, true>(layout, rows, panel, blocks, products, skip, sums),
-        (Scheme::Minimum, _) => weigh_as::<1, false>(layout, rows, panel, blocks, products, skip, sums),
-        (Scheme::Halves, _) => weigh_as::<2, false>(layout, rows, panel, blocks, products, skip, sums),
+        0 => _mm512_fmadd_ps(scaled(0), scale, total),
+        1 => _mm512_fnmadd_ps(second, _mm512_set1_ps(known.sum), _mm512_fmadd_ps(scaled(0), scale, total)),
+        _ => _mm512_fmadd_ps(scaled(1), second, _mm512_fmadd_ps(scaled(0), scale, total)),
     }
 }
 
+/// [`tiles::by_tiles`].
+///
+/// # Safety
+/// As there.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")]
-fn weigh_as<const SCHEME: u8, const FOUR: bool>(
+pub(super) unsafe fn by_tiles<U: amx::Unit>(
+    unit: &mut U,
+    simd: Simd,
     layout: Layout,
     rows: Rows,
     panel: &[u8],
-    blocks: Range<usize>,
-    products: &[amx::Sums],
-    skip: usize,
     sums: &mut [[f32; PANEL]],
 ) {
-    let (parts, count) = (if SCHEME == 2 { 2 } else { 1 }, blocks.len());
-    assert!(panel.len() == layout.panel() && blocks.end <= layout.blocks && count <= AT_ONCE);
-    assert!(rows.blocks.len() == sums.len() * layout.blocks && products.len() >= count * parts);
-    assert!(skip + sums.len() <= amx::ROWS);
-    let mut scales = [[_mm512_setzero_ps(); 2]; AT_ONCE];
-    for (block, scales) in blocks.clone().zip(&mut scales) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match layout.scheme {
+            Scheme::Plain => tiles::by_tiles::<U, 0>(unit, simd, layout, rows, panel, sums),
+            Scheme::Minimum => tiles::by_tiles::<U, 1>(unit, simd, layout, rows, panel, sums),
+            Scheme::Halves => tiles::by_tiles::<U, 2>(unit, simd, layout, rows, panel, sums),
+        }
+    }
+}
+
+/// Opens a stretch of a panel.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")]
+pub(super) fn open<const SCHEME: u8>(layout: Layout, panel: &[u8], stretch: Range<usize>, to: &mut Opened) {
+    assert!(panel.len() == layout.panel() && stretch.end <= layout.blocks);
+    let mut units = [_mm512_setzero_ps(); 2];
+    for ((block, numbers), scales) in stretch.zip(&mut to.numbers).zip(&mut to.scales) {
+        let at = block_at(layout, block);
+        tiles::signed(layout, &panel[at..][..layout.numbers()], numbers);
         let head = block_at(layout, block / SUPER * SUPER) - layout.scheme.head();
-        // SAFETY: the head and the scales of a block below `layout.blocks`, in a panel as long as asserted.
-        *scales = unsafe {
-            let units = if SCHEME == 0 { [_mm512_setzero_ps(); 2] } else { units_at::<SCHEME>(panel[head..].as_ptr()) };
-            scales_at::<SCHEME>(panel[block_at(layout, block) + layout.numbers()..].as_ptr(), units)
-        };
-    }
-    for (row, sums) in sums.iter_mut().enumerate() {
-        // SAFETY: a row of sums is sixteen numbers, here and below; loads and stores may be unaligned.
-        let mut total = unsafe { _mm512_loadu_ps(sums.as_ptr()) };
-        let known = &rows.blocks[row * layout.blocks + blocks.start..][..count];
-        for ((known, scales), products) in known.iter().zip(&scales).zip(products.chunks_exact(parts)) {
-            let product = |part: usize| unsafe { _mm512_loadu_si512(products[part].0[skip + row].as_ptr().cast()) };
-            total = weighed::<SCHEME, FOUR>(product, known, *scales, total);
+        // SAFETY: the head and the scales of a block below `layout.blocks`, in a panel as long as asserted; sixteen floats.
+        unsafe {
+            if SCHEME != 0 {
+                units = units_at::<SCHEME>(panel[head..].as_ptr());
+            }
+            let found = scales_at::<SCHEME>(panel[at + layout.numbers()..].as_ptr(), units);
+            scales.iter_mut().zip(found).for_each(|(to, found)| _mm512_storeu_ps(to.as_mut_ptr(), found));
         }
-        // SAFETY: as above.
-        unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), total) };
+    }
+}
+
+/// Adds to `sums` the whole-number products of as many blocks as there are scales, weighed by them. The first `skip` rows of
+/// the products are others'; what is `known` of a row is `blocks` further on than of the one before.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")]
+pub(super) fn weigh<const SCHEME: u8>(
+    known: &[Rounded],
+    blocks: usize,
+    scales: &[Scales],
+    products: &[amx::Sums],
+    skip: usize,
+    sums: &mut [[f32; PANEL]],
+) {
+    let parts = const { if SCHEME == 2 { 2 } else { 1 } };
+    if let Some(scales) = scales.as_array::<AT_ONCE>() {
+        return weigh_some::<SCHEME, AT_ONCE>(known, blocks, scales, products, skip, sums);
+    }
+    for (block, scales) in scales.iter().enumerate() {
+        weigh_some::<SCHEME, 1>(&known[block..], blocks, &[*scales], &products[block * parts..], skip, sums);
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")]
+fn weigh_some<const SCHEME: u8, const N: usize>(
+    known: &[Rounded],
+    blocks: usize,
+    scales: &[Scales; N],
+    products: &[amx::Sums],
+    skip: usize,
+    sums: &mut [[f32; PANEL]],
+) {
+    let parts = const { if SCHEME == 2 { 2 } else { 1 } };
+    assert!(!sums.is_empty() && known.len() >= (sums.len() - 1) * blocks + N);
+    assert!(products.len() >= N * parts && skip + sums.len() <= amx::ROWS);
+    // SAFETY: rows of scales, sums and products are sixteen numbers; the lengths are asserted above. Loads and stores may be
+    // unaligned.
+    unsafe {
+        let mut loaded = [[_mm512_setzero_ps(); 2]; N];
+        for (to, from) in loaded.iter_mut().zip(scales) {
+            *to = [_mm512_loadu_ps(from[0].as_ptr()), _mm512_loadu_ps(from[1].as_ptr())];
+        }
+        for (row, sums) in sums.iter_mut().enumerate() {
+            let mut total = _mm512_loadu_ps(sums.as_ptr());
+            for (block, scales) in loaded.into_iter().enumerate() {
+                let known = known.get_unchecked(row * blocks + block);
+                let product = |part: usize| {
+                    let products = products.get_unchecked(block * parts + part);
+                    _mm512_loadu_si512(products.0.get_unchecked(skip + row).as_ptr().cast())
+                };
+                total = weighed::<SCHEME>(product, known, scales, total);
+            }
+            _mm512_storeu_ps(sums.as_mut_ptr(), total);
+        }
     }
 }

@@ -3,8 +3,8 @@
 //!
 //! Weights lie in panels of 16 outputs. A panel is a list of blocks of 32 inputs; a block is the stored whole numbers of
 //! its 16 outputs, without sign and four inputs together (what one vector instruction multiplies), and then the scales.
-//! Four-bit numbers share a byte with those 16 inputs further on. What the sign or the minimum adds is known from the
-//! sum of `x` alone: `Σ (u − o)·x = Σ u·x − o·Σ x`. What must hold: packing loses nothing, so the products are exactly
+//! Four-bit numbers share a byte with those 16 inputs further on. What the sign or the minimum takes off is known from the
+//! sum of `x` alone: `Σ (u − o)·x = Σ u·x − o·Σ x`, in whole numbers where `o` is one. What must hold: packing loses nothing, so the products are exactly
 //! those of the stored weights with the rounded `x`; sums of floats are made in the order of the blocks whatever rows are
 //! in the tile, so a row's answer does not depend on its neighbours. Tiles of whole numbers ([`super::amx`]) give the same
 //! bits as AVX-512: whole sums are exact in any order, and floats are added by the same code.
@@ -28,8 +28,6 @@ use super::packed::Part;
 use super::simd::{Simd, dispatch};
 pub(crate) use layout::Layout;
 use portable::plain;
-#[cfg(target_arch = "x86_64")]
-use tiles::by_tiles;
 
 /// Outputs in one panel.
 pub(crate) const PANEL: usize = 16;
@@ -67,8 +65,9 @@ pub(crate) struct Rounded {
     pub(crate) scale: f32,
     /// The sum of what the bytes stand for.
     pub(crate) sum: f32,
-    /// That of each half.
-    pub(crate) halves: [f32; 2],
+    /// The sum of the bytes, and of the first half of them.
+    pub(crate) whole: i32,
+    pub(crate) half: i32,
 }
 
 impl<'a> Rows<'a> {
@@ -108,7 +107,7 @@ impl Quant {
         #[cfg(target_arch = "x86_64")]
         if simd == Simd::Amx && sums.len() > TILE_ROWS {
             // SAFETY: the level is only made when tiles may be used.
-            return unsafe { by_tiles(&mut amx::Instructions, simd, layout, rows, panel, sums) };
+            return unsafe { avx512::by_tiles(&mut amx::Instructions, simd, layout, rows, panel, sums) };
         }
         for first in (0..blocks).step_by(STRETCH) {
             let stretch = first..blocks.min(first + STRETCH);

@@ -12,7 +12,7 @@ pub(super) fn plain(layout: Layout, rows: Rows, panel: &[u8], stretch: Range<usi
             let at = block_at(layout, block);
             let head = block_at(layout, block / SUPER * SUPER) - layout.scheme.head();
             let x = &rows.bytes[row * inputs + block * BLOCK..][..BLOCK];
-            let Rounded { scale: x_scale, sum: x_sum, halves } = rows.blocks[row * layout.blocks + block];
+            let Rounded { scale: x_scale, sum: x_sum, whole, half } = rows.blocks[row * layout.blocks + block];
             for (lane, sum) in sums.iter_mut().enumerate() {
                 let mut products = [0i32; 2];
                 for (input, x) in x.iter().enumerate() {
@@ -27,9 +27,9 @@ pub(super) fn plain(layout: Layout, rows: Rows, panel: &[u8], stretch: Range<usi
                 let scales = at + layout.numbers();
                 match layout.scheme {
                     Scheme::Plain => {
-                        let offset = if layout.four_bits { 8.0 } else { 128.0 };
-                        let product = (products[0] + products[1]) as f32 * x_scale - offset * x_sum;
-                        *sum += product * half_at(panel, scales + 2 * lane);
+                        let offset = if layout.four_bits { 8 } else { 128 };
+                        let product = products[0] + products[1] - offset * whole;
+                        *sum += product as f32 * x_scale * half_at(panel, scales + 2 * lane);
                     }
                     Scheme::Minimum => {
                         let scale = half_at(panel, head + 2 * lane) * f32::from(panel[scales + lane]);
@@ -40,9 +40,9 @@ pub(super) fn plain(layout: Layout, rows: Rows, panel: &[u8], stretch: Range<usi
                     }
                     Scheme::Halves => {
                         let unit = half_at(panel, head + 2 * lane);
-                        for half in 0..2 {
-                            let scale = unit * f32::from(panel[scales + half * PANEL + lane] as i8);
-                            *sum += (products[half] as f32 * x_scale - 32.0 * halves[half]) * scale;
+                        for (part, of_x) in [half, whole - half].into_iter().enumerate() {
+                            let scale = unit * f32::from(panel[scales + part * PANEL + lane] as i8);
+                            *sum += (products[part] - 32 * of_x) as f32 * x_scale * scale;
                         }
                     }
                 }

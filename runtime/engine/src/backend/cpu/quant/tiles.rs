@@ -1,84 +1,95 @@
 //! Products of many rows by tiles of whole numbers ([`crate::backend::cpu::amx`]).
 
-use super::layout::{Layout, Scheme, block_at};
-use super::{BLOCK, PANEL, Rows, STRETCH, avx512};
+use super::layout::{Layout, Scheme};
+use super::{BLOCK, PANEL, Rows, avx512};
 use crate::backend::cpu::amx;
 use crate::backend::cpu::simd::Simd;
 
-/// Blocks whose sums are made one after the other before they are weighed: one alone would be waited for.
-pub(super) const AT_ONCE: usize = 4;
+/// Blocks that are opened, multiplied and weighed at once. Fewer would have vector units and tiles wait for each other more
+/// often, with more the products would not stay in the first cache.
+pub(super) const AT_ONCE: usize = 8;
 
-/// [`Quant::add`] by tiles: a stretch of the panel meets sixteen rows after sixteen. Where rows are no multiple of that, the
-/// last sixteen overlap with those before, and only what is new is kept.
+/// [`Quant::add`] by tiles: a few blocks of the panel meet sixteen rows after sixteen. Where rows are no multiple of that, the
+/// last sixteen overlap with those before, and only what is new is kept. `SCHEME` is that of the layout, as a number.
 ///
 /// # Safety
 /// The unit may be used on this thread: see [`amx::Offer::Granted`]. The level is one with AVX-512; with the model of a unit,
 /// tests may take any.
-pub(super) unsafe fn by_tiles<U: amx::Unit>(
+#[inline(always)]
+pub(super) unsafe fn by_tiles<U: amx::Unit, const SCHEME: u8>(
     unit: &mut U,
     simd: Simd,
     layout: Layout,
-    rows: Rows,
+    all: Rows,
     panel: &[u8],
     sums: &mut [[f32; PANEL]],
 ) {
-    let (inputs, parts) = (layout.blocks * BLOCK, if layout.scheme == Scheme::Halves { 2 } else { 1 });
-    let (height, width) = (sums.len().min(amx::ROWS), BLOCK / parts);
+    let (inputs, parts) = (layout.blocks * BLOCK, const { if SCHEME == 2 { 2 } else { 1 } });
+    let height = sums.len().min(amx::ROWS);
     // SAFETY: the caller's promise.
-    let mut tiles = unsafe { amx::Multiplier::new(unit, height, width) };
-    let mut opened = Opened([[0; PANEL * BLOCK]; STRETCH]);
+    let mut tiles = unsafe { amx::Multiplier::new(unit, height, BLOCK / parts) };
+    let mut opened = Opened { numbers: [[0; PANEL * BLOCK]; AT_ONCE], scales: [[[0.0; PANEL]; 2]; AT_ONCE] };
     let mut products = [amx::Sums([[0; PANEL]; amx::ROWS]); 2 * AT_ONCE];
-    for first in (0..layout.blocks).step_by(STRETCH) {
-        let stretch = first..layout.blocks.min(first + STRETCH);
-        if layout.four_bits {
-            for (block, opened) in stretch.clone().zip(&mut opened.0) {
-                let stored = &panel[block_at(layout, block)..][..layout.numbers()];
-                match simd {
-                    #[cfg(test)]
-                    Simd::Portable | Simd::Avx2 => open(stored, opened),
-                    // SAFETY: the caller's promise.
-                    _ => unsafe { avx512::open(stored, opened) },
-                }
-            }
+    for first in (0..layout.blocks).step_by(AT_ONCE) {
+        let blocks = first..layout.blocks.min(first + AT_ONCE);
+        let products = &mut products[..blocks.len() * parts];
+        match simd {
+            #[cfg(test)]
+            Simd::Portable | Simd::Avx2 => tests::open::<SCHEME>(layout, panel, blocks.clone(), &mut opened),
+            // SAFETY: the caller's promise.
+            _ => unsafe { avx512::open::<SCHEME>(layout, panel, blocks.clone(), &mut opened) },
         }
         let mut done = 0;
         while done < sums.len() {
             let from = done.min(sums.len() - height);
-            for blocks in stretch.clone().step_by(AT_ONCE) {
-                let blocks = blocks..stretch.end.min(blocks + AT_ONCE);
-                let each = blocks.clone().flat_map(|block| (0..parts).map(move |part| (block, part)));
-                for (turn, ((block, part), products)) in each.zip(&mut products).enumerate() {
-                    let weights = match layout.four_bits {
-                        true => &opened.0[block - first],
-                        false => &panel[block_at(layout, block)..][..layout.numbers()],
-                    };
-                    let x = &rows.bytes[from * inputs + block * BLOCK + part * width..];
-                    tiles.multiply(turn, x, inputs, &weights[part * width * PANEL..], products);
+            let x = &all.bytes[from * inputs + first * BLOCK..];
+            tiles.multiply(x, inputs, opened.numbers.as_flattened(), products);
+            let known = &all.blocks[done * layout.blocks + first..];
+            let (scales, sums) = (&opened.scales[..blocks.len()], &mut sums[done..from + height]);
+            let skip = done - from;
+            match simd {
+                #[cfg(test)]
+                Simd::Portable | Simd::Avx2 => {
+                    tests::weigh::<SCHEME>(known, layout.blocks, scales, products, skip, sums);
                 }
-                let new = rows.slice(inputs, done, from + height - done);
-                let (skip, sums) = (done - from, &mut sums[done..from + height]);
-                match simd {
-                    #[cfg(test)]
-                    Simd::Portable | Simd::Avx2 => tests::weigh(layout, new, panel, blocks, &products, skip, sums),
-                    // SAFETY: as above.
-                    _ => unsafe { avx512::weigh(layout, new, panel, blocks, &products, skip, sums) },
-                }
+                // SAFETY: as above.
+                _ => unsafe { avx512::weigh::<SCHEME>(known, layout.blocks, scales, products, skip, sums) },
             }
             done = from + height;
         }
     }
 }
 
-/// A stretch of four-bit numbers, a byte each.
-#[repr(C, align(64))]
-struct Opened([[u8; PANEL * BLOCK]; STRETCH]);
+/// Of a block the scales of its numbers, and those of what is taken off or of its second half.
+pub(super) type Scales = [[f32; PANEL]; 2];
 
-/// Gives each four-bit number of a block a byte.
+/// A few blocks of a panel.
+#[repr(C, align(64))]
+pub(super) struct Opened {
+    /// Signed bytes, in the order of the panel.
+    pub(super) numbers: [[i8; PANEL * BLOCK]; AT_ONCE],
+    pub(super) scales: [Scales; AT_ONCE],
+}
+
+/// Gives each number of a block its sign and a byte.
 #[inline(always)]
-pub(super) fn open(stored: &[u8], to: &mut [u8; PANEL * BLOCK]) {
-    let (low, high) = to.split_at_mut(PANEL * BLOCK / 2);
-    for ((stored, low), high) in stored.iter().zip(low).zip(high) {
-        (*low, *high) = (stored & 15, stored >> 4);
+pub(super) fn signed(layout: Layout, stored: &[u8], to: &mut [i8; PANEL * BLOCK]) {
+    let off = match (layout.scheme, layout.four_bits) {
+        (Scheme::Plain, true) => 8,
+        (Scheme::Plain, false) => 128,
+        (Scheme::Minimum, _) => 0,
+        (Scheme::Halves, _) => 32,
+    };
+    if layout.four_bits {
+        let (low, high) = to.split_at_mut(PANEL * BLOCK / 2);
+        for ((stored, low), high) in stored.iter().zip(low).zip(high) {
+            *low = (stored & 15).wrapping_sub(off).cast_signed();
+            *high = (stored >> 4).wrapping_sub(off).cast_signed();
+        }
+    } else {
+        for (stored, to) in stored.iter().zip(to) {
+            *to = stored.wrapping_sub(off).cast_signed();
+        }
     }
 }
 
@@ -88,48 +99,50 @@ mod tests {
 
     use kedge_formats::{Tensor, quant as stored};
 
-    use super::super::layout::{SUPER, half_at};
+    use super::super::layout::{SUPER, block_at, half_at};
     use super::super::tests::{TYPES, quant, rounded};
-    use super::super::{Quant, Rows};
+    use super::super::{Quant, Rounded, Rows};
     use super::*;
     use crate::backend::cpu::simd::tests::numbers;
 
+    /// What [`avx512::open`] does.
+    pub(super) fn open<const SCHEME: u8>(layout: Layout, panel: &[u8], stretch: Range<usize>, to: &mut Opened) {
+        for ((block, numbers), scales) in stretch.zip(&mut to.numbers).zip(&mut to.scales) {
+            let at = block_at(layout, block);
+            signed(layout, &panel[at..][..layout.numbers()], numbers);
+            let head = block_at(layout, block / SUPER * SUPER) - layout.scheme.head();
+            for lane in 0..PANEL {
+                let unit = |which: usize| half_at(panel, head + 2 * (which * PANEL + lane));
+                let byte = |part: usize| panel[at + layout.numbers() + part * PANEL + lane];
+                (scales[0][lane], scales[1][lane]) = match SCHEME {
+                    0 => (half_at(panel, at + layout.numbers() + 2 * lane), 0.0),
+                    1 => (unit(0) * f32::from(byte(0)), unit(1) * f32::from(byte(1))),
+                    _ => (unit(0) * f32::from(byte(0) as i8), unit(0) * f32::from(byte(1) as i8)),
+                };
+            }
+        }
+    }
+
     /// What [`avx512::weigh`] does, with the same bits.
-    pub(super) fn weigh(
-        layout: Layout,
-        rows: Rows,
-        panel: &[u8],
-        blocks: Range<usize>,
+    pub(super) fn weigh<const SCHEME: u8>(
+        known: &[Rounded],
+        blocks: usize,
+        scales: &[Scales],
         products: &[amx::Sums],
         skip: usize,
         sums: &mut [[f32; PANEL]],
     ) {
-        let parts = if layout.scheme == Scheme::Halves { 2 } else { 1 };
-        for (block, products) in blocks.zip(products.chunks_exact(parts)) {
-            let head = block_at(layout, block / SUPER * SUPER) - layout.scheme.head();
-            let scales = block_at(layout, block) + layout.numbers();
+        let parts = if SCHEME == 2 { 2 } else { 1 };
+        for (block, ([scales, second], products)) in scales.iter().zip(products.chunks_exact(parts)).enumerate() {
             for (row, lane) in (0..sums.len()).flat_map(|row| (0..PANEL).map(move |lane| (row, lane))) {
-                let known = rows.blocks[row * layout.blocks + block];
-                let product = |part: usize| products[part].0[skip + row][lane] as f32;
-                let unit = |at: usize| half_at(panel, head + 2 * (at * PANEL + lane));
-                let byte = |at: usize| panel[scales + at * PANEL + lane];
+                let known = known[row * blocks + block];
+                let scaled = |part: usize| products[part].0[skip + row][lane] as f32 * known.scale;
                 let sum = &mut sums[row][lane];
-                match layout.scheme {
-                    Scheme::Plain => {
-                        let offset = if layout.four_bits { 8.0 } else { 128.0 };
-                        let product = product(0).mul_add(known.scale, -(offset * known.sum));
-                        *sum = product.mul_add(half_at(panel, scales + 2 * lane), *sum);
-                    }
-                    Scheme::Minimum => {
-                        *sum = (product(0) * known.scale).mul_add(unit(0) * f32::from(byte(0)), *sum);
-                        *sum = (unit(1) * f32::from(byte(1))).mul_add(-known.sum, *sum);
-                    }
-                    Scheme::Halves => {
-                        for part in 0..2 {
-                            let product = product(part).mul_add(known.scale, -(32.0 * known.halves[part]));
-                            *sum = product.mul_add(unit(0) * f32::from(byte(part) as i8), *sum);
-                        }
-                    }
+                *sum = scaled(0).mul_add(scales[lane], *sum);
+                match SCHEME {
+                    0 => {}
+                    1 => *sum = second[lane].mul_add(-known.sum, *sum),
+                    _ => *sum = scaled(1).mul_add(second[lane], *sum),
                 }
             }
         }
@@ -144,7 +157,13 @@ mod tests {
                 let (layout, unit) = (packed.layout, &mut amx::tests::Model::default());
                 let panel = &packed.panels[panel * layout.panel()..][..layout.panel()];
                 // SAFETY: the model may be used everywhere.
-                unsafe { by_tiles(unit, simd, layout, rows, panel, &mut sums) };
+                unsafe {
+                    match layout.scheme {
+                        Scheme::Plain => by_tiles::<_, 0>(unit, simd, layout, rows, panel, &mut sums),
+                        Scheme::Minimum => by_tiles::<_, 1>(unit, simd, layout, rows, panel, &mut sums),
+                        Scheme::Halves => by_tiles::<_, 2>(unit, simd, layout, rows, panel, &mut sums),
+                    }
+                }
                 assert!(unit.is_released());
             } else {
                 packed.add(simd, rows, panel, &mut sums);
