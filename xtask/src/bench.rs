@@ -65,7 +65,8 @@ fn python() -> Result<PathBuf> {
 }
 
 /// llama.cpp, built for this machine from the sources in a package, behind the benchmark's protocol. Needs cmake, ninja
-/// and a C++ compiler.
+/// and a C++ compiler: clang (with libomp) if it is there, since what GCC 12 makes of it dies at the first tile of a
+/// machine with AMX.
 fn native() -> Result<PathBuf> {
     let folder = std::path::absolute(NATIVE)?;
     std::fs::create_dir_all(folder.join("fetch/src"))?;
@@ -87,12 +88,15 @@ fn native() -> Result<PathBuf> {
     let off = ["TESTS", "EXAMPLES", "SERVER", "TOOLS", "COMMON", "APP"].map(|part| format!("-DLLAMA_BUILD_{part}=OFF"));
     let on = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF", "-DGGML_NATIVE=ON", "-DGGML_CCACHE=OFF"];
     let alone = ["-DLLAMA_CURL=OFF", "-DLLAMA_OPENSSL=OFF"];
+    let clang = Command::new("clang++").arg("--version").output().is_ok_and(|said| said.status.success());
+    let (c, cpp) = if clang { ("clang", "clang++") } else { ("gcc", "g++") };
     let mut cmake = Command::new("cmake");
+    cmake.arg(format!("-DCMAKE_C_COMPILER={c}")).arg(format!("-DCMAKE_CXX_COMPILER={cpp}"));
     cmake.args(["-G", "Ninja", "-S"]).arg(&sources).arg("-B").arg(&build).args(off).args(on).args(alone);
     command(cmake.arg("--log-level=WARNING"))?;
     command(Command::new("ninja").arg("-C").arg(&build).args(["--quiet", "llama"]))?;
     let program = folder.join("native");
-    let mut compiler = Command::new("g++");
+    let mut compiler = Command::new(cpp);
     compiler.args(["-O2", "-fopenmp", "xtask/bench/peers/native.cpp", "-o"]).arg(&program);
     compiler.arg("-I").arg(sources.join("include")).arg("-I").arg(sources.join("ggml/include"));
     for library in ["src/libllama.a", "ggml/src/libggml.a", "ggml/src/libggml-cpu.a", "ggml/src/libggml-base.a"] {
