@@ -18,6 +18,9 @@ use tokio::sync::mpsc;
 /// The longest prompt that is read from a pipe: far above any context.
 const PIPE_BYTES_MAX: u64 = 16 << 20;
 
+/// How freely a model chooses that does not say it itself.
+const TEMPERATURE: f32 = 0.7;
+
 /// Settings of `kedge infer run`.
 #[derive(Args, Debug)]
 pub(crate) struct RunFlags {
@@ -30,10 +33,10 @@ pub(crate) struct RunFlags {
     /// What the model is told before the talk
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// How freely it chooses: 0 always takes the likeliest token
-    #[arg(long, value_name = "NUMBER", default_value_t = 0.7, allow_negative_numbers = true)]
-    temperature: f32,
-    /// Most tokens of an answer (default: what the context has room for)
+    /// How freely it chooses: 0 always takes the likeliest token (default: what the model says, else 0.7)
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    temperature: Option<f32>,
+    /// Most tokens of an answer (default: what the model says, else what the context has room for)
     #[arg(long, value_name = "COUNT")]
     max_tokens: Option<usize>,
     /// Where the draws begin: the same again gives the same answers
@@ -154,8 +157,8 @@ struct Session {
 
 /// Talks with a model.
 pub(crate) async fn run(flags: RunFlags) -> Result<()> {
-    if !(0.0..=2.0).contains(&flags.temperature) {
-        bail!("--temperature: must be from 0 to 2, is {}", flags.temperature);
+    if let Some(wrong) = flags.temperature.filter(|asked| !Sampling::TEMPERATURE.contains(&f64::from(*asked))) {
+        bail!("--temperature: must be from 0 to 2, is {wrong}");
     }
     if flags.max_tokens == Some(0) {
         bail!("--max-tokens: must be at least 1");
@@ -272,11 +275,13 @@ impl Session {
         let room = context - prompt.len();
         let mut speed = Speed { prompt: prompt.len(), ..Speed::default() };
         self.seed = self.seed.wrapping_add(1);
+        let defaults = self.decoder.defaults();
+        let temperature = self.flags.temperature.or(defaults.temperature).unwrap_or(TEMPERATURE);
         let request = Request {
             prompt,
-            tokens_max: self.flags.max_tokens.unwrap_or(room).min(room),
+            tokens_max: self.flags.max_tokens.or(defaults.tokens_max).unwrap_or(room).min(room),
             stop: self.decoder.stop().to_vec(),
-            sampling: Sampling { temperature: self.flags.temperature, seed: self.seed, ..Sampling::default() },
+            sampling: Sampling { temperature, seed: self.seed, ..defaults.sampling() },
             ..Request::default()
         };
         // No more events come than the answer has tokens.

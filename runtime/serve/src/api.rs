@@ -2,6 +2,8 @@
 //!
 //! What must hold: a refusal names the field; a field that would change the answer and is not supported is refused.
 
+use std::ops::RangeInclusive;
+
 use base64::Engine;
 use kedge_engine::{Embedding, Encoder, Tokens};
 use serde_json::{Map, Value, json};
@@ -104,12 +106,14 @@ impl Body {
         self.0.remove(field).filter(|value| !value.is_null())
     }
 
-    pub(crate) fn number(&mut self, field: &str, least: f64, most: f64) -> Result<Option<f64>, Refusal> {
+    pub(crate) fn number(&mut self, field: &str, range: &RangeInclusive<f64>) -> Result<Option<f64>, Refusal> {
         let Some(value) = self.take(field) else { return Ok(None) };
-        let number = value.as_f64().filter(|number| (least..=most).contains(number));
-        number
-            .map(Some)
-            .ok_or_else(|| Refusal::field(field, format!("must be a number from {least} to {most}, is {value}")))
+        let number = value.as_f64().filter(|number| range.contains(number));
+        let wrong = || {
+            let reason = format!("must be a number from {} to {}, is {value}", range.start(), range.end());
+            Refusal::field(field, reason)
+        };
+        number.map(Some).ok_or_else(wrong)
     }
 
     pub(crate) fn count(&mut self, field: &str, least: u64, most: u64) -> Result<Option<u64>, Refusal> {
@@ -121,8 +125,8 @@ impl Body {
     }
 
     /// A number without a fraction.
-    pub(crate) fn whole(&mut self, field: &str, least: f64, most: f64) -> Result<Option<f64>, Refusal> {
-        let number = self.number(field, least, most)?;
+    pub(crate) fn whole(&mut self, field: &str, range: &RangeInclusive<f64>) -> Result<Option<f64>, Refusal> {
+        let number = self.number(field, range)?;
         match number.filter(|number| number.fract() != 0.0) {
             Some(number) => Err(Refusal::field(field, format!("must be a whole number, is {number}"))),
             None => Ok(number),

@@ -4,6 +4,7 @@
 //! others that are not known are left out with a warning that names them, since clients of many servers send them.
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 
 use kedge_engine::generate::{Choice, Client, End, Message, Request, Sampling, TextTokenizer};
 use kedge_engine::{Decoder, EngineError};
@@ -20,6 +21,8 @@ const ANSWERS_ALL_MAX: usize = 128;
 const _: () = assert!(ANSWERS_ALL_MAX <= origin_max(OPEN_MAX));
 /// Most texts that end an answer, as at OpenAI.
 const STOPS_MAX: usize = 16;
+/// What presence and frequency may cost.
+const PENALTY: RangeInclusive<f64> = -2.0..=2.0;
 /// Tokens of an answer to a prompt without `max_tokens`, as at OpenAI.
 const TOKENS_DEFAULT: usize = 16;
 
@@ -66,18 +69,18 @@ pub(crate) fn parse(
         Kind::Chat => vec![talk(&mut body, decoder)?],
         Kind::Text | Kind::Generate => texts(&mut body, decoder)?,
     };
-    let tokens_max = length(&mut body, kind, &prompts, decoder.config().context)?;
+    let tokens_max = length(&mut body, kind, &prompts, decoder)?;
     let stream = body.flag("stream")?;
     let include_usage = include_usage(&mut body, stream)?;
     let (stops, stop) = ends(&mut body, decoder)?;
-    let sampling = sampling(&mut body, kind, decoder.config().vocabulary, seed)?;
+    let sampling = sampling(&mut body, kind, decoder, seed)?;
     let answers = body.count("n", 1, ANSWERS_MAX)?.unwrap_or(1);
     let all = prompts.len() * answers as usize;
     if all > ANSWERS_ALL_MAX {
         let reason = format!("makes {all} answers of all prompts; {ANSWERS_ALL_MAX} are made at most");
         return Err(Refusal::field("n", reason));
     }
-    let priority = body.whole("priority", -1e6, 1e6)?.unwrap_or(0.0) as i32;
+    let priority = body.whole("priority", &(-1e6..=1e6))?.unwrap_or(0.0) as i32;
     // Whom the server knows it to be is not said in the body.
     let client = Client { origin: String::new(), name: body.text("user")?.unwrap_or_default() };
     unsupported(&mut body)?;
@@ -103,7 +106,8 @@ pub(crate) fn parse(
 }
 
 /// Most tokens of an answer.
-fn length(body: &mut Body, kind: Kind, prompts: &[Vec<u32>], context: usize) -> Result<usize, Refusal> {
+fn length(body: &mut Body, kind: Kind, prompts: &[Vec<u32>], decoder: &Decoder) -> Result<usize, Refusal> {
+    let context = decoder.config().context;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or_default();
     let prompt_field = if kind == Kind::Chat { "messages" } else { "prompt" };
     if longest >= context {
@@ -113,6 +117,7 @@ fn length(body: &mut Body, kind: Kind, prompts: &[Vec<u32>], context: usize) -> 
     let room = context - longest;
     let most = body.count("max_completion_tokens", 1, u64::from(u32::MAX))?;
     let most = most.or(body.count("max_tokens", 1, u64::from(u32::MAX))?).map(|most| most as usize);
+    let most = most.or(decoder.defaults().tokens_max);
     Ok(most.unwrap_or(if kind == Kind::Chat { room } else { TOKENS_DEFAULT }).min(room))
 }
 
@@ -128,7 +133,7 @@ fn ends(body: &mut Body, decoder: &Decoder) -> Result<(Vec<String>, Vec<u32>), R
 }
 
 /// How tokens are chosen; `seed` is where draws begin when the request does not say.
-fn sampling(body: &mut Body, kind: Kind, vocabulary: usize, seed: u64) -> Result<Sampling, Refusal> {
+fn sampling(body: &mut Body, kind: Kind, decoder: &Decoder, seed: u64) -> Result<Sampling, Refusal> {
     let logprobs = match kind {
         Kind::Chat => {
             let wanted = body.flag("logprobs")?;
@@ -140,15 +145,17 @@ fn sampling(body: &mut Body, kind: Kind, vocabulary: usize, seed: u64) -> Result
         }
         Kind::Text | Kind::Generate => body.count("logprobs", 0, 20)?.map(|top| top as usize),
     };
+    let usual = decoder.defaults().sampling();
+    let mut number = |field, range, usual| Ok(body.number(field, range)?.map_or(usual, |number| number as f32));
     Ok(Sampling {
-        temperature: body.number("temperature", 0.0, 2.0)?.unwrap_or(1.0) as f32,
-        top_p: body.number("top_p", 0.0, 1.0)?.unwrap_or(1.0) as f32,
-        top_k: body.whole("top_k", -1.0, f64::from(u32::MAX))?.unwrap_or(0.0).max(0.0) as usize,
-        min_p: body.number("min_p", 0.0, 1.0)?.unwrap_or(0.0) as f32,
-        repetition_penalty: body.number("repetition_penalty", 0.01, 10.0)?.unwrap_or(1.0) as f32,
-        presence_penalty: body.number("presence_penalty", -2.0, 2.0)?.unwrap_or(0.0) as f32,
-        frequency_penalty: body.number("frequency_penalty", -2.0, 2.0)?.unwrap_or(0.0) as f32,
-        logit_bias: biases(body, vocabulary)?,
+        temperature: number("temperature", &Sampling::TEMPERATURE, usual.temperature)?,
+        top_p: number("top_p", &Sampling::SHARE, usual.top_p)?,
+        min_p: number("min_p", &Sampling::SHARE, usual.min_p)?,
+        repetition_penalty: number("repetition_penalty", &Sampling::REPETITION_PENALTY, usual.repetition_penalty)?,
+        presence_penalty: number("presence_penalty", &PENALTY, usual.presence_penalty)?,
+        frequency_penalty: number("frequency_penalty", &PENALTY, usual.frequency_penalty)?,
+        top_k: body.whole("top_k", &Sampling::TOP_K)?.map_or(usual.top_k, |count| count.max(0.0) as usize),
+        logit_bias: biases(body, decoder.config().vocabulary)?,
         seed: match body.take("seed") {
             None => seed,
             Some(value) => value

@@ -119,6 +119,23 @@ async fn settings_do_what_they_say() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_request_does_not_say_the_model_s_files_say() {
+    let served = Served::start().await;
+    let (messages, expected, _) = talks().remove(0);
+    for _ in 0..3 {
+        let (_, answer) = served.answer(CHAT, json!({"model": "demo", "messages": messages})).await;
+        let text = answer["choices"][0]["message"]["content"].as_str().unwrap();
+        assert!(text.starts_with(&expected), "do_sample is false: {text}");
+    }
+    for (path, body) in [(CHAT, json!({"messages": messages})), (TEXT, json!({"prompt": "On"}))] {
+        let mut body = body;
+        (body["model"], body["ignore_eos"]) = (json!("demo"), json!(true));
+        let (_, answer) = served.answer(path, body).await;
+        assert_eq!(answer["usage"]["completion_tokens"], 128, "max_new_tokens");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn tokens_are_counted_once_a_prompt_however_it_is_answered() {
     let served = Served::start().await;
     let (messages, expected, prompt) = talks().remove(0);

@@ -11,6 +11,7 @@ use kedge_formats::{Gguf, Tensors};
 use serde_json::Value;
 
 use super::chat::ChatTemplate;
+use super::defaults::{self, Defaults};
 use super::sample::Draw;
 use super::schedule::{Batch, End, Event, Limits, Request, RequestId, Schedule, Totals};
 use super::text::TextTokenizer;
@@ -104,6 +105,7 @@ pub struct Decoder {
     config: DecoderConfig,
     tokenizer: TextTokenizer,
     template: Option<ChatTemplate>,
+    defaults: Defaults,
     stop: Vec<u32>,
     placed: Arc<Placed>,
     figures: Arc<Figures>,
@@ -119,13 +121,14 @@ struct Files {
     config: DecoderConfig,
     tokenizer: TextTokenizer,
     template: Option<ChatTemplate>,
+    defaults: Defaults,
     stop: Vec<u32>,
 }
 
 impl Decoder {
     /// Opens the model at `path`, which [`Location`] says what it means.
     pub fn open(path: &Path, backend: &dyn Backend, options: DecoderOptions) -> Result<Self, EngineError> {
-        let Files { source, config, tokenizer, template, stop } = Files::open(path)?;
+        let Files { source, config, tokenizer, template, defaults, stop } = Files::open(path)?;
         let graph = Arc::new(graph(&source, &config)?);
         let kept = tokens_kept(&graph, &config, backend, options);
         let context = config.context.min(kept);
@@ -159,6 +162,7 @@ impl Decoder {
             config,
             tokenizer,
             template,
+            defaults,
             stop,
             placed,
             figures,
@@ -196,6 +200,11 @@ impl Decoder {
     /// How it writes talks down, if it says so.
     pub fn template(&self) -> Option<&ChatTemplate> {
         self.template.as_ref()
+    }
+
+    /// How it would have tokens chosen where a request does not say.
+    pub fn defaults(&self) -> &Defaults {
+        &self.defaults
     }
 
     /// The tokens by which it ends an answer.
@@ -314,7 +323,7 @@ impl Files {
             let path = folder.join(name);
             if path.is_file() { read_json(&path) } else { Ok(Value::Null) }
         };
-        let (settings, generation) = (optional("tokenizer_config.json")?, optional("generation_config.json")?);
+        let (settings, generation) = (optional("tokenizer_config.json")?, optional(defaults::FILE)?);
         let text_of = |field: &str| {
             let token = &settings[field];
             token.as_str().or(token["content"].as_str()).unwrap_or_default().to_owned()
@@ -327,7 +336,8 @@ impl Files {
         }
         let template = template_of(&settings["chat_template"]).or_else(|| read_template(folder));
         let template = template.map(|text| ChatTemplate::new(&text, &bos, &eos)).transpose()?;
-        Self { source, config, tokenizer, template, stop }.checked(path)
+        let defaults = Defaults::of_folder(folder)?;
+        Self { source, config, tokenizer, template, defaults, stop }.checked(path)
     }
 
     fn of_gguf(path: &Path) -> Result<Self, EngineError> {
@@ -346,7 +356,8 @@ impl Files {
         } else {
             None
         };
-        Self { source: Source::gguf(&file), config, tokenizer, template, stop }.checked(path)
+        Self { source: Source::gguf(&file), config, tokenizer, template, defaults: Defaults::of_gguf(&file)?, stop }
+            .checked(path)
     }
 
     fn checked(mut self, path: &Path) -> Result<Self, EngineError> {

@@ -6,6 +6,7 @@
 
 pub mod chat;
 pub mod decoder;
+mod defaults;
 pub mod pages;
 pub mod sample;
 pub mod schedule;
@@ -14,6 +15,7 @@ pub mod text;
 
 pub use chat::{ChatTemplate, Message};
 pub use decoder::{Decoder, DecoderOptions, Figures};
+pub use defaults::Defaults;
 pub use sample::{Choice, Sampling};
 pub use schedule::{End, Event, Request};
 pub use share::Client;

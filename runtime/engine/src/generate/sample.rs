@@ -7,6 +7,7 @@
 //! are added up as whole numbers ([`mass`]).
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 /// How tokens are chosen.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,6 +49,18 @@ impl Default for Sampling {
             logprobs: None,
         }
     }
+}
+
+/// What may be said of each, by clients, flags and the files of models.
+impl Sampling {
+    /// Of [`Self::temperature`].
+    pub const TEMPERATURE: RangeInclusive<f64> = 0.0..=2.0;
+    /// Of [`Self::top_k`], where −1 is all, too.
+    pub const TOP_K: RangeInclusive<f64> = -1.0..=u32::MAX as f64;
+    /// Of [`Self::top_p`] and [`Self::min_p`].
+    pub const SHARE: RangeInclusive<f64> = 0.0..=1.0;
+    /// Of [`Self::repetition_penalty`].
+    pub const REPETITION_PENALTY: RangeInclusive<f64> = 0.01..=10.0;
 }
 
 impl Sampling {
