@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
-use kedge_engine::generate::{Choice, Client, End, Message, Request, Sampling, TextTokenizer};
+use kedge_engine::generate::{ChatTemplate, Choice, Client, End, Message, Request, Sampling, TextTokenizer};
 use kedge_engine::{Decoder, EngineError};
 use serde_json::{Map, Value, json};
 
@@ -46,6 +46,8 @@ pub(crate) struct Completion {
     pub(crate) prompts: Vec<usize>,
     /// Texts that end an answer.
     pub(crate) stops: Vec<String>,
+    /// Tokens of an answer whose text is not looked through for them.
+    pub(crate) tokens_min: usize,
     pub(crate) stream: bool,
     /// Whether a stream ends with the counts of tokens.
     pub(crate) include_usage: bool,
@@ -70,6 +72,11 @@ pub(crate) fn parse(
         Kind::Text | Kind::Generate => texts(&mut body, decoder)?,
     };
     let tokens_max = length(&mut body, kind, &prompts, decoder)?;
+    let tokens_min = body.count("min_tokens", 0, u64::from(u32::MAX))?.unwrap_or(0) as usize;
+    if tokens_min > tokens_max {
+        let reason = format!("is {tokens_min}, and the answer has {tokens_max} tokens at most");
+        return Err(Refusal::field("min_tokens", reason));
+    }
     let stream = body.flag("stream")?;
     let include_usage = include_usage(&mut body, stream)?;
     let (stops, stop) = ends(&mut body, decoder)?;
@@ -88,6 +95,7 @@ pub(crate) fn parse(
     let request = |prompt: &Vec<u32>, answer: u64| Request {
         prompt: prompt.clone(),
         tokens_max,
+        tokens_min,
         stop: stop.clone(),
         sampling: Sampling { seed: sampling.seed.wrapping_add(answer), ..sampling.clone() },
         client: client.clone(),
@@ -98,6 +106,7 @@ pub(crate) fn parse(
         requests: prompts.iter().flat_map(of_prompt).map(|(prompt, answer)| request(prompt, answer)).collect(),
         prompts: prompts.iter().map(Vec::len).collect(),
         stops,
+        tokens_min,
         stream,
         include_usage,
         logprobs,
@@ -168,15 +177,14 @@ fn sampling(body: &mut Body, kind: Kind, decoder: &Decoder, seed: u64) -> Result
     })
 }
 
-/// Fields of OpenAI, vLLM and llama.cpp that would change the answer; empty, they say what happens anyway.
-const UNSUPPORTED: [&str; 27] = [
+/// Fields of OpenAI, vLLM and llama.cpp whose promise would be broken; empty, they say what happens anyway. Samplers of
+/// llama.cpp that are not here promise nothing, and are left out of account as what is not known.
+const UNSUPPORTED: [&str; 22] = [
     "allowed_token_ids",
     "bad_words",
     "chat_template",
-    "chat_template_kwargs",
     "continue_final_message",
     "documents",
-    "dry_multiplier",
     "echo",
     "functions",
     "grammar",
@@ -186,8 +194,6 @@ const UNSUPPORTED: [&str; 27] = [
     "guided_regex",
     "include_stop_str_in_output",
     "json_schema",
-    "min_tokens",
-    "mirostat",
     "prompt_logprobs",
     "return_token_ids",
     "structured_outputs",
@@ -196,7 +202,6 @@ const UNSUPPORTED: [&str; 27] = [
     "truncate_prompt_tokens",
     "use_beam_search",
     "web_search_options",
-    "xtc_probability",
 ];
 
 /// Refuses what would change the answer.
@@ -206,9 +211,7 @@ pub(crate) fn unsupported(body: &mut Body) -> Result<(), Refusal> {
             [json!(false), json!(0), json!(0.0), json!(""), json!([]), json!({})].contains(value)
         })?;
     }
-    for field in ["best_of", "repeat_penalty", "typical_p"] {
-        body.refuse(field, |value| value.as_f64() == Some(1.0))?;
-    }
+    body.refuse("best_of", |value| value.as_f64() == Some(1.0))?;
     for field in ["add_generation_prompt", "skip_special_tokens"] {
         body.refuse(field, |value| *value == true)?;
     }
@@ -244,9 +247,26 @@ pub(crate) fn talk(body: &mut Body, decoder: &Decoder) -> Result<Vec<u32>, Refus
     let template = decoder.template().ok_or_else(|| {
         Refusal::field("messages", "this model has no chat template; /v1/completions takes a prompt as it is")
     })?;
+    let variables = variables(body)?;
     let refused = |error: EngineError| Refusal::field("messages", error.to_string());
+    let text = template.render_with(&messages, &variables).map_err(refused)?;
     // The template writes the token that begins a text, where there is one.
-    decoder.tokenizer().encode(&template.render(&messages).map_err(refused)?, false).map_err(refused)
+    decoder.tokenizer().encode(&text, false).map_err(refused)
+}
+
+/// What the template is told beside the talk.
+fn variables(body: &mut Body) -> Result<Map<String, Value>, Refusal> {
+    let field = "chat_template_kwargs";
+    let all = match body.take(field) {
+        None => return Ok(Map::new()),
+        Some(Value::Object(all)) => all,
+        Some(other) => return Err(Refusal::field(field, format!("must be an object, is {other}"))),
+    };
+    let is_said = |name: &&str| all.get(*name).is_some_and(|value| *name != "add_generation_prompt" || *value != true);
+    match ChatTemplate::OWN.iter().find(|name| is_said(name)) {
+        Some(name) => Err(Refusal::field(format!("{field}.{name}"), "is what the server says")),
+        None => Ok(all),
+    }
 }
 
 /// The messages of a talk, and their fields that are left out of account.

@@ -345,6 +345,7 @@ impl Maker {
         if part.finish.is_some() {
             return Ok(None);
         }
+        let within = |tokens: usize| if tokens > self.completion.tokens_min { &self.completion.stops[..] } else { &[] };
         let text = match event {
             Event::Begin { cached_tokens } => {
                 self.begins(index, cached_tokens);
@@ -354,7 +355,7 @@ impl Maker {
                 part.tokens += 1;
                 let text = part.stream.push(tokenizer, choice.token).map_err(failed)?;
                 part.choices.push(choice);
-                let (text, ended) = part.stops.push(&self.completion.stops, &text);
+                let (text, ended) = part.stops.push(within(part.tokens), &text);
                 if ended {
                     part.finish = Some("stop");
                     self.talk.decoder.cancel(part.id);
@@ -367,7 +368,7 @@ impl Maker {
             }
             Event::End(end) => {
                 let rest = part.stream.finish(tokenizer).map_err(failed)?;
-                let (mut text, ended) = part.stops.push(&self.completion.stops, &rest);
+                let (mut text, ended) = part.stops.push(within(part.tokens), &rest);
                 if !ended {
                     text += &part.stops.finish();
                 }

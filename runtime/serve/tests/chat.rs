@@ -81,7 +81,7 @@ async fn settings_do_what_they_say() {
     let (_, back) = served.answer("/detokenize", json!({"tokens": tokens["tokens"]})).await;
     assert_eq!(back["prompt"], prompt);
 
-    let harmless = json!({"tools": [], "min_tokens": 0, "echo": false, "best_of": 1, "repeat_penalty": 1.0, "guided_json": null,
+    let harmless = json!({"tools": [], "min_tokens": 0, "echo": false, "best_of": 1, "guided_json": null,
         "chat_template_kwargs": {}, "skip_special_tokens": true});
     let response = served.ask(CHAT, chat(&messages, harmless)).await;
     assert_eq!((response.status().as_u16(), response.headers().get("warning")), (200, None));
@@ -93,13 +93,21 @@ async fn settings_do_what_they_say() {
     assert_eq!((response.status().as_u16(), warnings.collect::<Vec<_>>()), (200, expected.to_vec()));
 
     let sent = json!({"cache_prompt": true, "store": false, "metadata": {"a": "b"}, "parallel_tool_calls": true,
-        "service_tier": "auto", "user": "till-3", "nothing": null});
+        "service_tier": "auto", "user": "till-3", "nothing": null, "chat_template_kwargs": {"enable_thinking": false}});
     let response = served.ask(CHAT, chat(&messages, sent)).await;
     assert_eq!(response.status(), 200);
     let warnings: Vec<&str> =
         response.headers().get_all("warning").iter().map(|warning| warning.to_str().unwrap()).collect();
     let expected = ["cache_prompt", "metadata", "parallel_tool_calls", "service_tier", "store"];
     assert_eq!(warnings, expected.map(|field| format!("299 kedge \"{field} is ignored\"")));
+    let fields =
+        ["dry_multiplier", "dynatemp_range", "mirostat", "repeat_penalty", "tfs_z", "typical_p", "xtc_probability"];
+    let samplers: serde_json::Map<String, Value> =
+        fields.map(|field| (field.to_owned(), json!(0.9))).into_iter().collect();
+    let response = served.ask(CHAT, chat(&messages, Value::Object(samplers))).await;
+    let warnings: Vec<&str> =
+        response.headers().get_all("warning").iter().map(|warning| warning.to_str().unwrap()).collect();
+    assert_eq!(warnings, fields.map(|field| format!("299 kedge \"{field} is ignored\"")));
     let part = json!({"type": "text", "text": "hello", "cache_control": {}});
     let named = json!([{"role": "user", "content": [part], "name": "till-3", "audio": null}]);
     let response = served.ask(CHAT, chat(&named, json!({"max_tokens": 1}))).await;
@@ -116,6 +124,26 @@ async fn settings_do_what_they_say() {
     assert_eq!((response.status().as_u16(), response.headers().get_all("warning").iter().count()), (200, 17));
     let (_, answer) = served.answer(CHAT, chat(&messages, json!({"ignore_eos": true, "max_tokens": 100}))).await;
     assert_eq!(answer["usage"]["completion_tokens"], 100);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_is_not_ended_before_it_is_as_long_as_was_asked() {
+    let served = Served::start().await;
+    let (messages, expected, _) = talks().remove(0);
+    let word = expected.split_whitespace().next().unwrap();
+    for more in
+        [json!({}), json!({"temperature": 1.5, "seed": 7, "n": 4}), json!({"stop": word, "stop_token_ids": [5]})]
+    {
+        let mut more = more;
+        (more["min_tokens"], more["max_tokens"]) = (json!(100), json!(101));
+        let (_, answer) = served.answer(CHAT, chat(&messages, more.clone())).await;
+        let made = answer["usage"]["completion_tokens"].as_u64().unwrap();
+        let each = made / more["n"].as_u64().unwrap_or(1);
+        assert!((100..=101).contains(&each), "{more}: {answer}");
+    }
+    let (_, answer) = served.answer(CHAT, chat(&messages, json!({"min_tokens": 3, "max_tokens": 100}))).await;
+    let text = answer["choices"][0]["message"]["content"].as_str().unwrap();
+    assert!(text.starts_with(&expected), "it is longer by itself: {text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -229,9 +257,10 @@ async fn what_cannot_be_answered_is_refused_by_field() {
         (json!({"tools": [{}]}), 400, "tools"),
         (json!({"response_format": {"type": "json_object"}}), 400, "response_format"),
         (json!({"guided_json": {"type": "object"}}), 400, "guided_json"),
-        (json!({"chat_template_kwargs": {"enable_thinking": false}}), 400, "chat_template_kwargs"),
-        (json!({"min_tokens": 3}), 400, "min_tokens"),
-        (json!({"repeat_penalty": 1.1}), 400, "repeat_penalty"),
+        (json!({"chat_template_kwargs": []}), 400, "chat_template_kwargs"),
+        (json!({"chat_template_kwargs": {"bos_token": ""}}), 400, "chat_template_kwargs.bos_token"),
+        (json!({"min_tokens": 41}), 400, "min_tokens"),
+        (json!({"min_tokens": "many"}), 400, "min_tokens"),
         (json!({"user": 7}), 400, "user"),
         (json!({"stream": true, "stream_options": []}), 400, "stream_options"),
         (json!({"stream": true, "stream_options": {"include_usage": 1}}), 400, "stream_options.include_usage"),

@@ -448,10 +448,7 @@ impl Worker {
         let outputs = bucket(batch.step.outputs.len().max(1)).min(bucket(self.limits.running_max));
         let shape = Shape { rows: bucket(batch.step.ids.len()), outputs };
         let plan = self.plans.entry(shape).or_insert_with(|| Plan::new(&self.graph, shape));
-        let draw = |id: &RequestId| {
-            let (sampling, history) = self.schedule.sampling(*id).expect("who is in a step runs");
-            Draw::new(sampling, history)
-        };
+        let draw = |id: &RequestId| self.schedule.draw(*id).expect("who is in a step runs");
         let draws: Vec<Draw> = batch.answers.iter().map(draw).collect();
         let mut choices = Vec::new();
         match self.placed.choose(Work { plan, step: &batch.step, draws: &draws }, room, &mut choices) {

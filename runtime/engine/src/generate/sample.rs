@@ -174,6 +174,20 @@ impl Draw {
     }
 }
 
+impl Draw {
+    /// The same among all tokens but these.
+    pub fn without(mut self, tokens: &[u32]) -> Self {
+        if !tokens.is_empty() {
+            self.changes.extend(tokens.iter().map(|token| Change { bias: NEVER, ..Change::none(*token) }));
+            self.changes = merged(self.changes);
+        }
+        self
+    }
+}
+
+/// A bias that leaves a token no mass, whatever else changes its logit, and is a number on every device.
+const NEVER: f32 = -1e30;
+
 /// What bias and penalties change. Runs of ascending tokens one after the other, which sort fast.
 fn changes(sampling: &Sampling, history: &History) -> Vec<Change> {
     let biased = sampling.logit_bias.iter().map(|(token, bias)| Change { bias: *bias, ..Change::none(*token) });
@@ -186,6 +200,11 @@ fn changes(sampling: &Sampling, history: &History) -> Vec<Change> {
         let off = |count: &u32| sampling.presence_penalty + sampling.frequency_penalty * *count as f32;
         all.extend(history.answer.iter().map(|(token, count)| Change { off: off(count), ..Change::none(*token) }));
     }
+    merged(all)
+}
+
+/// Ascending, one for each token.
+fn merged(mut all: Vec<Change>) -> Vec<Change> {
     all.sort_by_key(|change| change.token);
     all.dedup_by(|next, kept| {
         let same = next.token == kept.token;
@@ -453,6 +472,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_out_is_never_chosen() {
+        let history = History::of_prompt(&[1, 3]);
+        for sampling in [
+            Sampling::greedy(),
+            Sampling { temperature: 2.0, repetition_penalty: 0.01, ..Sampling::default() },
+            Sampling { temperature: 1e-30, logit_bias: vec![(1, 100.0)], top_k: 4, ..Sampling::default() },
+        ] {
+            for seed in 0..200 {
+                let draw = Draw::new(&Sampling { seed, ..sampling.clone() }, &history).without(&[1, 3, 99]);
+                let token = choose(&mut LOGITS.to_vec(), &draw).unwrap().token;
+                assert!(token == 0 || token == 2, "{sampling:?}: {token}");
+            }
+        }
+    }
+
+    #[test]
     fn draws_follow_the_probabilities() {
         let sampling = Sampling { temperature: 2.0, ..Sampling::default() };
         let mut counts = [0f64; 4];
@@ -574,6 +609,10 @@ mod tests {
         let expected =
             [change(1, 2.0, 1.0, 0.0), change(2, 0.0, 2.0, 1.25), change(4, 0.0, 2.0, 0.75), change(9, 1.5, 2.0, 0.0)];
         assert_eq!(Draw::new(&sampling, &history).changes, expected);
+        let mut without = expected.to_vec();
+        (without[1].bias, without[2].bias) = (NEVER, NEVER);
+        without.push(change(10, NEVER, 1.0, 0.0));
+        assert_eq!(Draw::new(&sampling, &history).without(&[10, 2, 4]).changes, without);
         assert_eq!([3.0, -3.0, 0.0].map(|logit| change(0, 1.0, 2.0, 0.5).apply(logit)), [1.5, -4.5, 0.0]);
     }
 }

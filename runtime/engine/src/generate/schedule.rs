@@ -14,7 +14,7 @@
 use std::cmp::Reverse;
 
 use super::pages::{Owned, PageTable};
-use super::sample::{Choice, History, Sampling};
+use super::sample::{Choice, Draw, History, Sampling};
 use super::share::{Client, Shares, Ticket};
 use crate::backend::{Sequence, Step};
 use crate::graph::PAGE_TOKENS;
@@ -29,6 +29,8 @@ pub struct Request {
     pub prompt: Vec<u32>,
     /// Most tokens of the answer.
     pub tokens_max: usize,
+    /// Tokens of the answer before which it is not ended by those that end it: they are not chosen until then.
+    pub tokens_min: usize,
     /// Tokens that end the answer; they are no part of it.
     pub stop: Vec<u32>,
     /// How tokens are chosen.
@@ -341,10 +343,12 @@ impl Schedule {
         self.running.iter().position(|running| running.id == id)
     }
 
-    /// The settings and the history of a request that a step answers.
-    pub fn sampling(&self, id: RequestId) -> Option<(&Sampling, &History)> {
+    /// The choice that a step has to make for a request.
+    pub fn draw(&self, id: RequestId) -> Option<Draw> {
         let running = &self.running[self.position(id)?];
-        Some((&running.request.sampling, &running.history))
+        let Request { sampling, stop, tokens_min, .. } = &running.request;
+        let draw = Draw::new(sampling, &running.history);
+        Some(if running.answered() < *tokens_min { draw.without(stop) } else { draw })
     }
 
     /// Notes that a step was computed, with the token that was chosen for each of its answers, or why there is none; what
