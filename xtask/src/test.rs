@@ -19,6 +19,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("iproute2", "/usr/sbin/ip"),
     ("busybox-static", "/usr/bin/busybox"),
     ("python3", "/usr/bin/python3"),
+    ("binutils", "/usr/bin/objdump"),
     ("python3-pip", "/usr/bin/pip3"),
     ("systemd", "/usr/bin/systemd-analyze"),
 ];
@@ -73,6 +74,7 @@ fn tests() -> Result<Command> {
         }
         tests.env(demands, "1");
     }
+    tests.env("KEDGE_TEST_REQUIRE_BINUTILS", "1");
     if is_root() {
         tests.env("KEDGE_TEST_REQUIRE_CONTAINERD", "1").env("KEDGE_TEST_REQUIRE_NETWORK", "1");
     } else {

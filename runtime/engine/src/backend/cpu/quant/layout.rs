@@ -49,7 +49,7 @@ impl Layout {
             Dtype::Q4K => (Scheme::Minimum, true),
             Dtype::Q5K => (Scheme::Minimum, false),
             Dtype::Q6K => (Scheme::Halves, false),
-            _ => return None,
+            Dtype::F32 | Dtype::F16 | Dtype::Bf16 | Dtype::Other { .. } => return None,
         };
         Some(Self { scheme, four_bits, blocks: matrix.columns() / BLOCK })
     }
@@ -137,7 +137,8 @@ fn number(dtype: Dtype, stored: &[u8], index: usize) -> u8 {
         Dtype::Q4_0 => stored[2 + index % 16] >> (index / 16 * 4) & 15,
         Dtype::Q4K => nibble(&stored[16..], index),
         Dtype::Q5K => nibble(&stored[48..], index) | (stored[16 + index % 32] >> (index / 32) & 1) << 4,
-        _ => quant::six_bits(stored, index),
+        Dtype::Q6K => quant::six_bits(stored, index),
+        Dtype::F32 | Dtype::F16 | Dtype::Bf16 | Dtype::Other { .. } => unreachable!("a layout is of a quantised type"),
     }
 }
 
