@@ -87,7 +87,7 @@ pub(crate) fn parse(
         let reason = format!("makes {all} answers of all prompts; {ANSWERS_ALL_MAX} are made at most");
         return Err(Refusal::field("n", reason));
     }
-    let priority = body.whole("priority", &(-1e6..=1e6))?.unwrap_or(0.0) as i32;
+    let priority = priority(&mut body)?;
     // Whom the server knows it to be is not said in the body.
     let client = Client { origin: String::new(), name: body.text("user")?.unwrap_or_default() };
     unsupported(&mut body)?;
@@ -112,6 +112,11 @@ pub(crate) fn parse(
         logprobs,
         ignored: body.rest(),
     })
+}
+
+/// How urgent a request is: in vLLM the lower is first, in the engine the higher.
+fn priority(body: &mut Body) -> Result<i32, Refusal> {
+    Ok(body.whole("priority", &(-1e6..=1e6))?.map_or(0, |priority| -priority as i32))
 }
 
 /// Most tokens of an answer.
@@ -560,6 +565,16 @@ pub(crate) fn logprobs(kind: Kind, tokenizer: &TextTokenizer, choices: &[Choice]
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_lower_priority_is_the_more_urgent() {
+        let of = |body: Value| priority(&mut Body::new(body.as_object().unwrap().clone()));
+        assert_eq!(
+            [json!({}), json!({"priority": -7}), json!({"priority": 7})].map(|body| of(body).unwrap()),
+            [0, 7, -7]
+        );
+        assert!(of(json!({"priority": 1_000_001})).is_err());
+    }
 
     #[test]
     fn texts_that_end_an_answer_are_found_across_pieces() {
