@@ -3,6 +3,7 @@
 
 mod bench;
 mod chat;
+mod limits;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Error, Result, bail};
 use clap::builder::{NonEmptyStringValueParser, RangedU64ValueParser};
 use clap::{Args, Subcommand, ValueEnum};
-use kedge_engine::{Cpu, Decoder};
+use kedge_engine::{Cpu, Decoder, DecoderOptions};
 use kedge_serve::{Candidate, Device, InferOptions, Model, Opened, Placement, TelemetryOptions, TlsFiles};
 
 use crate::logs;
@@ -114,6 +115,8 @@ struct ServeFlags {
     listen: String,
     #[command(flatten)]
     placement: PlacementFlags,
+    #[command(flatten)]
+    limits: limits::LimitFlags,
     /// File with the keys of clients, one a line; whoever shows none of them may not ask
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
@@ -199,6 +202,7 @@ async fn serve(flags: ServeFlags) -> Result<()> {
         name,
         listen: flags.listen,
         placement: flags.placement.placement(),
+        decoder: flags.limits.options(),
         api_key_file: flags.api_key_file,
         tls: tls.map(|(certificate, key)| TlsFiles { certificate, key, client_ca }),
         telemetry,
@@ -232,7 +236,7 @@ fn devices(flags: &DevicesFlags) -> Result<()> {
 /// Opens a model that makes text; also why it is not on a GPU, where one was wanted or would have been taken.
 async fn open(model: &Path, flags: &PlacementFlags) -> Result<(Arc<Decoder>, Option<String>)> {
     let (path, placement) = (model.to_owned(), flags.clone().placement());
-    let opened = tokio::task::spawn_blocking(move || kedge_serve::open(&path, &placement)).await;
+    let opened = tokio::task::spawn_blocking(move || kedge_serve::open(&path, &placement, DecoderOptions::default())).await;
     match opened.context("opening the model")?? {
         Opened { model: Model::Decoder(decoder), no_gpu, .. } => Ok((decoder, no_gpu)),
         Opened { model: Model::Encoder(_), .. } => {

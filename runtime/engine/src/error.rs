@@ -72,6 +72,14 @@ pub enum EngineError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// So much memory for the keys and values of tokens cannot be.
+    #[error("{bytes} bytes for keys and values: {reason}")]
+    Pages {
+        /// How much was asked for.
+        bytes: u64,
+        /// Why not.
+        reason: String,
+    },
     /// The threads of the CPU backend could not be started.
     #[error("starting worker thread {index}: {source}")]
     Threads {

@@ -163,7 +163,8 @@ fn request(seed: u32, length: usize) -> Request {
 }
 
 fn decoder(path: PathBuf, tokens_kept: usize) -> Decoder {
-    let options = DecoderOptions { tokens_kept: Some(tokens_kept), rows_max: 24, running_max: 8 };
+    let options =
+        DecoderOptions { tokens_kept: Some(tokens_kept), rows_max: 24, running_max: 8, ..DecoderOptions::default() };
     Decoder::open(&path, &Cpu::new(Some(2)).unwrap(), options).unwrap()
 }
 
@@ -234,7 +235,8 @@ fn answers_go_on_elsewhere_when_a_device_is_lost() {
     for steps in [0, 1, 7, 30] {
         let cpu = || Cpu::new(Some(2)).unwrap();
         let frail = Frail { cpu: cpu(), steps: Arc::new(AtomicUsize::new(steps)) };
-        let options = DecoderOptions { tokens_kept: Some(512), rows_max: 24, running_max: 8 };
+        let options =
+            DecoderOptions { tokens_kept: Some(512), rows_max: 24, running_max: 8, ..DecoderOptions::default() };
         let moving = Decoder::open(&path, &WithSpare::new(Box::new(frail), Arc::new(cpu())), options).unwrap();
         assert_eq!((moving.on().0.name, moving.on().1), ("frail", None));
         std::thread::scope(|scope| {
@@ -257,7 +259,7 @@ fn a_decoder_whose_device_is_lost_for_good_ends() {
     let path = folder.path().join("m.gguf");
     write_gguf(&path, Dtype::Q8_0);
     let frail = Frail { cpu: Cpu::new(Some(1)).unwrap(), steps: Arc::new(AtomicUsize::new(2)) };
-    let options = DecoderOptions { tokens_kept: Some(512), rows_max: 24, running_max: 8 };
+    let options = DecoderOptions { tokens_kept: Some(512), rows_max: 24, running_max: 8, ..DecoderOptions::default() };
     let alone = Decoder::open(&path, &frail, options).unwrap();
     for attempt in 1..=4 {
         let (_, end) = alone.complete(request(1, 30)).unwrap();

@@ -30,10 +30,11 @@ mod v2;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use kedge_engine::EngineError;
 use kedge_engine::model::Location;
+use kedge_engine::{DecoderOptions, EngineError};
 use kedge_world::{Net, RealNet};
 use tokio::signal::unix::SignalKind;
 
@@ -60,6 +61,8 @@ pub struct InferOptions {
     pub listen: String,
     /// On what it computes.
     pub placement: Placement,
+    /// How much a model that makes text does at once.
+    pub decoder: DecoderOptions,
     /// Keys, one of which clients must show; read again when the file changes.
     pub api_key_file: Option<PathBuf>,
     /// Certificates; plain HTTP when absent. Read again when the files change.
@@ -81,6 +84,14 @@ pub enum ServeError {
     /// A GPU was demanded.
     #[error("no GPU can be used: {0}")]
     NoGpu(String),
+    /// A setting cannot be.
+    #[error("{flag}: {reason}")]
+    Flag {
+        /// The flag that says it.
+        flag: &'static str,
+        /// Why.
+        reason: String,
+    },
     /// A file cannot be used.
     #[error("{path} ({flag}): {reason}", path = path.display())]
     File {
@@ -115,12 +126,23 @@ pub async fn run(options: InferOptions) -> Result<(), ServeError> {
     let signal = |kind| tokio::signal::unix::signal(kind).map_err(ServeError::Signal);
     let keys = options.api_key_file.as_deref().map(Keys::open).transpose()?.map(Arc::new);
     let tls = options.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
-    let (path, placement) = (options.model.clone(), options.placement.clone());
-    let opened = tokio::task::spawn_blocking(move || open(&path, &placement));
+    let (path, placement, decoder) = (options.model.clone(), options.placement.clone(), options.decoder);
+    let opened = tokio::task::spawn_blocking(move || open(&path, &placement, decoder));
     let Opened { model, on, no_gpu } = opened.await.expect("opening a model does not panic")?;
     let listen = |source| ServeError::Listen { address: options.listen.clone(), source };
     let listener = RealNet.listen(&options.listen).await.map_err(listen)?;
-    tracing::info!(model = %options.name, address = %listener.address().map_err(listen)?, backend = on.name, features = on.features, threads = on.threads, "serving");
+    let address = listener.address().map_err(listen)?;
+    match &model {
+        Model::Encoder(_) => {
+            tracing::info!(model = %options.name, %address, backend = on.name, features = on.features, threads = on.threads, "serving");
+        }
+        // Under the names of the flags.
+        Model::Decoder(decoder) => {
+            let (limits, kv_cache_memory) = (decoder.limits(), decoder.kept_bytes());
+            let kv_cache_tokens = decoder.figures().tokens_kept.load(Ordering::Relaxed);
+            tracing::info!(model = %options.name, %address, backend = on.name, features = on.features, threads = on.threads, max_num_seqs = limits.running_max, max_model_len = limits.context, kv_cache_memory, kv_cache_tokens, "serving");
+        }
+    }
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stop = async move {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }

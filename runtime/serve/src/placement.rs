@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use kedge_cuda::{Cuda, Reason};
-use kedge_engine::{Backend, Capabilities, Cpu, Decoder, DecoderOptions, Encoder, WithSpare};
+use kedge_engine::{Backend, Capabilities, Cpu, Decoder, DecoderOptions, Encoder, EngineError, WithSpare};
 use serde_json::{Value, json};
 
 use crate::ServeError;
@@ -59,13 +59,17 @@ pub struct Opened {
     pub no_gpu: Option<String>,
 }
 
-/// Opens what lies at `path`: an encoder where its settings say so, else a decoder.
-pub fn open(path: &Path, placement: &Placement) -> Result<Opened, ServeError> {
+/// Opens what lies at `path`: an encoder where its settings say so, else a decoder, which is run as `options` say.
+pub fn open(path: &Path, placement: &Placement, options: DecoderOptions) -> Result<Opened, ServeError> {
     let (backend, absent) = backend(placement)?;
     let model = if kedge_engine::is_encoder(path) {
         Model::Encoder(Arc::new(Encoder::open(path, &*backend)?))
     } else {
-        Model::Decoder(Arc::new(Decoder::open(path, &*backend, DecoderOptions::default())?))
+        let named = |error| match error {
+            EngineError::Pages { .. } => ServeError::Flag { flag: "--kv-cache-memory", reason: error.to_string() },
+            other => other.into(),
+        };
+        Model::Decoder(Arc::new(Decoder::open(path, &*backend, options).map_err(named)?))
     };
     let (on, moved) = model.on();
     Ok(Opened { model, on, no_gpu: moved.or(absent) })

@@ -30,21 +30,38 @@ use crate::plan::{Plan, Shape};
 const PAGE_NUMBER_BYTES: u64 = 2;
 /// Of the memory that weights leave free, a page store takes at most one part of so many, unless told otherwise.
 const PAGE_SHARE: u64 = 4;
+/// The most and the fewest pages that there may be.
+const PAGES_MAX: u64 = 1 << 20;
+const PAGES_MIN: u64 = 2;
 
 /// How a decoder is run.
 #[derive(Clone, Copy, Debug)]
 pub struct DecoderOptions {
-    /// Tokens for which keys and values are kept, of all requests together; none for what memory allows.
+    /// Tokens for which keys and values are kept, of all requests together; none for what running ones may need, as far as
+    /// memory allows.
     pub tokens_kept: Option<usize>,
+    /// The same in bytes, which counts where it is there.
+    pub kept_bytes: Option<u64>,
+    /// Tokens that prompt and answer may have together, where that is less than the model can.
+    pub context_max: Option<usize>,
     /// Tokens of one step.
     pub rows_max: usize,
     /// Requests that run at once.
     pub running_max: usize,
+    /// Whether the model's own files say what a request gets that does not say.
+    pub heeds_defaults: bool,
 }
 
 impl Default for DecoderOptions {
     fn default() -> Self {
-        Self { tokens_kept: None, rows_max: 256, running_max: 64 }
+        Self {
+            tokens_kept: None,
+            kept_bytes: None,
+            context_max: None,
+            rows_max: 256,
+            running_max: 64,
+            heeds_defaults: true,
+        }
     }
 }
 
@@ -107,6 +124,8 @@ pub struct Decoder {
     template: Option<ChatTemplate>,
     defaults: Defaults,
     stop: Vec<u32>,
+    limits: Limits,
+    kept_bytes: u64,
     placed: Arc<Placed>,
     figures: Arc<Figures>,
     next_id: AtomicU64,
@@ -130,10 +149,13 @@ impl Decoder {
     pub fn open(path: &Path, backend: &dyn Backend, options: DecoderOptions) -> Result<Self, EngineError> {
         let Files { source, config, tokenizer, template, defaults, stop } = Files::open(path)?;
         let graph = Arc::new(graph(&source, &config)?);
-        let kept = tokens_kept(&graph, &config, backend, options);
-        let context = config.context.min(kept);
+        let defaults = if options.heeds_defaults { defaults } else { Defaults::default() };
+        let context = config.context.min(options.context_max.unwrap_or(usize::MAX));
+        let page_bytes = page_bytes(&graph);
+        let pages = pages_kept(page_bytes, context, memory_left(&graph, backend), &options)?;
+        let (kept, kept_bytes) = (pages * PAGE_TOKENS, pages as u64 * page_bytes);
+        let context = context.min(kept);
         let limits = Limits { rows_max: options.rows_max.max(1), running_max: options.running_max.max(1), context };
-        let pages = kept / PAGE_TOKENS;
         let placed = Arc::new(Placed::new(backend, graph.clone(), pages)?);
         let figures = Arc::new(Figures::default());
         figures.tokens_kept.store(kept as u64, Ordering::Relaxed);
@@ -164,6 +186,8 @@ impl Decoder {
             template,
             defaults,
             stop,
+            limits,
+            kept_bytes,
             placed,
             figures,
             next_id: AtomicU64::new(0),
@@ -190,6 +214,16 @@ impl Decoder {
     /// The settings the model came with; the context is what fits in memory.
     pub fn config(&self) -> &DecoderConfig {
         &self.config
+    }
+
+    /// Bounds of what is done at once.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Bytes of all pages of keys and values, used or not.
+    pub fn kept_bytes(&self) -> u64 {
+        self.kept_bytes
     }
 
     /// Its tokenizer.
@@ -292,20 +326,37 @@ impl Drop for Decoder {
     }
 }
 
-/// How many tokens are kept: as asked, or what a share of the free memory holds, and at least one request of full length
-/// where that is not more than memory has.
-fn tokens_kept(graph: &Graph, config: &DecoderConfig, backend: &dyn Backend, options: DecoderOptions) -> usize {
-    let shape = graph.pages.unwrap_or(Pages { layers: 1, heads: 1, width: 1 });
-    let page_bytes = shape.values() as u64 * PAGE_NUMBER_BYTES;
-    let context_pages = config.context.div_ceil(PAGE_TOKENS);
-    let wanted = options.tokens_kept.map(|tokens| tokens.div_ceil(PAGE_TOKENS));
+fn page_bytes(graph: &Graph) -> u64 {
+    graph.pages.unwrap_or(Pages { layers: 1, heads: 1, width: 1 }).values() as u64 * PAGE_NUMBER_BYTES
+}
+
+/// The memory that weights leave.
+fn memory_left(graph: &Graph, backend: &dyn Backend) -> u64 {
     let weights: u64 = graph.weights.iter().map(|tensor| tensor.bytes().len() as u64).sum();
-    let share = |backend: &dyn Backend| backend.memory_bytes_free().saturating_sub(weights) / PAGE_SHARE;
+    let left = |backend: &dyn Backend| backend.memory_bytes_free().saturating_sub(weights);
     // A spare has to have room for them, too.
-    let spare = backend.spare().map_or(u64::MAX, |spare| share(&*spare));
-    let affordable = (share(backend).min(spare) / page_bytes).clamp(2, 1 << 20) as usize;
-    // Room for eight full requests is enough unless more is asked for.
-    wanted.unwrap_or_else(|| (8 * context_pages).min(affordable)).max(2) * PAGE_TOKENS
+    backend.spare().map_or(u64::MAX, |spare| left(&*spare)).min(left(backend))
+}
+
+/// How many pages there are: as asked, or so many that no running request has to make room for another, as far as a share
+/// of the memory that is left holds them. On a processor one takes memory when it is first used.
+fn pages_kept(page_bytes: u64, context: usize, left: u64, options: &DecoderOptions) -> Result<usize, EngineError> {
+    let of_tokens = |tokens: usize| tokens.div_ceil(PAGE_TOKENS) as u64;
+    let pages = match (options.kept_bytes, options.tokens_kept) {
+        (Some(bytes), _) => {
+            let refused = |reason| Err(EngineError::Pages { bytes, reason });
+            if bytes < PAGES_MIN * page_bytes {
+                return refused(format!("at least {} are needed", PAGES_MIN * page_bytes));
+            }
+            if bytes > left {
+                return refused(format!("{left} are free beside weights"));
+            }
+            bytes / page_bytes
+        }
+        (None, Some(tokens)) => of_tokens(tokens),
+        (None, None) => (options.running_max as u64 * of_tokens(context)).min(left / PAGE_SHARE / page_bytes),
+    };
+    Ok(pages.clamp(PAGES_MIN, PAGES_MAX) as usize)
 }
 
 impl Files {
@@ -497,5 +548,36 @@ impl Worker {
         set(&self.figures.waiting, waiting as u64);
         set(&self.figures.running, running as u64);
         set(&self.figures.tokens_free, self.schedule.tokens_free() as u64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_are_pages_for_all_who_run_as_far_as_a_share_of_memory_goes() {
+        let none = DecoderOptions::default();
+        let asked = |bytes: u64| DecoderOptions { kept_bytes: Some(bytes), ..none };
+        let tokens = |tokens: usize| DecoderOptions { tokens_kept: Some(tokens), ..none };
+        const MIB: u64 = 1 << 20;
+        for (context, left, options, pages) in [
+            (1024, 24_000 * MIB, none, 64 * 32),
+            (1024, 400 * MIB, none, 100),
+            (1024, 24_000 * MIB, DecoderOptions { running_max: 2, ..none }, 64),
+            (1024, 0, none, 2),
+            (1 << 20, u64::MAX, none, 1 << 20),
+            (1024, 0, tokens(33), 2),
+            (1024, 0, tokens(65), 3),
+            (1024, 100 * MIB, asked(100 * MIB), 100),
+            (1024, 100 * MIB, asked(4 * MIB - 1), 3),
+            (1024, u64::MAX, asked(u64::MAX), 1 << 20),
+        ] {
+            assert_eq!(pages_kept(MIB, context, left, &options).unwrap(), pages, "{context} {left} {options:?}");
+        }
+        for (left, bytes, says) in [(100 * MIB, 2 * MIB - 1, "at least 2097152 are needed"), (99, 100 * MIB, "99 are free")] {
+            let refused = pages_kept(MIB, 1024, left, &asked(bytes)).unwrap_err().to_string();
+            assert!(refused.contains(says), "{refused}");
+        }
     }
 }

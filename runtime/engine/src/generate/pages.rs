@@ -37,6 +37,8 @@ pub struct PageTable {
     free: Vec<Page>,
     nodes: HashMap<Node, Entry>,
     by_tokens: HashMap<(Node, Box<[u32]>), Node>,
+    /// Nodes without users.
+    idle: usize,
     next_node: Node,
     tick: u64,
 }
@@ -65,12 +67,12 @@ impl PageTable {
     /// So many pages, all free.
     pub fn new(pages: u32) -> Self {
         let (nodes, by_tokens) = (HashMap::new(), HashMap::new());
-        Self { free: (0..pages).rev().collect(), nodes, by_tokens, next_node: 0, tick: 0 }
+        Self { free: (0..pages).rev().collect(), nodes, by_tokens, idle: 0, next_node: 0, tick: 0 }
     }
 
     /// Pages that a request could have now: free, or only kept in case they are wanted again.
     pub fn available(&self) -> usize {
-        self.free.len() + self.nodes.values().filter(|entry| entry.users == 0).count()
+        self.free.len() + self.idle
     }
 
     /// What the tree knows of the beginning of a prompt, for a new request; and how many tokens that is. The last token
@@ -83,6 +85,7 @@ impl PageTable {
             let Some(next) = self.by_tokens.get(&(node, tokens.into())) else { break };
             node = *next;
             let entry = self.nodes.get_mut(&node).expect("the tree is whole");
+            self.idle -= usize::from(entry.users == 0);
             entry.users += 1;
             entry.used = self.tick;
             owned.shared.push(node);
@@ -106,6 +109,7 @@ impl PageTable {
         let unused = self.nodes.iter().filter(|(_, entry)| entry.users == 0 && entry.children == 0);
         let (&node, _) = unused.min_by_key(|(node, entry)| (entry.used, **node))?;
         let entry = self.nodes.remove(&node).expect("it was just found");
+        self.idle -= 1;
         self.by_tokens.remove(&(entry.parent, entry.tokens));
         if let Some(parent) = self.nodes.get_mut(&entry.parent) {
             parent.children -= 1;
@@ -121,6 +125,7 @@ impl PageTable {
         for shared in &owned.shared {
             let entry = self.nodes.get_mut(shared).expect("nodes in use stay");
             entry.users -= 1;
+            self.idle += usize::from(entry.users == 0);
             entry.used = self.tick;
         }
         let known = owned.shared.len();
@@ -148,6 +153,7 @@ impl PageTable {
             self.by_tokens.insert((node, tokens.into()), new);
             let entry = Entry { parent: node, tokens: tokens.into(), page, users: 0, children: 0, used: self.tick };
             self.nodes.insert(new, entry);
+            self.idle += 1;
             node = new;
         }
     }
@@ -233,6 +239,7 @@ mod tests {
                     owned.pages.iter().skip(owned.shared.len()).for_each(|page| owners[*page as usize] += 1);
                 }
                 prop_assert_eq!(owners, vec![1; PAGES as usize]);
+                prop_assert_eq!(table.idle, table.nodes.values().filter(|entry| entry.users == 0).count());
                 for (node, entry) in &table.nodes {
                     let users = running.iter().filter(|(owned, _)| owned.shared.contains(node)).count();
                     let children = table.nodes.values().filter(|other| other.parent == *node).count();
