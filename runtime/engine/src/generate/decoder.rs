@@ -575,7 +575,9 @@ mod tests {
         ] {
             assert_eq!(pages_kept(MIB, context, left, &options).unwrap(), pages, "{context} {left} {options:?}");
         }
-        for (left, bytes, says) in [(100 * MIB, 2 * MIB - 1, "at least 2097152 are needed"), (99, 100 * MIB, "99 are free")] {
+        for (left, bytes, says) in
+            [(100 * MIB, 2 * MIB - 1, "at least 2097152 are needed"), (99, 100 * MIB, "99 are free")]
+        {
             let refused = pages_kept(MIB, 1024, left, &asked(bytes)).unwrap_err().to_string();
             assert!(refused.contains(says), "{refused}");
         }

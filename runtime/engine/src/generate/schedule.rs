@@ -7,8 +7,9 @@
 //! ```
 //!
 //! A step takes one token of each request that is making text, and fills up with pieces of prompts. Requests are admitted
-//! by priority, then by their clients' shares ([`super::share`]). What must hold: no request is starved by later ones of no
-//! higher priority, nor one that was admitted by those that were not; when pages run out, the least urgent request gives its
+//! by priority, then by their clients' shares ([`super::share`]), those again that gave their pages up too. What must hold: no
+//! request is starved by later ones of no higher priority, nor one that was admitted by its client's others; when pages run
+//! out, the least urgent request gives its
 //! up (of the lowest priority, and of those the one admitted last); the tokens of a request do not depend on any of this.
 
 use std::cmp::Reverse;
@@ -234,7 +235,21 @@ impl Schedule {
         self.waiting.push(preempted);
     }
 
+    /// Has those of lower priority give way to one that waits and has no room.
+    fn make_way(&mut self) {
+        while let Some(next) = self.next() {
+            let (waiting, Some(last)) = (&self.waiting[next], self.running.last()) else { return };
+            let wanted = waiting.tokens.len().div_ceil(PAGE_TOKENS) + 1;
+            let has_room = self.running.len() < self.limits.running_max && self.pages.available() >= wanted;
+            if has_room || last.request.priority >= waiting.request.priority {
+                return;
+            }
+            self.preempt(self.running.len() - 1);
+        }
+    }
+
     fn fill(&mut self) -> Batch {
+        self.make_way();
         let mut batch = Batch::default();
         let mut left = self.limits.rows_max;
         // Those that make text first: one token each.
@@ -273,15 +288,16 @@ impl Schedule {
         running.owned.room() - running.computed + self.pages.available() * PAGE_TOKENS
     }
 
-    /// The request whose turn it is, of those that wait: of the highest priority those first that gave their pages up.
+    /// The request whose turn it is, of those that wait with the highest priority. One that gave its pages up was paid for:
+    /// it comes before what else its client asks, and others come before it where they had less.
     fn next(&self) -> Option<usize> {
         let highest = self.waiting.iter().map(|waiting| waiting.request.priority).max()?;
-        let of_highest = || self.waiting.iter().enumerate().filter(|(_, one)| one.request.priority == highest);
-        let again = of_highest().filter_map(|(index, waiting)| Some((waiting.admitted?, index))).min();
-        again.map(|(_, index)| index).or_else(|| {
-            let next = self.shares.next(of_highest().map(|(_, waiting)| (waiting.ticket, waiting.tokens.len())))?;
-            of_highest().nth(next).map(|(index, _)| index)
-        })
+        let of_highest = |index: &usize| self.waiting[*index].request.priority == highest;
+        let mut order = (0..self.waiting.len()).filter(of_highest).collect::<Vec<_>>();
+        order.sort_by_key(|index| self.waiting[*index].admitted.unwrap_or(u64::MAX));
+        let owed = |waiting: &Running| if waiting.admitted.is_some() { 0 } else { waiting.tokens.len() };
+        let waiting = order.iter().map(|index| &self.waiting[*index]);
+        Some(order[self.shares.next(waiting.map(|waiting| (waiting.ticket, owed(waiting))))?])
     }
 
     /// Moves the request whose turn it is from waiting to running, if there are pages for it; where it is then.
@@ -474,6 +490,57 @@ mod tests {
             ended.extend(schedule.done(&batch, chosen).into_iter().filter(|(_, e)| matches!(e, Event::End(_))));
         }
         assert_eq!(ended.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [4, 3, 1, 2]);
+    }
+
+    /// Steps until that request has its first token.
+    fn steps_until_token(schedule: &mut Schedule, model: &mut Model, id: RequestId) -> usize {
+        for step in 0..10_000 {
+            let batch = schedule.next_batch().expect("it waits");
+            let chosen = model.run(&batch);
+            let told = schedule.done(&batch, chosen);
+            if told.iter().any(|(of, event)| *of == id && matches!(event, Event::Token(_))) {
+                return step;
+            }
+        }
+        panic!("it is not reached");
+    }
+
+    #[test]
+    fn requests_that_give_their_pages_up_again_and_again_do_not_keep_another_client_out() {
+        // Eight pages, and each answer becomes as long as two and a half: most are preempted time and again.
+        let mut schedule = Schedule::new(Limits { rows_max: 64, running_max: 16, context: 1000 }, 8);
+        let mut model = Model::default();
+        for id in 0..100 {
+            schedule.push(id, request(vec![id as u32], 80, "crowd"));
+        }
+        (0..200).for_each(|_| {
+            let batch = schedule.next_batch().unwrap();
+            let chosen = model.run(&batch);
+            schedule.done(&batch, chosen);
+        });
+        assert!(schedule.totals().preemptions > 0, "pages run out");
+        for id in 1000..1010 {
+            schedule.push(id, request(vec![id as u32; 8], 1, "one"));
+            let steps = steps_until_token(&mut schedule, &mut model, id);
+            assert!(steps <= 60, "{steps} steps for one token");
+        }
+    }
+
+    #[test]
+    fn those_of_low_priority_give_way_at_once() {
+        let mut schedule = Schedule::new(Limits { rows_max: 64, running_max: 4, context: 1000 }, 16);
+        let mut model = Model::default();
+        for id in 0..8 {
+            schedule.push(id, request(vec![id as u32; 30], 500, "idle"));
+        }
+        (0..20).for_each(|_| {
+            let batch = schedule.next_batch().unwrap();
+            let chosen = model.run(&batch);
+            schedule.done(&batch, chosen);
+        });
+        schedule.push(100, Request { priority: 1, ..request(vec![7; 300], 2, "urgent") });
+        let steps = steps_until_token(&mut schedule, &mut model, 100);
+        assert!(steps <= 300 / 60 + 1, "{steps} steps");
     }
 
     #[test]
