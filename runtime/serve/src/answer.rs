@@ -26,6 +26,7 @@ use crate::routes::{Route, segments};
 use crate::server::{Model, ServeOptions};
 use crate::talk::{Ask, Asked, Piece, Talk};
 use crate::telemetry::{Telemetry, Watch};
+use crate::tls::Failures;
 use crate::trace::Notes;
 use crate::{auth, grpc, v2};
 
@@ -38,6 +39,7 @@ pub(crate) struct Server {
     registry: Registry,
     pub(crate) life: Life,
     pub(crate) telemetry: Option<Telemetry>,
+    pub(crate) handshakes: Failures,
 }
 
 /// Most fields that an answer warns of by name.
@@ -56,7 +58,16 @@ impl Server {
         let start = |options| Telemetry::start(options, World::real(), metrics.spans_dropped.clone());
         let telemetry = options.telemetry.clone().map(start);
         let intake = Intake::new(options.bodies_bytes_max);
-        Ok(Self { options, engine, intake, metrics, registry, life: Life::new(), telemetry })
+        Ok(Self {
+            options,
+            engine,
+            intake,
+            metrics,
+            registry,
+            life: Life::new(),
+            telemetry,
+            handshakes: Failures::default(),
+        })
     }
 
     /// Answers a request; `flight` is over with the last byte of the answer.

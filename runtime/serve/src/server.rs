@@ -8,6 +8,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,9 +20,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use kedge_engine::{Capabilities, Decoder, Encoder};
 use kedge_world::{BoxedListener, BoxedStream, Listener};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use crate::ServeError;
@@ -30,7 +31,7 @@ use crate::auth::{Keys, Peer};
 use crate::life::{Flights, Phase};
 use crate::socket::Patient;
 use crate::telemetry::TelemetryOptions;
-use crate::tls::Tls;
+use crate::tls::{FIRST_BYTES, Tls, speaks_http};
 
 /// How long a peer that was told that its connection ends has to end it.
 const GOODBYE_MAX: Duration = Duration::from_secs(2);
@@ -51,6 +52,11 @@ const GOODBYE_LINGERS: Duration = Duration::from_millis(250);
 const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n\
     content-type: application/json\r\ncontent-length: 107\r\n\r\n\
     {\"error\":{\"message\":\"as many connections are open as may\",\"type\":\"server_error\",\"param\":null,\"code\":null}}\n";
+
+/// What a peer is told that speaks HTTP where TLS is spoken.
+const NO_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-type: application/json\r\n\
+    content-length: 103\r\n\r\n\
+    {\"error\":{\"message\":\"this port speaks HTTPS\",\"type\":\"invalid_request_error\",\"param\":null,\"code\":null}}\n";
 
 /// Name and limits of a server.
 #[derive(Clone, Debug)]
@@ -184,7 +190,7 @@ async fn accept(server: &Arc<Server>, listener: &dyn Listener, places: &Arc<Sema
             if let Some(goodbye) = goodbyes.clone().try_acquire_owned().ok().filter(|_| server.options.tls.is_none()) {
                 tokio::spawn(async move {
                     // Whoever does not take it in time sees the connection end.
-                    let _ = timeout(GOODBYE_LINGERS, too_many(stream)).await;
+                    let _ = timeout(GOODBYE_LINGERS, turn_away(stream, TOO_MANY)).await;
                     drop(goodbye);
                 });
             }
@@ -200,10 +206,10 @@ async fn accept(server: &Arc<Server>, listener: &dyn Listener, places: &Arc<Sema
     }
 }
 
-/// Tells a peer that there are too many. What it sends is read, since a socket that is closed before that takes the answer
+/// Tells a peer why its connection ends. What it sends is read, since a socket that is closed before that takes the answer
 /// back.
-async fn too_many(mut stream: BoxedStream) -> std::io::Result<()> {
-    stream.write_all(TOO_MANY).await?;
+async fn turn_away(mut stream: impl AsyncRead + AsyncWrite + Unpin, said: &[u8]) -> io::Result<()> {
+    stream.write_all(said).await?;
     stream.shutdown().await?;
     let mut rest = [0; 1024];
     while stream.read(&mut rest).await? > 0 {}
@@ -216,10 +222,35 @@ async fn connection(server: Arc<Server>, stream: BoxedStream, address: &str) -> 
     let peer = Peer::at(address);
     let stream = Patient::new(stream, server.options.write_timeout);
     let Some(tls) = &server.options.tls else { return talk(server, TokioIo::new(stream), peer).await };
-    let handshake = TlsAcceptor::from(tls.current()).accept(stream);
+    let handshake = async {
+        // Past the first bytes nothing is copied by this.
+        let mut stream = BufReader::with_capacity(FIRST_BYTES, stream);
+        let first = stream.fill_buf().await?;
+        if first.is_empty() {
+            // As probes of a port do.
+            return Ok(None);
+        }
+        if speaks_http(first) {
+            // Whoever does not take it in time sees the connection end.
+            let _ = timeout(GOODBYE_LINGERS, turn_away(stream, NO_TLS)).await;
+            return Err(io::Error::other("the peer speaks HTTP without TLS"));
+        }
+        TlsAcceptor::from(tls.current()).accept(stream).await.map(Some)
+    };
+    let late = || io::Error::new(io::ErrorKind::TimedOut, "it took too long");
     let stream = tokio::select! {
-        stream = timeout(server.options.read_timeout, handshake) => stream??,
+        stream = timeout(server.options.read_timeout, handshake) => stream.unwrap_or_else(|_| Err(late())),
         () = server.life.ending() => return Ok(()),
+    };
+    let stream = match stream {
+        Ok(Some(stream)) => stream,
+        Ok(None) => return Ok(()),
+        Err(error) => {
+            if let Some(failed) = server.handshakes.note(Instant::now()) {
+                tracing::info!(peer = address, %error, failed, "TLS handshakes failed");
+            }
+            return Ok(());
+        }
     };
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let peer = certificate.map_or(peer, |certificate| Peer::with_certificate(certificate));
@@ -265,10 +296,11 @@ where
 #[cfg(test)]
 mod tests {
     #[test]
-    fn what_is_too_many_is_told_in_whole() {
-        let text = std::str::from_utf8(super::TOO_MANY).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(head.contains(&format!("content-length: {}", body.len())), "{}", body.len());
-        assert!(serde_json::from_str::<serde_json::Value>(body).is_ok());
+    fn who_is_turned_away_is_told_in_whole() {
+        for text in [super::TOO_MANY, super::NO_TLS] {
+            let (head, body) = std::str::from_utf8(text).unwrap().split_once("\r\n\r\n").unwrap();
+            assert!(head.contains(&format!("content-length: {}", body.len())), "{}", body.len());
+            assert!(serde_json::from_str::<serde_json::Value>(body).is_ok());
+        }
     }
 }

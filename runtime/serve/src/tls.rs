@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::time::Instant;
 
 use crate::ServeError;
 use crate::files::{self, FromFiles};
@@ -55,6 +57,42 @@ impl FromFiles for Tls {
     }
 }
 
+/// Bytes by which it is seen what a peer speaks: the longest method, and a blank.
+pub(crate) const FIRST_BYTES: usize = 8;
+
+/// Whether what a peer said first is the method of a request, or the beginning of one: TLS begins with a byte that is no
+/// letter.
+pub(crate) fn speaks_http(first: &[u8]) -> bool {
+    let method = first.split(|byte| *byte == b' ').next().unwrap_or_default();
+    !method.is_empty() && method.iter().all(u8::is_ascii_uppercase)
+}
+
+/// The log has a line of failed handshakes this often at most.
+const TOLD_EVERY: Duration = Duration::from_secs(1);
+
+/// Handshakes that failed.
+#[derive(Debug, Default)]
+pub(crate) struct Failures(Mutex<Untold>);
+
+#[derive(Debug, Default)]
+struct Untold {
+    count: u64,
+    told: Option<Instant>,
+}
+
+impl Failures {
+    /// Notes one; how many there were since some were told last, if it is time to tell.
+    pub(crate) fn note(&self, now: Instant) -> Option<u64> {
+        let mut untold = self.0.lock();
+        untold.count += 1;
+        if untold.told.is_some_and(|told| now < told + TOLD_EVERY) {
+            return None;
+        }
+        untold.told = Some(now);
+        Some(std::mem::take(&mut untold.count))
+    }
+}
+
 fn config(files: &TlsFiles) -> Result<Arc<ServerConfig>, ServeError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let certificates = certificates("--tls-cert", &files.certificate)?;
@@ -91,5 +129,36 @@ fn certificates(flag: &'static str, path: &Path) -> Result<Vec<CertificateDer<'s
         Ok(all) if !all.is_empty() => Ok(all),
         Ok(_) => Err(wrong("has no certificate".to_owned())),
         Err(error) => Err(wrong(format!("is not PEM: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_without_tls_are_known_by_their_method() {
+        for (first, expected) in [
+            (&b"GET / HT"[..], true),
+            (b"G", true),
+            (b"OPTIONS ", true),
+            (b"PROPFIND", true),
+            (b"PRI * HT", true),
+            (b"\x16\x03\x01\x02\0\x01\0\x01", false),
+            (b"\x16", false),
+            (b"get / HT", false),
+            (b" GET / H", false),
+            (b"SSH-2.0-", false),
+        ] {
+            assert_eq!(speaks_http(first), expected, "{first:?}");
+        }
+    }
+
+    #[test]
+    fn a_crowd_of_failures_is_a_line_a_second() {
+        let (failures, begin) = (Failures::default(), Instant::now());
+        let told: Vec<_> = (0..25).map(|n| failures.note(begin + Duration::from_millis(n * 100))).collect();
+        let lines: Vec<_> = told.iter().enumerate().filter_map(|(n, told)| Some((n, (*told)?))).collect();
+        assert_eq!(lines, [(0, 1), (10, 10), (20, 10)]);
     }
 }

@@ -144,6 +144,16 @@ async fn tls_in_both_versions_of_http_and_clients_with_certificates() {
         assert_eq!(models_over_tls(served.address(), &server, None, protocol).await, Some(200));
     }
     assert_eq!(models_over_tls(served.address(), &client, None, b"h2").await, None, "of another authority");
+    let mut plain = TcpStream::connect(served.address()).await.unwrap();
+    plain.write_all(b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let mut told = String::new();
+    plain.read_to_string(&mut told).await.unwrap();
+    assert!(told.starts_with("HTTP/1.1 400 Bad Request\r\n") && told.contains("this port speaks HTTPS"), "{told}");
+    // One that comes byte by byte is waited for.
+    let mut slow = TcpStream::connect(served.address()).await.unwrap();
+    slow.write_all(b"\x16").await.unwrap();
+    let read = tokio::time::timeout(Duration::from_millis(300), slow.read(&mut [0; 9])).await;
+    assert!(read.is_err(), "{read:?}");
 
     let client_ca = Some(write(folder.path(), "clients.pem", &client.authority));
     let tls = Arc::new(Tls::open(TlsFiles { client_ca, ..files.clone() }).unwrap());
