@@ -126,7 +126,7 @@ struct ServeFlags {
     /// The key of the certificate (PEM)
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
-    /// Let in only clients with a certificate of these authorities (PEM)
+    /// Let in only clients with a certificate of these authorities (PEM), those that ask for /health and /metrics, too
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     client_ca: Option<PathBuf>,
     /// Tell a collector of each request: OTLP over HTTP, at URL/v1/traces (default: what OTEL_EXPORTER_OTLP_ENDPOINT says)
@@ -149,7 +149,8 @@ counts what was read. A model that makes text refuses a prompt that is longer th
 
 Without --tls-cert it speaks plain HTTP, and without --api-key-file everybody who reaches it may ask: leave it on the \
 loopback address then. Keys guard /v1, /v2, /tokenize and /detokenize; /health, /v2/health and /metrics stay open to \
-probes. Keys and certificates are read again when their files change, and at SIGHUP.
+probes, unless --client-ca closes everything to whoever has no certificate. Keys and certificates are read again when \
+their files change, and at SIGHUP.
 
 Examples:
   kedge infer --model ./all-MiniLM-L6-v2 --name minilm
@@ -236,7 +237,8 @@ fn devices(flags: &DevicesFlags) -> Result<()> {
 /// Opens a model that makes text; also why it is not on a GPU, where one was wanted or would have been taken.
 async fn open(model: &Path, flags: &PlacementFlags) -> Result<(Arc<Decoder>, Option<String>)> {
     let (path, placement) = (model.to_owned(), flags.clone().placement());
-    let opened = tokio::task::spawn_blocking(move || kedge_serve::open(&path, &placement, DecoderOptions::default())).await;
+    let opened =
+        tokio::task::spawn_blocking(move || kedge_serve::open(&path, &placement, DecoderOptions::default())).await;
     match opened.context("opening the model")?? {
         Opened { model: Model::Decoder(decoder), no_gpu, .. } => Ok((decoder, no_gpu)),
         Opened { model: Model::Encoder(_), .. } => {
