@@ -156,7 +156,7 @@ impl Server {
             Route::Health => json!({}),
             Route::Models => json!({"object": "list", "data": [model()]}),
             Route::Model => model(),
-            Route::Server => v2::server(),
+            Route::Server => v2::server(self.task()),
             Route::Live => json!({"live": self.lives()?}),
             Route::Ready => json!({"ready": true}),
             Route::ModelReady => json!({"name": name, "ready": true}),

@@ -15,12 +15,19 @@ pub(crate) const INPUTS_MAX: usize = 2048;
 /// beyond what a peer takes ends the connection and everybody's requests on it.
 const SHOWN_MAX: usize = 600;
 
+/// Longest value that is told back whole, in bytes.
+const VALUE_MAX: usize = 100;
+
 /// A text as it is shown: of a long one its beginning and its end, since what was asked stands in the midst of it.
 fn shown(text: String) -> String {
-    if text.len() <= SHOWN_MAX {
+    cut(text, SHOWN_MAX)
+}
+
+fn cut(text: String, most: usize) -> String {
+    if text.len() <= most {
         return text;
     }
-    let (head, tail) = (SHOWN_MAX * 2 / 3, text.len() - SHOWN_MAX / 3);
+    let (head, tail) = (most * 2 / 3, text.len() - most / 3);
     format!("{} ... {}", &text[..text.floor_char_boundary(head)], &text[text.ceil_char_boundary(tail)..])
 }
 
@@ -30,27 +37,23 @@ pub(crate) struct Refusal {
     pub(crate) status: u16,
     pub(crate) field: Option<String>,
     pub(crate) reason: String,
+    /// OpenAI's word for it, where it has one.
+    pub(crate) code: Option<&'static str>,
 }
 
 impl Refusal {
     pub(crate) fn field(field: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self { status: 400, field: Some(shown(field.into())), reason: shown(reason.into()) }
+        Self { status: 400, field: Some(shown(field.into())), reason: shown(reason.into()), code: None }
     }
 
     pub(crate) fn plain(status: u16, reason: impl Into<String>) -> Self {
-        Self { status, field: None, reason: shown(reason.into()) }
+        Self { status, field: None, reason: shown(reason.into()), code: None }
     }
 
     /// In OpenAI's error shape.
     pub(crate) fn openai(&self) -> Value {
         let kind = if self.status < 500 { "invalid_request_error" } else { "server_error" };
-        let code = if self.status == 404 && self.field.as_deref() == Some("model") {
-            json!("model_not_found")
-        } else if self.status == 401 {
-            json!("invalid_api_key")
-        } else {
-            Value::Null
-        };
+        let code = self.code.or((self.status == 401).then_some("invalid_api_key"));
         json!({"error": {"message": self.to_string(), "type": kind, "param": self.field, "code": code}})
     }
 
@@ -190,7 +193,9 @@ impl Body {
     /// Refuses a field that would change the answer, unless it says what happens anyway.
     pub(crate) fn refuse(&mut self, field: &str, harmless: impl Fn(&Value) -> bool) -> Result<(), Refusal> {
         match self.take(field) {
-            Some(value) if !harmless(&value) => Err(Refusal::field(field, format!("{value} is not supported"))),
+            Some(value) if !harmless(&value) => {
+                Err(Refusal::field(field, format!("{} is not supported", cut(value.to_string(), VALUE_MAX))))
+            }
             _ => Ok(()),
         }
     }
@@ -198,7 +203,8 @@ impl Body {
 
 /// A model is asked for that is another one.
 pub(crate) fn unknown_model(asked: &str, served: &str) -> Refusal {
-    Refusal { status: 404, ..Refusal::field("model", format!("{asked:?} is not served here; {served:?} is")) }
+    let refusal = Refusal::field("model", format!("{asked:?} is not served here; {served:?} is"));
+    Refusal { status: 404, code: Some("model_not_found"), ..refusal }
 }
 
 /// An entry of `GET /v1/models`, and the answer of `GET /v1/models/NAME`.
@@ -317,6 +323,9 @@ mod tests {
         }
         assert!(unknown_model(&long, "m").reason.ends_with("is not served here; \"m\" is"));
         assert_eq!(Refusal::plain(404, "no").reason, "no");
+        let mut tools = Body::new(json!({"tools": [long]}).as_object().unwrap().clone());
+        let said = tools.refuse("tools", |_| false).unwrap_err().to_string();
+        assert!(said.len() < VALUE_MAX + 40 && said.ends_with("\"] is not supported"), "{said}");
     }
 
     #[test]

@@ -126,7 +126,7 @@ fn length(body: &mut Body, kind: Kind, prompts: &[Vec<u32>], decoder: &Decoder) 
     let prompt_field = if kind == Kind::Chat { "messages" } else { "prompt" };
     if longest >= context {
         let reason = format!("has {longest} tokens, and prompt and answer may have {context} together");
-        return Err(Refusal::field(prompt_field, reason));
+        return Err(Refusal { code: Some("context_length_exceeded"), ..Refusal::field(prompt_field, reason) });
     }
     let room = context - longest;
     let most = body.count("max_completion_tokens", 1, u64::from(u32::MAX))?;

@@ -22,7 +22,7 @@ use crate::engine::Output;
 use crate::life;
 use crate::routes::unknown_version;
 use crate::telemetry::Watch;
-use crate::v2::{self, EXTENSIONS, Infer, Input, Task, TensorMetadata, VERSION};
+use crate::v2::{self, Infer, Input, Task, TensorMetadata, VERSION};
 use proto::grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer};
 use proto::infer_parameter::ParameterChoice;
 use proto::model_infer_response::InferOutputTensor;
@@ -162,7 +162,7 @@ impl GrpcInferenceService for Asked {
         self.0.answered(Ok(proto::ServerMetadataResponse {
             name: "kedge".into(),
             version: env!("CARGO_PKG_VERSION").into(),
-            extensions: EXTENSIONS.map(String::from).into(),
+            extensions: self.0.task().extensions().iter().map(|name| (*name).to_owned()).collect(),
         }))
     }
 

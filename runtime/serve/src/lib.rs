@@ -184,6 +184,18 @@ fn created(model: &Path) -> u64 {
 #[cfg(test)]
 mod tests {
     #[test]
+    #[allow(clippy::disallowed_methods, reason = "tests use the real disk")]
+    fn a_model_was_created_when_its_weights_were_written() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(super::created(&folder.path().join("none")), 0);
+        let file = folder.path().join("any-Q8_0.gguf");
+        std::fs::write(&file, "GGUF").unwrap();
+        for path in [folder.path(), &file] {
+            assert!(super::created(path) > 1_700_000_000, "{path:?}");
+        }
+    }
+
+    #[test]
     fn the_limit_of_open_files_is_the_one_that_counts_now() {
         let limits = "Limit                     Soft Limit           Hard Limit           Units\n\
                       Max open files            1024                 524288               files\n";

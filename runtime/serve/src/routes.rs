@@ -46,17 +46,33 @@ impl Route {
             ["v1", "embeddings"] if is_encoder => Self::Embeddings,
             ["v1", "completions"] if !is_encoder => Self::Completions(Kind::Text),
             ["v1", "chat", "completions"] if !is_encoder => Self::Completions(Kind::Chat),
+            ["v1", "embeddings"] => {
+                let reason = format!("{name:?} makes text, not vectors: ask /v1/chat/completions or /v1/completions");
+                return Err(Refusal::plain(404, reason));
+            }
+            ["v1", "completions"] | ["v1", "chat", "completions"] => {
+                return Err(Refusal::plain(404, format!("{name:?} makes vectors, not text: ask /v1/embeddings")));
+            }
             ["tokenize"] if !is_encoder => Self::Tokenize,
             ["detokenize"] if !is_encoder => Self::Detokenize,
             ["v2"] => Self::Server,
             ["v2", "health", "live"] => Self::Live,
             ["v2", "health", "ready"] => Self::Ready,
+            ["v2", "models"] => {
+                let reason =
+                    format!("the protocol has no list of models; /v2/models/{name} is the one that is served here");
+                return Err(Refusal::plain(404, reason));
+            }
             ["v2", "models", below @ ..] => match v2_model(below, name)? {
-                [] if !below.is_empty() => Self::ModelMetadata,
+                [] => Self::ModelMetadata,
                 ["ready"] => Self::ModelReady,
                 ["infer"] => Self::Infer,
                 ["generate"] if !is_encoder => Self::Generate { streams: false },
                 ["generate_stream"] if !is_encoder => Self::Generate { streams: true },
+                ["generate" | "generate_stream"] => {
+                    let reason = format!("{name:?} makes vectors, not text: ask /v2/models/{name}/infer");
+                    return Err(Refusal::plain(404, reason));
+                }
                 _ => return Err(unknown()),
             },
             _ => return Err(unknown()),
@@ -173,6 +189,20 @@ mod tests {
             assert_eq!((of(path, true), of(path, false)), (of_encoder, of_decoder), "{path}");
             let open = ["/health", "/health/", "/metrics", "/v2/health/live", "/v2/health/ready"].contains(&path);
             assert_eq!(of_decoder.is_ok_and(Route::is_open), open, "{path}");
+        }
+    }
+
+    #[test]
+    fn who_asks_for_what_the_model_does_not_make_is_told_what_it_makes() {
+        for (path, is_encoder, says) in [
+            (&["v1", "chat", "completions"][..], true, "\"m\" makes vectors, not text: ask /v1/embeddings"),
+            (&["v1", "completions"], true, "/v1/embeddings"),
+            (&["v1", "embeddings"], false, "\"m\" makes text, not vectors: ask /v1/chat/completions"),
+            (&["v2", "models", "m", "generate"], true, "ask /v2/models/m/infer"),
+            (&["v2", "models"], false, "/v2/models/m is the one"),
+        ] {
+            let refusal = Route::of(path, "m", is_encoder).unwrap_err();
+            assert!(refusal.status == 404 && refusal.reason.contains(says), "{path:?}: {refusal}");
         }
     }
 

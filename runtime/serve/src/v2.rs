@@ -11,8 +11,6 @@ use crate::completions::ANSWERS_MAX;
 
 /// The one version of a model.
 pub(crate) const VERSION: &str = "1";
-/// What else than the protocol itself is spoken.
-pub(crate) const EXTENSIONS: [&str; 1] = ["generate"];
 
 /// What a model does, as the protocol sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +48,11 @@ impl Task {
         }
     }
 
+    /// What else than the protocol itself is spoken.
+    pub(crate) fn extensions(self) -> &'static [&'static str] {
+        if self == Self::Text { &["generate"] } else { &[] }
+    }
+
     /// Most texts in one request.
     fn texts_max(self) -> usize {
         if self == Self::Text { ANSWERS_MAX as usize } else { INPUTS_MAX }
@@ -57,8 +60,8 @@ impl Task {
 }
 
 /// `GET /v2`.
-pub(crate) fn server() -> Value {
-    json!({"name": "kedge", "version": env!("CARGO_PKG_VERSION"), "extensions": EXTENSIONS})
+pub(crate) fn server(task: Task) -> Value {
+    json!({"name": "kedge", "version": env!("CARGO_PKG_VERSION"), "extensions": task.extensions()})
 }
 
 /// `GET /v2/models/NAME`.
@@ -353,6 +356,14 @@ mod tests {
             let refused = infer(task, good.replace(from, to).as_bytes()).unwrap_err();
             assert_eq!(refused.field.as_deref(), Some(field), "{to}");
         }
+    }
+
+    #[test]
+    fn only_what_makes_text_generates() {
+        assert_eq!(
+            (&server(Task::Text)["extensions"], &server(Task::Vectors(4))["extensions"]),
+            (&json!(["generate"]), &json!([]))
+        );
     }
 
     #[test]

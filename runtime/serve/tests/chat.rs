@@ -295,6 +295,12 @@ async fn what_cannot_be_answered_is_refused_by_field() {
     }
     let (status, answer) = served.answer("/v1/embeddings", json!({"model": "demo", "input": "a"})).await;
     assert_eq!(status, 404, "{answer}");
+    let long = json!([{"role": "user", "content": "word ".repeat(3000)}]);
+    let (_, answer) = served.answer(CHAT, chat(&long, json!({}))).await;
+    assert_eq!(answer["error"]["code"], "context_length_exceeded", "{answer}");
+    let (_, answer) = served.answer(CHAT, chat(&json!([{"role": "wizard", "content": "x"}]), json!({}))).await;
+    let says = "messages: chat template refuses this: the demo model knows the roles system, user and assistant only";
+    assert_eq!(answer["error"]["message"], says);
 }
 
 #[tokio::test(flavor = "multi_thread")]
