@@ -9,6 +9,9 @@ use super::{BLOCK, GROUP, PANEL, Rounded, Rows};
 use crate::backend::cpu::amx;
 use crate::backend::cpu::simd::Simd;
 
+/// Bytes from what is multiplied to what is asked for from memory.
+const AHEAD: usize = 2048;
+
 /// Calls `rows` for as many rows as the tile has.
 macro_rules! by_rows {
     ($scheme:literal, $four:literal, $layout:ident, $rows:ident, $panel:ident, $stretch:ident, $tile:ident) => {
@@ -59,6 +62,12 @@ fn rows<const R: usize, const SCHEME: u8, const FOUR: bool>(
     unsafe {
         for block in stretch {
             let at = panel.as_ptr().add(block_at(layout, block));
+            if R == 1 {
+                // One row is multiplied as fast as its weights come, and nothing else asks for them in time.
+                for line in (0..layout.block()).step_by(64) {
+                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + line).cast());
+                }
+            }
             if SCHEME != 0 && block % SUPER == 0 {
                 units = units_at::<SCHEME>(at.sub(layout.scheme.head()));
             }

@@ -67,8 +67,9 @@ impl Layout {
         if self.four_bits { PANEL * BLOCK / 2 } else { PANEL * BLOCK }
     }
 
+    /// Bytes of a block, without the units in front of eight.
     #[inline]
-    fn block(self) -> usize {
+    pub(super) fn block(self) -> usize {
         self.numbers() + 2 * PANEL
     }
 
