@@ -1,5 +1,7 @@
 //! The command line. Flags follow k3s where it has one; a flag has meaning or is unknown.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
@@ -11,6 +13,9 @@ use crate::settings::{Folders, ServerFlags};
 use crate::site::{self, SiteVerb};
 use crate::uninstall::{self, UninstallFlags};
 use crate::{killall, logs, server};
+
+/// How long the process stays for work that nobody waits for.
+const LEFT_OVER_MAX: Duration = Duration::from_secs(2);
 
 /// A Kubernetes cluster that serves AI models, in one binary.
 #[derive(Debug, Parser)]
@@ -124,7 +129,11 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
 
 fn block_on(work: impl Future<Output = Result<()>>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.context("cannot start the runtime")?.block_on(work)
+    let runtime = runtime.context("cannot start the runtime")?;
+    let result = runtime.block_on(work);
+    // What was waited for is done; work on another thread that never ends must not keep the process.
+    runtime.shutdown_timeout(LEFT_OVER_MAX);
+    result
 }
 
 #[cfg(test)]

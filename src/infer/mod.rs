@@ -15,6 +15,7 @@ use clap::builder::{NonEmptyStringValueParser, RangedU64ValueParser};
 use clap::{Args, Subcommand, ValueEnum};
 use kedge_engine::{Cpu, Decoder, DecoderOptions};
 use kedge_serve::{Candidate, Device, InferOptions, Model, Opened, Placement, TelemetryOptions, TlsFiles};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::logs;
 use crate::settings::host_port;
@@ -175,6 +176,8 @@ Examples:
 
 /// Does what was asked.
 pub(crate) async fn run(command: InferCommand) -> Result<()> {
+    // Writing beyond a limit on the size of files is an error from here on, and not the end of the process.
+    let _ignored = signal(SignalKind::from_raw(nix::libc::SIGXFSZ))?;
     match command.verb {
         Some(InferVerb::Run(flags)) => chat::run(flags).await,
         Some(InferVerb::Bench(flags)) => bench::run(flags).await,

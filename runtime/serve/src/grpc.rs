@@ -236,7 +236,7 @@ fn understood(task: Task, request: &ModelInferRequest) -> Result<Infer, Refusal>
     }
     let outputs: Vec<&str> = request.outputs.iter().map(|output| output.name.as_str()).collect();
     let texts = v2::texts(task, inputs, &outputs)?;
-    Infer { id: None, texts, parameters: parameters(&request.parameters), ignored: Vec::new() }.checked(task)
+    Infer { id: None, texts, parameters: parameters(&request.parameters)?, ignored: Vec::new() }.checked(task)
 }
 
 fn texts<'a>(field: &str, elements: impl Iterator<Item = &'a [u8]>) -> Result<Vec<String>, Refusal> {
@@ -247,16 +247,26 @@ fn texts<'a>(field: &str, elements: impl Iterator<Item = &'a [u8]>) -> Result<Ve
     elements.enumerate().map(text).collect()
 }
 
-fn parameters(parameters: &HashMap<String, InferParameter>) -> Map<String, Value> {
-    let value = |parameter: &InferParameter| match &parameter.parameter_choice {
-        None => Value::Null,
-        Some(ParameterChoice::BoolParam(value)) => (*value).into(),
-        Some(ParameterChoice::Int64Param(value)) => (*value).into(),
-        Some(ParameterChoice::Uint64Param(value)) => (*value).into(),
-        Some(ParameterChoice::DoubleParam(value)) => (*value).into(),
-        Some(ParameterChoice::StringParam(value)) => value.as_str().into(),
+fn parameters(parameters: &HashMap<String, InferParameter>) -> Result<Map<String, Value>, Refusal> {
+    let value = |(name, parameter): (&String, &InferParameter)| {
+        let value = match &parameter.parameter_choice {
+            None => Value::Null,
+            Some(ParameterChoice::BoolParam(value)) => (*value).into(),
+            Some(ParameterChoice::Int64Param(value)) => (*value).into(),
+            Some(ParameterChoice::Uint64Param(value)) => (*value).into(),
+            // JSON has no infinity and would take it for nothing.
+            Some(ParameterChoice::DoubleParam(value)) if !value.is_finite() => {
+                return Err(Refusal::field(
+                    format!("parameters.{name}"),
+                    format!("must be a finite number, is {value}"),
+                ));
+            }
+            Some(ParameterChoice::DoubleParam(value)) => (*value).into(),
+            Some(ParameterChoice::StringParam(value)) => value.as_str().into(),
+        };
+        Ok((name.clone(), value))
     };
-    parameters.iter().map(|(name, parameter)| (name.clone(), value(parameter))).collect()
+    parameters.iter().map(value).collect()
 }
 
 /// The answer: raw where the request was.

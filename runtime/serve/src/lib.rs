@@ -150,8 +150,10 @@ pub async fn run(options: InferOptions) -> Result<(), ServeError> {
     let mut followed: Vec<Arc<dyn FromFiles>> = Vec::new();
     followed.extend(keys.clone().map(|keys| keys as Arc<dyn FromFiles>));
     followed.extend(tls.clone().map(|tls| tls as Arc<dyn FromFiles>));
+    // From here on it does not end the process.
+    let hangup = signal(SignalKind::hangup())?;
     if !followed.is_empty() {
-        tokio::spawn(files::follow(followed, signal(SignalKind::hangup())?));
+        tokio::spawn(files::follow(followed, hangup));
     }
     let defaults = ServeOptions::new(options.name.clone(), created(&options.model));
     let connections_max = defaults.connections_max.min(connections_possible());

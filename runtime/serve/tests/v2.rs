@@ -191,6 +191,11 @@ async fn text_over_grpc() {
             "parameters.temperature: ",
         ),
         (
+            changed(&|r| r.parameters = parameters(&[("temperature", ParameterChoice::DoubleParam(f64::NAN))])),
+            Code::InvalidArgument,
+            "parameters.temperature: must be a finite number",
+        ),
+        (
             {
                 let mut cut = raw(request.clone());
                 cut.raw_input_contents[0] = Bytes::from_static(b"\x09\0\0\0a");
