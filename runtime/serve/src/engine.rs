@@ -95,7 +95,7 @@ impl Engine {
     /// What the Open Inference Protocol's `infer` gives, and the parameters that were left out of account.
     pub(crate) async fn infer(
         &self,
-        asked: Infer,
+        mut asked: Infer,
         place: Part,
         intake: &Intake,
         metrics: &Arc<Metrics>,
@@ -107,6 +107,8 @@ impl Engine {
                 Ok((Output::Vectors(self.vectors(items, intake, metrics, watch).await?), asked.ignored))
             }
             Self::Decoder(talk) => {
+                // The answer is a tensor of texts, with no place for probabilities.
+                asked.ignored.extend(asked.parameters.remove("logprobs").map(|_| "logprobs".to_owned()));
                 let body = Asked::Fields(asked.completion(&talk.name));
                 let ask = Ask { kind: Kind::Text, body, asked_as: None, place, watch: watch.clone() };
                 let named = |refusal| v2::refusal(refusal, "inputs[0].data");

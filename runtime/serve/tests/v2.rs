@@ -150,6 +150,7 @@ async fn text_over_grpc() {
         ("temperature", ParameterChoice::DoubleParam(0.0)),
         ("max_tokens", ParameterChoice::Int64Param(8)),
         ("seed", ParameterChoice::Uint64Param(1)),
+        ("logprobs", ParameterChoice::Int64Param(5)),
         ("best_effort", ParameterChoice::BoolParam(true)),
     ]);
     let request = ModelInferRequest { parameters: how.clone(), ..typed("text_input", &[PROMPT, PROMPT]) };
@@ -157,7 +158,7 @@ async fn text_over_grpc() {
     let said = &answer.outputs[0].contents.as_ref().unwrap().bytes_contents;
     assert_eq!((said[0].as_ref(), said[1].as_ref()), (expected.as_bytes(), expected.as_bytes()));
     assert_eq!((answer.id.as_str(), answer.model_version.as_str(), &answer.outputs[0].shape[..]), ("7", "1", &[2][..]));
-    let ignored = Some(ParameterChoice::StringParam("best_effort".into()));
+    let ignored = Some(ParameterChoice::StringParam("logprobs, best_effort".into()));
     assert_eq!(answer.parameters["ignored"].parameter_choice, ignored);
     let answer = client.model_infer(raw(request.clone())).await.unwrap().into_inner();
     let framed = [&u32::try_from(expected.len()).unwrap().to_le_bytes()[..], expected.as_bytes()].concat();
