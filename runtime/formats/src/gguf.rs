@@ -3,7 +3,8 @@
 //! The format (ggml `docs/gguf.md`): magic, version, two counts, metadata as key, type and value, a table of tensors,
 //! then the data, aligned. Numbers are little-endian; a tensor's dimensions are innermost first and are turned round
 //! here. What must hold: counts and lengths are believed only as far as the file has bytes for them; arrays stay in the
-//! file and are read when asked for; keys and tensors have each name once.
+//! file and are read when asked for; keys and tensors have each name once; tensors lie one after the other in the order of
+//! the table, each from the next aligned byte (as `ggml/src/gguf.cpp` wants it), so that none is in another.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -164,18 +165,11 @@ fn parse(bytes: &[u8], path: &Path) -> Result<Parsed, FormatError> {
             return Err(wrong("is there twice".into()));
         }
     }
-    let alignment = match metadata.get("general.alignment") {
-        None => 32,
-        Some(Value::Unsigned(value)) if value.is_power_of_two() && *value <= 1 << 20 => *value as usize,
-        Some(_) => {
-            let key = "general.alignment".to_owned();
-            return Err(FormatError::Key {
-                path: path.to_owned(),
-                key,
-                reason: "is no power of two up to 2^20".into(),
-            });
-        }
-    };
+    let alignment = alignment(&metadata).map_err(|reason| FormatError::Key {
+        path: path.to_owned(),
+        key: ALIGNMENT_KEY.to_owned(),
+        reason,
+    })?;
     let mut table = Vec::new();
     for index in 0..tensor_count {
         let name = reader.name().map_err(|reason| broken(format!("tensor {index} of {tensor_count}: {reason}")))?;
@@ -184,21 +178,42 @@ fn parse(bytes: &[u8], path: &Path) -> Result<Parsed, FormatError> {
         table.push((name, placed));
     }
     let data_start = reader.at.next_multiple_of(alignment);
-    let mut tensors = BTreeMap::new();
+    let (mut tensors, mut next) = (BTreeMap::new(), 0);
     for (name, mut placed) in table {
         let wrong = |reason: String| wrong_tensor(path, &name, reason);
         let (start, end) = (placed.range.start, placed.range.end);
+        if start != next {
+            return Err(wrong(format!(
+                "begins at byte {start}; {next} is where the one before it ends, in steps of {alignment}"
+            )));
+        }
         let moved = |at: usize| at.checked_add(data_start).filter(|at| *at <= bytes.len());
         let (Some(from), Some(to)) = (moved(start), moved(end)) else {
             let has = bytes.len().saturating_sub(data_start);
             return Err(wrong(format!("claims bytes {start}..{end} of {has}; the file may be cut short")));
         };
         placed.range = from..to;
+        next = end.next_multiple_of(alignment);
         if tensors.insert(name.clone(), placed).is_some() {
             return Err(wrong("is there twice".into()));
         }
     }
     Ok(Parsed { metadata, tensors })
+}
+
+/// Where tensors may begin.
+const ALIGNMENT_KEY: &str = "general.alignment";
+/// Far above the pages of any machine.
+const ALIGNMENT_MAX: u64 = 1 << 20;
+
+/// Tensors begin at multiples of so many bytes.
+fn alignment(metadata: &BTreeMap<String, Value>) -> Result<usize, String> {
+    match metadata.get(ALIGNMENT_KEY) {
+        None => Ok(32),
+        Some(Value::Unsigned(value)) if value.is_power_of_two() && *value <= ALIGNMENT_MAX => Ok(*value as usize),
+        Some(Value::Unsigned(value)) => Err(format!("is {value}, and no power of two up to {ALIGNMENT_MAX}")),
+        Some(_) => Err("is no whole number".into()),
+    }
 }
 
 fn wrong_tensor(path: &Path, name: &str, reason: String) -> FormatError {
@@ -503,6 +518,36 @@ mod tests {
         big_endian[4..8].reverse();
         assert!(said(&big_endian).contains("version 50331648"));
         assert!(said(b"GGML....").contains("does not begin with GGUF"));
+    }
+
+    /// The sample with another place for its second tensor, and an alignment.
+    fn placed(offset: u64, alignment: u32) -> Vec<u8> {
+        let one = Tensor::of_f32(&[2], &[1.0, 2.0]);
+        let key = [(ALIGNMENT_KEY.to_owned(), Write::Unsigned(alignment))];
+        let mut bytes = write::to_bytes(&key, &[("a".to_owned(), one.clone()), ("b".to_owned(), one)]);
+        let at = bytes.windows(9).position(|window| window == b"\x01\0\0\0\0\0\0\0b").unwrap() + 9 + 4 + 8 + 4;
+        bytes[at..at + 8].copy_from_slice(&offset.to_le_bytes());
+        bytes.resize(bytes.len() + 64, 0);
+        bytes
+    }
+
+    #[test]
+    fn tensors_lie_where_llama_cpp_wants_them() {
+        for (offset, alignment, expected) in [
+            (32, 32, "1 keys, 2 tensors"),
+            (8, 8, "1 keys, 2 tensors"),
+            (64, 64, "1 keys, 2 tensors"),
+            (0, 32, "m.gguf: tensor b: begins at byte 0; 32 is where the one before it ends, in steps of 32"),
+            (8, 32, "m.gguf: tensor b: begins at byte 8; 32 is"),
+            (64, 32, "m.gguf: tensor b: begins at byte 64; 32 is"),
+            (u64::MAX, 32, "m.gguf: tensor b: shape [2] is larger than memory can be"),
+            (32, 0, "m.gguf: general.alignment: is 0, and no power of two up to 1048576"),
+            (32, 48, "m.gguf: general.alignment: is 48, and no"),
+            (32, 1 << 31, "m.gguf: general.alignment: is 2147483648, and no"),
+        ] {
+            let said = said(&placed(offset, alignment));
+            assert!(said.contains(expected), "{offset} {alignment}: {said}");
+        }
     }
 
     proptest! {

@@ -9,6 +9,7 @@
 
 mod dtype;
 mod error;
+pub mod file;
 pub mod gguf;
 pub mod quant;
 pub mod region;

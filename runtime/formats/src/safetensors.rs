@@ -6,15 +6,16 @@
 //! nothing is allocated by a number the file claims. An index (`model.safetensors.index.json`, transformers) names the
 //! shard of each tensor; shards lie beside it.
 
-#![allow(clippy::disallowed_methods, reason = "this file is the shell that reads the index of a model's shards")]
-
 use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use crate::tensor::{Mapped, Tensor, Tensors};
-use crate::{Dtype, FormatError};
+use crate::{Dtype, FormatError, file};
 
 /// The largest header that is parsed, as in the reference implementation.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
@@ -28,7 +29,35 @@ struct Entry {
 
 #[derive(Deserialize)]
 struct Index {
-    weight_map: BTreeMap<String, String>,
+    weight_map: Once<String>,
+}
+
+/// An object whose names are there once each: of two, readers of this format pick one or the other.
+struct Once<T>(BTreeMap<String, T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Once<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Names<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Names<T> {
+            type Value = Once<T>;
+
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Once<T>, A::Error> {
+                let mut found = BTreeMap::new();
+                while let Some((name, value)) = map.next_entry::<String, T>()? {
+                    if let Some((name, _)) = found.get_key_value(&name) {
+                        return Err(A::Error::custom(format!("{name:?} is there twice")));
+                    }
+                    found.insert(name, value);
+                }
+                Ok(Once(found))
+            }
+        }
+        deserializer.deserialize_map(Names(PhantomData))
+    }
 }
 
 pub(crate) fn open(path: &Path) -> Result<Tensors, FormatError> {
@@ -49,14 +78,10 @@ fn open_file(path: &Path) -> Result<Tensors, FormatError> {
 fn open_shards(path: &Path) -> Result<Tensors, FormatError> {
     let wrong = |reason: String| FormatError::File { path: path.to_owned(), reason };
     let read = |source| FormatError::Read { path: path.to_owned(), source };
-    let length = std::fs::metadata(path).map_err(read)?.len();
-    if length > HEADER_BYTES_MAX {
-        return Err(wrong(format!("{length} bytes; at most {HEADER_BYTES_MAX} are read")));
-    }
-    let index: Index = serde_json::from_slice(&std::fs::read(path).map_err(read)?)
+    let index: Index = serde_json::from_slice(&file::read(path, HEADER_BYTES_MAX).map_err(read)?)
         .map_err(|error| wrong(format!("is no index of shards: {error}")))?;
     let (mut shards, mut named) = (BTreeMap::new(), BTreeMap::new());
-    for (name, shard) in index.weight_map {
+    for (name, shard) in index.weight_map.0 {
         if shard.is_empty() || shard.contains('/') || shard.starts_with('.') {
             let reason = format!("is said to lie in {shard:?}, which is no file beside the index");
             return Err(FormatError::Tensor { path: path.to_owned(), tensor: name, reason });
@@ -101,8 +126,8 @@ fn parse(bytes: &[u8], path: &Path) -> Result<(usize, BTreeMap<String, Entry>), 
         return Err(broken(format!("claims a header of {length} bytes, and has {} after the length", bytes.len() - 8)));
     }
     let data_start = 8 + length as usize;
-    let mut raw: BTreeMap<String, serde_json::Value> = serde_json::from_slice(&bytes[8..data_start])
-        .map_err(|error| broken(format!("header is not a JSON object: {error}")))?;
+    let Once(mut raw): Once<serde_json::Value> = serde_json::from_slice(&bytes[8..data_start])
+        .map_err(|error| broken(format!("header is no sound JSON object: {error}")))?;
     raw.remove("__metadata__");
     let mut tensors = BTreeMap::new();
     for (name, value) in raw {
@@ -159,6 +184,7 @@ fn check_order(tensors: &BTreeMap<String, Entry>, data_length: usize, path: &Pat
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "the tests write files")]
 mod tests {
     use proptest::prelude::*;
 
@@ -184,7 +210,7 @@ mod tests {
         check(&file(good, &[0; 11]), "has 11 bytes of data, and its tensors take 10");
         check(b"short", "is 5 bytes long");
         check(&u64::MAX.to_le_bytes(), "claims a header of 18446744073709551615 bytes, and has 0");
-        check(&file("[", b""), "header is not a JSON object");
+        check(&file("[", b""), "header is no sound JSON object");
         check(&file(&good.replace("[2]", "[3]"), &[0; 10]), "tensor a: shape [3] of F32 needs 12 bytes");
         check(
             &file(&good.replace("[2]", "[4294967296,4294967296]"), &[0; 10]),
@@ -194,6 +220,7 @@ mod tests {
         check(&file(&good.replace("F16", "Q4"), &[0; 10]), "tensor b: has the unknown type \"Q4\"");
         check(&file(&good.replace("[0,8]", "[8,0]"), &[0; 10]), "tensor a: claims bytes 8..0");
         check(&file(r#"{"a":7}"#, b""), "tensor a: invalid type");
+        check(&file(&good.replace("\"b\"", "\"a\""), &[0; 10]), "\"a\" is there twice");
     }
 
     #[test]
@@ -231,6 +258,17 @@ mod tests {
         check(r#"{"a":"two.safetensors"}"#, "two.safetensors: tensor a: is not in the file, though");
         check(r#"{"a":"../one.safetensors"}"#, "i.json: tensor a: is said to lie in");
         check(r#"{"a":"none.safetensors"}"#, "reading");
+        check(
+            r#"{"a":"one.safetensors","a":"two.safetensors"}"#,
+            "i.json: is no index of shards: \"a\" is there twice",
+        );
+        check(r#"{"a":"/etc/passwd"}"#, "i.json: tensor a: is said to lie in \"/etc/passwd\", which is no file beside");
+        std::os::unix::fs::symlink("two.safetensors", directory.path().join("link.safetensors")).unwrap();
+        check(r#"{"a":"one.safetensors","b":"link.safetensors"}"#, "[1.0, 2.0]");
+        std::os::unix::fs::symlink("/dev/zero", directory.path().join("zeros.safetensors")).unwrap();
+        check(r#"{"a":"zeros.safetensors"}"#, "zeros.safetensors: it is no regular file");
+        nix::unistd::mkfifo(&directory.path().join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        check(r#"{"a":"pipe"}"#, "pipe: it is no regular file");
         check("[]", "is no index of shards");
     }
 

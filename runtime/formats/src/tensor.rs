@@ -4,7 +4,6 @@
 #![allow(clippy::disallowed_methods, reason = "this file is the shell that maps weights")]
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +11,7 @@ use std::sync::Arc;
 
 use memmap2::Mmap;
 
-use crate::{Dtype, FormatError, quant, safetensors};
+use crate::{Dtype, FormatError, file, quant, safetensors};
 
 /// A mapped file.
 #[derive(Debug)]
@@ -25,7 +24,7 @@ pub(crate) struct Mapped {
 impl Mapped {
     pub(crate) fn open(path: &Path) -> Result<Arc<Self>, FormatError> {
         let read = |source| FormatError::Read { path: path.to_owned(), source };
-        let file = File::open(path).map_err(read)?;
+        let file = file::open(path).map_err(read)?;
         // SAFETY: the map is only read, as bytes. A file that is changed under us may change the numbers, as would a
         // changed file read in any other way; a file that is cut short under us ends the process with SIGBUS, which
         // is why models are installed by rename and never edited in place.
