@@ -57,7 +57,7 @@ impl Server {
         registry.register_collector(Box::new(Figures { engine: engine.clone(), model, no_gpu }));
         let start = |options| Telemetry::start(options, World::real(), metrics.spans_dropped.clone());
         let telemetry = options.telemetry.clone().map(start);
-        let intake = Intake::new(options.bodies_bytes_max);
+        let intake = Intake::new(options.bodies_bytes_max, options.connections_max);
         Ok(Self {
             options,
             engine,

@@ -59,6 +59,10 @@ impl Peer {
         Self(address.rsplit_once(':').map_or(address, |(host, _)| host).to_owned())
     }
 
+    pub(crate) fn name(&self) -> &str {
+        &self.0
+    }
+
     pub(crate) fn with_certificate(der: &[u8]) -> Self {
         Self(fingerprint(der))
     }

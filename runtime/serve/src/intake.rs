@@ -23,14 +23,17 @@ pub(crate) struct Intake {
     pub(crate) bodies: Room,
     /// Answers that are open.
     pub(crate) open: Room,
+    /// Connections.
+    pub(crate) connections: Room,
     readers: Arc<Semaphore>,
 }
 
 impl Intake {
-    pub(crate) fn new(bodies_bytes_max: usize) -> Self {
+    pub(crate) fn new(bodies_bytes_max: usize, connections_max: usize) -> Self {
         Self {
-            bodies: Room::new(bodies_bytes_max, "as many bytes of requests are held as may; try again"),
-            open: Room::new(OPEN_MAX, "as many requests wait as may; try again"),
+            bodies: Room::new(bodies_bytes_max, "as many bytes of requests are held as may"),
+            open: Room::new(OPEN_MAX, "as many requests wait as may"),
+            connections: Room::new(connections_max, "as many connections are open as may"),
             readers: Arc::new(Semaphore::new(READERS_MAX)),
         }
     }
@@ -87,9 +90,9 @@ impl Room {
     }
 }
 
-/// What one origin may have of a room.
+/// What one origin may have of a room: never nothing.
 pub(crate) const fn origin_max(most: usize) -> usize {
-    most / 4 * 3
+    most - most / 4
 }
 
 impl Part {
@@ -97,8 +100,12 @@ impl Part {
     pub(crate) fn take(&mut self, more: usize) -> Result<(), Refusal> {
         let mut taken = self.room.taken.lock();
         let of_origin = taken.by.get(&self.origin).copied().unwrap_or(0) + more;
-        if taken.all + more > self.room.most || of_origin > origin_max(self.room.most) {
-            return Err(Refusal::plain(429, self.room.full));
+        let full = |whose: &str| Err(Refusal::plain(429, format!("{}{whose}; try again", self.room.full)));
+        if taken.all + more > self.room.most {
+            return full("");
+        }
+        if of_origin > origin_max(self.room.most) {
+            return full(" of one client");
         }
         taken.all += more;
         taken.by.insert(self.origin.clone(), of_origin);
@@ -129,10 +136,10 @@ mod tests {
         let room = Room::new(8, "full");
         let (mut one, mut more, mut other) = (room.part("one"), room.part("one"), room.part("other"));
         one.take(5).unwrap();
-        assert_eq!(more.take(2), Err(Refusal::plain(429, "full")), "three quarters");
+        assert_eq!(more.take(2), Err(Refusal::plain(429, "full of one client; try again")), "three quarters");
         more.take(1).unwrap();
         other.take(2).unwrap();
-        assert!(other.take(1).is_err(), "all of it");
+        assert_eq!(other.take(1), Err(Refusal::plain(429, "full; try again")), "all of it");
         drop(one);
         other.take(4).unwrap();
         assert!(other.take(1).is_err(), "three quarters of whoever it is");
@@ -143,7 +150,7 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_leaves_before_its_turn_is_not_read() {
-        let intake = Arc::new(Intake::new(0));
+        let intake = Arc::new(Intake::new(0, 0));
         let (go, going) = std::sync::mpsc::channel::<()>();
         let going = Arc::new(Mutex::new(going));
         let read = |say: &'static str| {

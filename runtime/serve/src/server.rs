@@ -1,9 +1,9 @@
 //! Connections: TLS, limits, and the end.
 //!
 //! What must hold: a connection, its headers and a body each have a bound in size or time, and a peer that does not read
-//! what it is sent is given up; connections have a bound, and one beyond it is told so at once; after the stop signal what
-//! was taken in is answered, what comes then is refused, and at the end of the drain time what is left is told that it
-//! ends. When the engine has ended, health says so and the server ends with an error, so that whoever started it starts it
+//! what it is sent is given up; connections have a bound, and an address has three quarters of it at most; one beyond it is
+//! told so at once; after the stop signal what was taken in is answered, what comes then is refused, and at the end of the
+//! drain time what is left is told that it ends. When the engine has ended, health says so and the server ends with an error, so that whoever started it starts it
 //! again.
 
 use std::convert::Infallible;
@@ -27,6 +27,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::ServeError;
 use crate::answer::Server;
+use crate::api::Refusal;
 use crate::auth::{Keys, Peer};
 use crate::life::{Flights, Phase};
 use crate::socket::Patient;
@@ -48,16 +49,6 @@ const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 /// Peers at once that are told that there are too many, and how long each may take.
 pub(crate) const GOODBYES_MAX: usize = 256;
 const GOODBYE_LINGERS: Duration = Duration::from_millis(250);
-/// What one connection beyond those that may be is told.
-const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n\
-    content-type: application/json\r\ncontent-length: 107\r\n\r\n\
-    {\"error\":{\"message\":\"as many connections are open as may\",\"type\":\"server_error\",\"param\":null,\"code\":null}}\n";
-
-/// What a peer is told that speaks HTTP where TLS is spoken.
-const NO_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-type: application/json\r\n\
-    content-length: 103\r\n\r\n\
-    {\"error\":{\"message\":\"this port speaks HTTPS\",\"type\":\"invalid_request_error\",\"param\":null,\"code\":null}}\n";
-
 /// Name and limits of a server.
 #[derive(Clone, Debug)]
 pub struct ServeOptions {
@@ -77,7 +68,7 @@ pub struct ServeOptions {
     pub body_bytes_max: usize,
     /// Bytes of all bodies that are held at once.
     pub bodies_bytes_max: usize,
-    /// Most connections at once; further ones are told to come again.
+    /// Most connections at once, of which one address may have three quarters; further ones are told to come again.
     pub connections_max: usize,
     /// Longest time for a handshake, for the first request, and for a body.
     pub read_timeout: Duration,
@@ -141,18 +132,18 @@ pub async fn serve(
     listener: BoxedListener,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
-    let places = Arc::new(Semaphore::new(options.connections_max));
+    let connections = Flights::new();
     let server = Arc::new(Server::new(options, model)?);
     let (mut stop, mut ended) = (pin!(stop), pin!(server.engine.ended()));
     let result = tokio::select! {
-        never = accept(&server, &*listener, &places) => match never {},
+        never = accept(&server, &*listener, &connections) => match never {},
         () = &mut stop => Ok(()),
         () = &mut ended => Err(ServeError::EngineEnded),
     };
     // Connections are still taken, so that probes and clients are told, and not left to guess.
     server.life.enter(Phase::Draining);
     tokio::select! {
-        never = accept(&server, &*listener, &places) => match never {},
+        never = accept(&server, &*listener, &connections) => match never {},
         drained = timeout(server.options.drain_timeout, server.life.flights.none()) => {
             if drained.is_err() {
                 tracing::warn!("some answers were not whole at the end of the drain time; they are told so");
@@ -161,8 +152,7 @@ pub async fn serve(
     }
     server.life.enter(Phase::Ending);
     drop(listener);
-    let all = u32::try_from(server.options.connections_max).unwrap_or(u32::MAX);
-    if timeout(2 * GOODBYE_MAX, places.acquire_many(all)).await.is_err() {
+    if timeout(2 * GOODBYE_MAX, connections.none()).await.is_err() {
         tracing::warn!("some connections would not end; they end with the process");
     }
     if let Some(telemetry) = &server.telemetry {
@@ -172,10 +162,10 @@ pub async fn serve(
 }
 
 /// Takes connections.
-async fn accept(server: &Arc<Server>, listener: &dyn Listener, places: &Arc<Semaphore>) -> Infallible {
+async fn accept(server: &Arc<Server>, listener: &dyn Listener, connections: &Flights) -> Infallible {
     let goodbyes = Arc::new(Semaphore::new(GOODBYES_MAX));
     loop {
-        let (stream, peer) = match listener.accept().await {
+        let (stream, address) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of file descriptors, most often: some are freed as connections end.
@@ -184,26 +174,44 @@ async fn accept(server: &Arc<Server>, listener: &dyn Listener, places: &Arc<Sema
                 continue;
             }
         };
-        let Ok(place) = places.clone().try_acquire_owned() else {
+        let peer = Peer::at(&address);
+        let mut place = server.intake.connections.part(peer.name());
+        if let Err(refusal) = place.take(1) {
             server.metrics.refused.inc();
             // Over TLS a handshake would cost more than the answer is worth.
             if let Some(goodbye) = goodbyes.clone().try_acquire_owned().ok().filter(|_| server.options.tls.is_none()) {
+                let told = goodbye_of(&Refusal { status: 503, ..refusal });
                 tokio::spawn(async move {
                     // Whoever does not take it in time sees the connection end.
-                    let _ = timeout(GOODBYE_LINGERS, turn_away(stream, TOO_MANY)).await;
+                    let _ = timeout(GOODBYE_LINGERS, turn_away(stream, &told)).await;
                     drop(goodbye);
                 });
             }
             continue;
-        };
+        }
         let server = server.clone();
+        let of_server = connections.begin();
         tokio::spawn(async move {
-            if let Err(error) = connection(server, stream, &peer).await {
-                tracing::debug!(peer, %error, "a connection ended early");
+            if let Err(error) = connection(server, stream, peer).await {
+                tracing::debug!(peer = address, %error, "a connection ended early");
             }
-            drop(place);
+            drop((place, of_server));
         });
     }
+}
+
+/// A refusal as the whole answer of a connection.
+fn goodbye_of(refusal: &Refusal) -> Vec<u8> {
+    let (status, again) = match refusal.status {
+        503 => ("503 Service Unavailable", "retry-after: 1\r\n"),
+        _ => ("400 Bad Request", ""),
+    };
+    let body = format!("{}\n", refusal.openai());
+    format!(
+        "HTTP/1.1 {status}\r\nconnection: close\r\n{again}content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
 }
 
 /// Tells a peer why its connection ends. What it sends is read, since a socket that is closed before that takes the answer
@@ -218,8 +226,7 @@ async fn turn_away(mut stream: impl AsyncRead + AsyncWrite + Unpin, said: &[u8])
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-async fn connection(server: Arc<Server>, stream: BoxedStream, address: &str) -> Result<(), BoxError> {
-    let peer = Peer::at(address);
+async fn connection(server: Arc<Server>, stream: BoxedStream, peer: Peer) -> Result<(), BoxError> {
     let stream = Patient::new(stream, server.options.write_timeout);
     let Some(tls) = &server.options.tls else { return talk(server, TokioIo::new(stream), peer).await };
     let handshake = async {
@@ -232,7 +239,8 @@ async fn connection(server: Arc<Server>, stream: BoxedStream, address: &str) -> 
         }
         if speaks_http(first) {
             // Whoever does not take it in time sees the connection end.
-            let _ = timeout(GOODBYE_LINGERS, turn_away(stream, NO_TLS)).await;
+            let told = goodbye_of(&Refusal::plain(400, "this port speaks HTTPS"));
+            let _ = timeout(GOODBYE_LINGERS, turn_away(stream, &told)).await;
             return Err(io::Error::other("the peer speaks HTTP without TLS"));
         }
         TlsAcceptor::from(tls.current()).accept(stream).await.map(Some)
@@ -247,7 +255,7 @@ async fn connection(server: Arc<Server>, stream: BoxedStream, address: &str) -> 
         Ok(None) => return Ok(()),
         Err(error) => {
             if let Some(failed) = server.handshakes.note(Instant::now()) {
-                tracing::info!(peer = address, %error, failed, "TLS handshakes failed");
+                tracing::info!(peer = peer.name(), %error, failed, "TLS handshakes failed");
             }
             return Ok(());
         }
@@ -295,12 +303,17 @@ where
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
     fn who_is_turned_away_is_told_in_whole() {
-        for text in [super::TOO_MANY, super::NO_TLS] {
-            let (head, body) = std::str::from_utf8(text).unwrap().split_once("\r\n\r\n").unwrap();
-            assert!(head.contains(&format!("content-length: {}", body.len())), "{}", body.len());
-            assert!(serde_json::from_str::<serde_json::Value>(body).is_ok());
+        for (status, line, again) in [(400, "HTTP/1.1 400 Bad Request\r\n", false), (503, "HTTP/1.1 503 Service", true)]
+        {
+            let told = String::from_utf8(goodbye_of(&Refusal::plain(status, "é"))).unwrap();
+            let (head, body) = told.split_once("\r\n\r\n").unwrap();
+            assert!(head.starts_with(line) && head.contains("retry-after: 1\r\n") == again, "{head}");
+            assert!(head.ends_with(&format!("content-length: {}", body.len())), "{head}");
+            assert_eq!(serde_json::from_str::<serde_json::Value>(body).unwrap()["error"]["message"], "é");
         }
     }
 }

@@ -259,27 +259,43 @@ async fn who_takes_nothing_of_a_stream_of_http_2_is_cut_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_beyond_the_bound_are_told_and_silent_ones_end() {
+async fn connections_beyond_the_bound_are_told_others_find_the_rest_and_silent_ones_end() {
     let served = Served::start_with(|options| {
         options.connections_max = 4;
-        options.read_timeout = Duration::from_millis(300);
+        options.read_timeout = Duration::from_secs(3);
     })
     .await;
+    // All of 127/8 is this machine.
+    let connect = async |from: &str| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
+        socket.connect(served.address().parse().unwrap()).await.unwrap()
+    };
+    let told = async |from: &str| {
+        let mut told = String::new();
+        connect(from).await.read_to_string(&mut told).await.unwrap();
+        told
+    };
     let mut silent = Vec::new();
-    for _ in 0..4 {
-        silent.push(TcpStream::connect(served.address()).await.unwrap());
+    for _ in 0..3 {
+        silent.push(connect("127.0.0.2").await);
     }
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    let mut beyond = TcpStream::connect(served.address()).await.unwrap();
-    let mut told = String::new();
-    beyond.read_to_string(&mut told).await.unwrap();
-    assert!(told.starts_with("HTTP/1.1 503 ") && told.contains("retry-after: 1\r\n"), "{told}");
+    let beyond = told("127.0.0.2").await;
+    assert!(beyond.starts_with("HTTP/1.1 503 ") && beyond.contains("retry-after: 1\r\n"), "{beyond}");
+    assert!(beyond.contains("as many connections are open as may of one client; try again"), "{beyond}");
+    let mut other = connect("127.0.0.3").await;
+    other.write_all(b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let mut line = [0; 15];
+    other.read_exact(&mut line).await.unwrap();
+    assert_eq!(&line, b"HTTP/1.1 200 OK");
+    let beyond = told("127.0.0.4").await;
+    assert!(beyond.contains("as many connections are open as may; try again"), "{beyond}");
     for mut silent in silent {
-        let read = tokio::time::timeout(Duration::from_secs(10), silent.read(&mut [0; 9])).await;
+        let read = tokio::time::timeout(Duration::from_secs(20), silent.read(&mut [0; 9])).await;
         assert_eq!(read.unwrap().unwrap_or(0), 0, "it said nothing for too long");
     }
     let (_, metrics) = served.get("/metrics").await;
-    assert!(metrics.contains("kedge_infer_connections_refused_total 1"), "{metrics}");
+    assert!(metrics.contains("kedge_infer_connections_refused_total 2"), "{metrics}");
 }
 
 /// Sends a request whose head says that it is that long, and so much of its body.
