@@ -61,11 +61,7 @@ fn unfit(error: EngineError) -> Unfit {
         EngineError::Read { path, source } | EngineError::Format(FormatError::Read { path, source }) => {
             Unfit::Broken(format!("{}: {source}", path.display()))
         }
-        // What is said of a file as a whole.
-        EngineError::Field { path, field, reason } if field == "(file)" => {
-            Unfit::Broken(format!("{}: {reason}", path.display()))
-        }
-        EngineError::Format(FormatError::File { .. }) => Unfit::Broken(error.to_string()),
+        EngineError::File { .. } | EngineError::Format(FormatError::File { .. }) => Unfit::Broken(error.to_string()),
         other => Unfit::Unsupported(other.to_string()),
     }
 }

@@ -17,6 +17,7 @@ use crate::backend::{Backend, Capabilities, Sequence, Step};
 use crate::generate::text;
 use crate::graph::Graph;
 use crate::guarded::guarded;
+use crate::model::settings::if_there;
 use crate::model::{EncoderConfig, Location, bert};
 use crate::plan::{Plan, Shape};
 
@@ -135,8 +136,13 @@ impl Encoder {
         if tokens.types.len() != tokens.ids.len() {
             return wrong(format!("there are {} ids and {} types", tokens.ids.len(), tokens.types.len()));
         }
-        match tokens.ids.iter().find(|id| **id as usize >= self.config.vocabulary) {
-            Some(id) => wrong(format!("id {id} is not below the vocabulary's {}", self.config.vocabulary)),
+        if let Some(id) = tokens.ids.iter().find(|id| **id as usize >= self.config.vocabulary) {
+            return wrong(format!("id {id} is not below the vocabulary's {}", self.config.vocabulary));
+        }
+        // A model without types has its texts' passed over.
+        let types = self.config.types;
+        match tokens.types.iter().find(|kind| types > 0 && **kind as usize >= types) {
+            Some(kind) => wrong(format!("type {kind} is not below the model's {types}")),
             None => Ok(()),
         }
     }
@@ -159,10 +165,9 @@ pub(crate) fn read(path: &Path, reads: bool) -> Result<(EncoderConfig, Tokenizer
     if at.is_gguf() {
         let file = Gguf::open(&at.weights)?;
         let config = EncoderConfig::of_gguf(&file)?;
-        let tokenizer = if beside.is_file() {
-            read_tokenizer(&beside, &config)?
-        } else {
-            fitted(text::word_piece(&file)?, &at.weights, &config)?
+        let tokenizer = match if_there(read_tokenizer(&beside, &config))? {
+            None => fitted(text::word_piece(&file)?, &at.weights, &config)?,
+            Some(tokenizer) => tokenizer,
         };
         let graph = bert::of_gguf(&file, &config, reads)?;
         return Ok((config, tokenizer, graph));
@@ -179,7 +184,7 @@ fn read_tokenizer(path: &Path, config: &EncoderConfig) -> Result<Tokenizer, Engi
 
 /// The tokenizer as this engine uses it: it fills nothing up, and cuts where the model's longest sequence ends.
 fn fitted(mut tokenizer: Tokenizer, path: &Path, config: &EncoderConfig) -> Result<Tokenizer, EngineError> {
-    let wrong = |reason: String| EngineError::Field { path: path.to_owned(), field: "(file)".into(), reason };
+    let wrong = |reason: String| EngineError::File { path: path.to_owned(), reason };
     tokenizer.with_padding(None);
     let special = tokenizer.get_post_processor().map_or(0, |processor| processor.added_tokens(false));
     if special >= config.sequence_max {
@@ -189,13 +194,7 @@ fn fitted(mut tokenizer: Tokenizer, path: &Path, config: &EncoderConfig) -> Resu
     }
     let truncation = TruncationParams { max_length: config.sequence_max, ..TruncationParams::default() };
     tokenizer.with_truncation(Some(truncation)).map_err(|error| wrong(error.to_string()))?;
-    if tokenizer.get_vocab_size(true) > config.vocabulary {
-        return Err(EngineError::Field {
-            path: path.to_owned(),
-            field: "model.vocab".into(),
-            reason: format!("has {} tokens, and the model {}", tokenizer.get_vocab_size(true), config.vocabulary),
-        });
-    }
+    text::fits(&tokenizer, config.vocabulary, path)?;
     Ok(tokenizer)
 }
 

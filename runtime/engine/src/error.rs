@@ -13,6 +13,14 @@ pub enum EngineError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A file was read, and as a whole it is not what it should be.
+    #[error("{}: {reason}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A file was read, and one field of it is missing, malformed or not supported.
     #[error("{}: {field}: {reason}", path.display())]
     Field {

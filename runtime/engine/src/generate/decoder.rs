@@ -14,7 +14,7 @@ use super::chat::ChatTemplate;
 use super::defaults::{self, Defaults};
 use super::sample::Draw;
 use super::schedule::{Batch, End, Event, Limits, Request, RequestId, Schedule, Totals};
-use super::text::TextTokenizer;
+use super::text::{TextTokenizer, token_of};
 use crate::EngineError;
 use crate::backend::spare::{FAILURES_MAX, Placed, Ran};
 use crate::backend::{Backend, Capabilities, Work};
@@ -22,7 +22,7 @@ use crate::graph::{Graph, PAGE_TOKENS, Pages};
 use crate::model::DecoderConfig;
 use crate::model::Location;
 use crate::model::decoder_graph::graph;
-use crate::model::settings::read_json;
+use crate::model::settings::{self, Fields, if_there, read_json};
 use crate::model::source::Source;
 use crate::plan::{Plan, Shape};
 
@@ -366,62 +366,63 @@ impl Files {
             return Self::of_gguf(&at.weights);
         }
         let folder = &*at.folder;
-        let config_path = folder.join("config.json");
-        let config = DecoderConfig::of_json(&config_path)?;
-        let tokenizer = TextTokenizer::of_file(&folder.join("tokenizer.json"))?;
+        let config = DecoderConfig::of_json(&folder.join("config.json"))?;
+        let tokenizer = TextTokenizer::of_model(&folder.join("tokenizer.json"), config.vocabulary)?;
         let source = Source::folder(Tensors::open_safetensors(&at.weights)?);
-        let optional = |name: &str| -> Result<Value, EngineError> {
+        let optional = |name: &str| -> Result<Fields, EngineError> {
             let path = folder.join(name);
-            if path.is_file() { read_json(&path) } else { Ok(Value::Null) }
+            Ok(Fields { json: if_there(read_json(&path))?.unwrap_or_default(), path })
         };
-        let (settings, generation) = (optional("tokenizer_config.json")?, optional(defaults::FILE)?);
+        let settings = optional("tokenizer_config.json")?;
         let text_of = |field: &str| {
-            let token = &settings[field];
+            let token = &settings.json[field];
             token.as_str().or(token["content"].as_str()).unwrap_or_default().to_owned()
         };
         let (bos, eos) = (text_of("bos_token"), text_of("eos_token"));
         let mut stop: Vec<u32> = tokenizer.id(&eos).into_iter().collect();
-        for ids in [&read_json::<Value>(&config_path)?["eos_token_id"], &generation["eos_token_id"]] {
-            let all = ids.as_array().cloned().unwrap_or_else(|| vec![ids.clone()]);
-            stop.extend(all.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()));
+        if let Some(id) = stop.iter().find(|id| **id as usize >= config.vocabulary) {
+            let reason = format!("{eos:?} has the id {id}; those of the model are below {}", config.vocabulary);
+            return Err(settings.wrong("eos_token", reason));
         }
-        let template = template_of(&settings["chat_template"]).or_else(|| read_template(folder));
+        for file in [optional("config.json")?, optional(defaults::FILE)?] {
+            stop.extend(file.tokens("eos_token_id", config.vocabulary)?);
+        }
+        let template = match template_of(&settings.json["chat_template"]) {
+            None => read_template(folder)?,
+            told => told,
+        };
         let template = template.map(|text| ChatTemplate::new(&text, &bos, &eos)).transpose()?;
         let defaults = Defaults::of_folder(folder)?;
-        Self { source, config, tokenizer, template, defaults, stop }.checked(path)
+        Ok(Self { source, config, tokenizer, template, defaults, stop }.in_order())
     }
 
     fn of_gguf(path: &Path) -> Result<Self, EngineError> {
         let file = Gguf::open(path)?;
         let config = DecoderConfig::of_gguf(&file)?;
         let beside = path.with_file_name("tokenizer.json");
-        let tokenizer =
-            if beside.is_file() { TextTokenizer::of_file(&beside)? } else { TextTokenizer::of_gguf(&file)? };
-        let id = |key: &str| file.number(key).ok().and_then(|id| u32::try_from(id).ok());
-        let eos = id("tokenizer.ggml.eos_token_id");
-        let stop = eos.into_iter().chain(id("tokenizer.ggml.eot_token_id")).collect();
+        let tokenizer = match if_there(TextTokenizer::of_model(&beside, config.vocabulary))? {
+            None => TextTokenizer::of_gguf(&file)?,
+            Some(tokenizer) => tokenizer,
+        };
+        // llama.cpp takes an id of its own where one of these is not there; an answer would go on past its end with that.
+        let id = |key: &str| token_of(&file, key, config.vocabulary);
+        let (eos, eot) = (id("tokenizer.ggml.eos_token_id")?, id("tokenizer.ggml.eot_token_id")?);
         let text = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
-        let (bos, eos) = (text(id("tokenizer.ggml.bos_token_id")), text(eos));
+        let (bos, stop) = (text(id("tokenizer.ggml.bos_token_id")?), eos.into_iter().chain(eot).collect());
+        let eos = text(eos);
         let template = if file.has("tokenizer.chat_template") {
             Some(ChatTemplate::new(file.text("tokenizer.chat_template")?, &bos, &eos)?)
         } else {
             None
         };
-        Self { source: Source::gguf(&file), config, tokenizer, template, defaults: Defaults::of_gguf(&file)?, stop }
-            .checked(path)
+        let (source, defaults) = (Source::gguf(&file), Defaults::of_gguf(&file)?);
+        Ok(Self { source, config, tokenizer, template, defaults, stop }.in_order())
     }
 
-    fn checked(mut self, path: &Path) -> Result<Self, EngineError> {
+    fn in_order(mut self) -> Self {
         self.stop.sort_unstable();
         self.stop.dedup();
-        if self.tokenizer.size() > self.config.vocabulary {
-            return Err(EngineError::Field {
-                path: path.to_owned(),
-                field: "vocab_size".into(),
-                reason: format!("is {}, and the tokenizer has {}", self.config.vocabulary, self.tokenizer.size()),
-            });
-        }
-        Ok(self)
+        self
     }
 }
 
@@ -432,9 +433,10 @@ fn template_of(value: &Value) -> Option<String> {
     Some(one.to_owned())
 }
 
-#[allow(clippy::disallowed_methods, reason = "this is part of the shell that reads a model directory")]
-fn read_template(folder: &Path) -> Option<String> {
-    std::fs::read_to_string(folder.join("chat_template.jinja")).ok()
+fn read_template(folder: &Path) -> Result<Option<String>, EngineError> {
+    let path = folder.join("chat_template.jinja");
+    let text = if_there(settings::read(&path))?.map(String::from_utf8).transpose();
+    text.map_err(|error| EngineError::File { path, reason: error.to_string() })
 }
 
 /// The thread's own.

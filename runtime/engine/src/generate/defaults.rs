@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::sample::Sampling;
 use crate::EngineError;
-use crate::model::settings::read_json;
+use crate::model::settings::{if_there, read_json};
 
 /// The file beside weights.
 pub(super) const FILE: &str = "generation_config.json";
@@ -55,10 +55,7 @@ impl Defaults {
     /// Those of a model in that folder.
     pub(super) fn of_folder(folder: &Path) -> Result<Self, EngineError> {
         let path = folder.join(FILE);
-        if !path.is_file() {
-            return Ok(Self::default());
-        }
-        let json: Value = read_json(&path)?;
+        let Some(json) = if_there(read_json::<Value>(&path))? else { return Ok(Self::default()) };
         let read = |field: &str| match &json[field] {
             Value::Null => Ok(None),
             value => match value.as_f64() {
@@ -179,7 +176,7 @@ mod tests {
             (r#"{"repetition_penalty": 0}"#, "repetition_penalty: must be from 0.01 to 10, is 0"),
             (r#"{"max_new_tokens": 0}"#, "max_new_tokens: must be from 1 to 4294967295, is 0"),
             (r#"{"do_sample": 1}"#, "do_sample: must be true or false, is 1"),
-            ("{", "(file): "),
+            ("{", "EOF while parsing"),
         ] {
             let said = of_json(text).unwrap_err();
             assert!(said.contains(&format!("{FILE}: {says}")), "{said}");

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use kedge_formats::Gguf;
+use kedge_formats::{Gguf, file};
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
@@ -25,6 +25,13 @@ impl TextTokenizer {
     /// From a `tokenizer.json`.
     pub fn of_file(path: &Path) -> Result<Self, EngineError> {
         Self::checked(tokenizer_of(path)?, None)
+    }
+
+    /// The same, of a model of so many tokens.
+    pub(super) fn of_model(path: &Path, vocabulary: usize) -> Result<Self, EngineError> {
+        let made = Self::of_file(path)?;
+        fits(&made.inner, vocabulary, path)?;
+        Ok(made)
     }
 
     fn checked(mut inner: Tokenizer, bos: Option<u32>) -> Result<Self, EngineError> {
@@ -107,6 +114,11 @@ impl<'a> Words<'a> {
             return Err(wrong(file.tensors.path(), "tokenizer.ggml.token_type", reason));
         }
         let ids: HashMap<&str, usize> = tokens.iter().enumerate().map(|(id, token)| (*token, id)).collect();
+        let scores = "tokenizer.ggml.scores";
+        if file.has(scores) && file.floats(scores)?.len() != tokens.len() {
+            let reason = format!("has {} scores for {} tokens", file.floats(scores)?.len(), tokens.len());
+            return Err(wrong(file.tensors.path(), scores, reason));
+        }
         if ids.len() != tokens.len() {
             return Err(wrong(file.tensors.path(), "tokenizer.ggml.tokens", "has a token twice".into()));
         }
@@ -150,12 +162,7 @@ fn byte_level(file: &Gguf, words: &Words) -> Result<Value, EngineError> {
 /// merge, in the order of the pieces' scores; what no piece stands for becomes bytes. (`llm_tokenizer_spm` of llama.cpp,
 /// `generate_merges` of transformers' `convert_slow_tokenizer.py`.)
 fn sentence_piece(file: &Gguf, words: &Words) -> Result<Value, EngineError> {
-    let path = file.tensors.path();
     let scores = file.floats("tokenizer.ggml.scores")?;
-    if scores.len() != words.tokens.len() {
-        let reason = format!("has {} scores for {} tokens", scores.len(), words.tokens.len());
-        return Err(wrong(path, "tokenizer.ggml.scores", reason));
-    }
     let is_piece = |id: usize| !matches!(words.kinds[id], UNKNOWN | CONTROL | BYTE);
     let piece = |text: &str| words.ids.get(text).copied().filter(|id| is_piece(*id));
     let mut merges = Vec::new();
@@ -212,18 +219,18 @@ pub(crate) fn word_piece(file: &Gguf) -> Result<Tokenizer, EngineError> {
     let special = |keys: [&str; 2], usual: usize| -> Result<usize, EngineError> {
         let told = keys.into_iter().map(|key| format!("tokenizer.ggml.{key}_token_id")).find(|key| file.has(key));
         let count = words.tokens.len();
-        let (key, id) = match told {
-            Some(key) => (key.clone(), usize::try_from(file.number(&key)?).unwrap_or(usize::MAX)),
-            None => {
-                let key = format!("tokenizer.ggml.{}_token_id", keys[0]);
-                if usual < count && !is_control(usual) {
-                    let reason = format!("is not there, and the usual one, {usual}, is {:?}", words.tokens[usual]);
-                    return Err(wrong(path, &key, reason));
-                }
-                (key, usual)
-            }
-        };
-        if id < count { Ok(id) } else { Err(wrong(path, &key, format!("is {id}, and there are {count} tokens"))) }
+        if let Some(key) = told
+            && let Some(id) = token_of(file, &key, count)?
+        {
+            return Ok(id as usize);
+        }
+        if usual < count && is_control(usual) {
+            return Ok(usual);
+        }
+        let found =
+            words.tokens.get(usual).map_or_else(|| "is not there, either".into(), |token| format!("is {token:?}"));
+        let key = format!("tokenizer.ggml.{}_token_id", keys[0]);
+        Err(wrong(path, &key, format!("is not there, and the usual one, {usual}, {found}")))
     };
     let (first, last) = (special(["cls", "bos"], 101)?, special(["seperator", "eos"], 102)?);
     let unknown = special(["unknown", "unknown"], 100)?;
@@ -268,8 +275,45 @@ pub(crate) fn word_piece(file: &Gguf) -> Result<Tokenizer, EngineError> {
 
 /// The tokenizer of a `tokenizer.json`.
 pub(crate) fn tokenizer_of(path: &Path) -> Result<Tokenizer, EngineError> {
-    let read = guarded(|| Tokenizer::from_file(path)).and_then(|read| read.map_err(|error| error.to_string()));
-    read.map_err(|reason| wrong(path, "(file)", reason))
+    let bytes = file::read(path, BYTES_MAX).map_err(|source| EngineError::Read { path: path.to_owned(), source })?;
+    let read = guarded(|| Tokenizer::from_bytes(bytes)).and_then(|read| read.map_err(|error| error.to_string()));
+    read.map_err(|reason| EngineError::File { path: path.to_owned(), reason })
+}
+
+/// The longest `tokenizer.json`; the longest there is has a sixth of it.
+const BYTES_MAX: u64 = 256 << 20;
+
+/// Refuses a tokenizer of another model: whose own tokens have ids that a model of so many has not, or which puts such ones
+/// around every text. Tokens that were added may lie beyond (Gemma 3's smallest has one for images, which it never saw): a
+/// text that has one is refused.
+pub(crate) fn fits(tokenizer: &Tokenizer, vocabulary: usize, path: &Path) -> Result<(), EngineError> {
+    let added = tokenizer.get_added_tokens_decoder();
+    let own = tokenizer.get_vocab(false).into_iter().filter(|(_, id)| !added.contains_key(id));
+    if let Some((token, id)) = own.max_by_key(|(_, id)| *id).filter(|(_, id)| *id as usize >= vocabulary) {
+        let reason = format!("{token:?} has the id {id}; those of the model are below {vocabulary}");
+        return Err(wrong(path, "model.vocab", reason));
+    }
+    let around = guarded(|| tokenizer.encode("", true)).and_then(|text| text.map_err(|error| error.to_string()));
+    let around = around.map_err(|reason| wrong(path, "post_processor", reason))?;
+    match around.get_ids().iter().find(|id| **id as usize >= vocabulary) {
+        Some(id) => {
+            let reason = format!("puts the id {id} into texts; those of the model are below {vocabulary}");
+            Err(wrong(path, "post_processor", reason))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The token whose id that key of a GGUF file is, where the file has it; `count` are there.
+pub(super) fn token_of(file: &Gguf, key: &str, count: usize) -> Result<Option<u32>, EngineError> {
+    if !file.has(key) {
+        return Ok(None);
+    }
+    let id = file.number(key)?;
+    match u32::try_from(id).ok().filter(|id| (*id as usize) < count) {
+        Some(id) => Ok(Some(id)),
+        None => Err(wrong(file.tensors.path(), key, format!("is {id}, and there are {count} tokens"))),
+    }
 }
 
 /// The tokenizer that is described so, as found in a GGUF file.
@@ -294,15 +338,8 @@ fn bos_of(file: &Gguf) -> Result<Option<u32>, EngineError> {
             is("tokenizer.ggml.pre", "llama-bpe") || is("tokenizer.ggml.model", "llama")
         }
     };
-    if !wanted || !file.has("tokenizer.ggml.bos_token_id") {
-        return Ok(None);
-    }
-    let (key, count) = ("tokenizer.ggml.bos_token_id", file.texts("tokenizer.ggml.tokens")?.len());
-    let id = file.number(key)?;
-    match u32::try_from(id).ok().filter(|id| (*id as usize) < count) {
-        Some(id) => Ok(Some(id)),
-        None => Err(wrong(file.tensors.path(), key, format!("is {id}, and there are {count} tokens"))),
-    }
+    let bos = token_of(file, "tokenizer.ggml.bos_token_id", file.texts("tokenizer.ggml.tokens")?.len())?;
+    Ok(bos.filter(|_| wanted))
 }
 
 fn wrong(path: &Path, field: &str, reason: String) -> EngineError {
@@ -492,7 +529,7 @@ mod tests {
         let path = folder.path().join("tokenizer.json");
         std::fs::write(&path, r#"{"version":"1.0","decoder":["a"#).unwrap();
         let said = TextTokenizer::of_file(&path).unwrap_err().to_string();
-        assert!(said.contains("tokenizer.json: (file): the library that reads it gave up: Helper"), "{said}");
+        assert!(said.contains("tokenizer.json: the library that reads it gave up: Helper"), "{said}");
     }
 
     #[test]

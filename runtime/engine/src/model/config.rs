@@ -4,12 +4,12 @@
 //!
 //! What must hold: a setting that would change the numbers and is not supported is refused, never passed over.
 
-use std::path::Path;
+use std::path::{Component, Path};
 
 use kedge_formats::Gguf;
 use serde_json::Value;
 
-use super::settings::{Fields, Keys, read_json};
+use super::settings::{Fields, Keys, if_there, read_json};
 use crate::EngineError;
 use crate::graph::Pooling;
 
@@ -59,12 +59,13 @@ impl EncoderConfig {
         let family = ENCODERS.into_iter().find(|family| file.json["model_type"] == *family).expect("it is one of them");
         file.must_be("hidden_act", &["gelu"])?;
         file.must_be_or_absent("position_embedding_type", &["absolute"])?;
-        let (pooling, normalize) = read_modules(directory)?;
+        let (hidden, vocabulary) = (file.number("hidden_size")?, file.number("vocab_size")?);
+        let (pooling, normalize) = read_modules(directory, hidden)?;
         // RoBERTa's first token has the position behind that of padding, and those before it are never met.
-        let first_position = match family {
-            "bert" => 0,
-            _ if file.json["pad_token_id"].is_null() => 2,
-            _ => file.number("pad_token_id")? + 1,
+        let first_position = match (family, &*file.tokens("pad_token_id", vocabulary)?) {
+            ("bert", _) => 0,
+            (_, []) => 2,
+            (_, [padding, ..]) => *padding as usize + 1,
         };
         let table = file.number("max_position_embeddings")?;
         let positions = table.checked_sub(first_position).filter(|positions| *positions > 0).ok_or_else(|| {
@@ -72,15 +73,15 @@ impl EncoderConfig {
         })?;
         let config = Self {
             family,
-            hidden: file.number("hidden_size")?,
+            hidden,
             layers: file.number("num_hidden_layers")?,
             heads: file.number("num_attention_heads")?,
             intermediate: file.number("intermediate_size")?,
-            vocabulary: file.number("vocab_size")?,
+            vocabulary,
             positions,
             first_position,
             types: file.number("type_vocab_size")?,
-            epsilon: file.positive("layer_norm_eps")?,
+            epsilon: file.epsilon("layer_norm_eps")?,
             pooling,
             normalize,
             sequence_max: read_sequence_max(directory)?.unwrap_or(positions).min(positions),
@@ -97,10 +98,7 @@ impl EncoderConfig {
             let reason = format!("{name:?} is not supported; {GGUF_ENCODER} is");
             return Err(Keys { file, prefix: "general" }.wrong("architecture", reason));
         }
-        let epsilon = keys.float("attention.layer_norm_epsilon")?;
-        if !(epsilon > 0.0 && epsilon < 1.0) {
-            return Err(keys.wrong("attention.layer_norm_epsilon", format!("{epsilon} is not between 0 and 1")));
-        }
+        let epsilon = keys.epsilon("attention.layer_norm_epsilon")?;
         if keys.maybe("attention.causal", Gguf::flag)? == Some(true) {
             return Err(keys.wrong("attention.causal", "true is not supported; every token looks at all others"));
         }
@@ -125,7 +123,7 @@ impl EncoderConfig {
             layers: keys.number("block_count")?,
             heads: keys.number("attention.head_count")?,
             intermediate: keys.number("feed_forward_length")?,
-            vocabulary: file.texts("tokenizer.ggml.tokens")?.len(),
+            vocabulary: keys.vocabulary()?,
             positions,
             // The table of positions of a RoBERTa has lost what stands before the first.
             first_position: 0,
@@ -162,7 +160,7 @@ fn module_type(module: &Value) -> (&str, &str) {
 /// makes text, and `modules.json` what becomes of it.
 pub(super) fn refuse_pooled(directory: &Path) -> Result<(), EngineError> {
     let path = directory.join("modules.json");
-    let modules: Vec<Value> = if path.exists() { read_json(&path)? } else { Vec::new() };
+    let modules: Vec<Value> = if_there(read_json(&path))?.unwrap_or_default();
     match modules.iter().map(module_type).position(|(_, last)| last == "Pooling") {
         None => Ok(()),
         Some(index) => {
@@ -175,21 +173,21 @@ pub(super) fn refuse_pooled(directory: &Path) -> Result<(), EngineError> {
 
 /// Pooling and normalisation from `modules.json`. A bare transformers model has none: it is pooled by mean,
 /// as sentence-transformers does when it meets one.
-fn read_modules(directory: &Path) -> Result<(Pooling, bool), EngineError> {
+fn read_modules(directory: &Path, hidden: usize) -> Result<(Pooling, bool), EngineError> {
     let path = directory.join("modules.json");
-    if !path.exists() {
-        return Ok((Pooling::Mean, false));
-    }
-    let modules: Vec<Value> = read_json(&path)?;
+    let Some(modules) = if_there(read_json::<Vec<Value>>(&path))? else { return Ok((Pooling::Mean, false)) };
     let (mut pooling, mut normalize) = (None, false);
     for (index, module) in modules.iter().enumerate() {
         let (kind, last) = module_type(module);
         match last {
             "Transformer" => {}
             "Pooling" => {
-                pooling = Some(read_pooling(
-                    &directory.join(module["path"].as_str().unwrap_or("1_Pooling")).join("config.json"),
-                )?)
+                let folder = Path::new(module["path"].as_str().unwrap_or("1_Pooling"));
+                if !folder.components().all(|part| matches!(part, Component::Normal(_))) {
+                    let (field, reason) = (format!("[{index}].path"), format!("{folder:?} is no folder of the model"));
+                    return Err(EngineError::Field { path, field, reason });
+                }
+                pooling = Some(read_pooling(&directory.join(folder).join("config.json"), hidden)?);
             }
             "Normalize" => normalize = true,
             _ => {
@@ -209,8 +207,12 @@ fn read_modules(directory: &Path) -> Result<(Pooling, bool), EngineError> {
     Ok((pooling, normalize))
 }
 
-fn read_pooling(path: &Path) -> Result<Pooling, EngineError> {
+fn read_pooling(path: &Path, hidden: usize) -> Result<Pooling, EngineError> {
     let file = Fields { json: read_json(path)?, path: path.to_owned() };
+    let width = &file.json["word_embedding_dimension"];
+    if !width.is_null() && width != hidden {
+        return Err(file.wrong("word_embedding_dimension", format!("{width} is not the model's hidden_size {hidden}")));
+    }
     let known = [
         ("pooling_mode_cls_token", Pooling::Cls),
         ("pooling_mode_mean_tokens", Pooling::Mean),
@@ -218,8 +220,11 @@ fn read_pooling(path: &Path) -> Result<Pooling, EngineError> {
     ];
     let mut chosen = None;
     for (field, on) in file.json.as_object().into_iter().flatten() {
-        if !field.starts_with("pooling_mode_") || on != &Value::Bool(true) {
-            continue;
+        match on {
+            _ if !field.starts_with("pooling_mode_") => continue,
+            Value::Bool(false) => continue,
+            Value::Bool(true) => {}
+            other => return Err(file.wrong(field, format!("must be true or false, is {other}"))),
         }
         let pooling = known.iter().find(|(name, _)| name == field).map(|(_, pooling)| *pooling);
         let pooling =
@@ -233,10 +238,8 @@ fn read_pooling(path: &Path) -> Result<Pooling, EngineError> {
 
 fn read_sequence_max(directory: &Path) -> Result<Option<usize>, EngineError> {
     let path = directory.join("sentence_bert_config.json");
-    if !path.exists() {
-        return Ok(None);
-    }
-    let file = Fields { json: read_json(&path)?, path };
+    let Some(json) = if_there(read_json(&path))? else { return Ok(None) };
+    let file = Fields { json, path };
     if file.json["max_seq_length"].is_null() {
         return Ok(None);
     }
@@ -285,6 +288,41 @@ mod tests {
             "vocab_size: must be a whole number, is -9",
         );
         check(&GOOD.replace("1e-12", "0"), mean, "layer_norm_eps");
-        check("{", mean, "config.json: (file)");
+        check("{", mean, "config.json: EOF while parsing");
+        check(&GOOD.replace("1e-12", "7"), mean, "config.json: layer_norm_eps: 7 is not between 0 and 1");
+        check(
+            GOOD,
+            r#"{"pooling_mode_mean_tokens":"yes"}"#,
+            "pooling_mode_mean_tokens: must be true or false, is \"yes\"",
+        );
+        let width = r#"{"word_embedding_dimension":16,"pooling_mode_mean_tokens":true}"#;
+        check(GOOD, width, "word_embedding_dimension: 16 is not the model's hidden_size 8");
+        check(GOOD, &width.replace("16", "8"), "Mean 12");
+        // RoBERTa's positions begin behind that of padding.
+        let roberta = |padding: &str| {
+            GOOD.replace("\"bert\"", "\"roberta\"")
+                .replace("\"hidden_act", &format!("\"pad_token_id\":{padding},\"hidden_act"))
+        };
+        check(&roberta("null"), mean, "Mean 10");
+        check(&roberta("1"), mean, "Mean 10");
+        check(&roberta("0"), mean, "Mean 11");
+        check(&roberta("9"), mean, "config.json: pad_token_id: 9 is no token; their ids are below 9");
+        check(&roberta("-1"), mean, "config.json: pad_token_id: -1 is no token");
+    }
+
+    #[test]
+    fn the_folder_of_pooling_is_one_of_the_model() {
+        for (place, expected) in [
+            ("1_Pooling", "1_Pooling/config.json"),
+            ("a/b", "a/b/config.json"),
+            ("../m", "modules.json: [0].path: \"../m\" is no folder of the model"),
+            ("/etc", "modules.json: [0].path: \"/etc\" is no folder of the model"),
+        ] {
+            let directory = tempfile::tempdir().unwrap();
+            let modules = serde_json::json!([{"type": "x.Pooling", "path": place}]);
+            std::fs::write(directory.path().join("modules.json"), modules.to_string()).unwrap();
+            let said = read_modules(directory.path(), 8).unwrap_err().to_string();
+            assert!(said.contains(expected), "{said}");
+        }
     }
 }

@@ -120,7 +120,7 @@ impl DecoderConfig {
             intermediate: file.number(inner)?,
             vocabulary: file.number("vocab_size")?,
             context,
-            epsilon: file.positive("rms_norm_eps")?,
+            epsilon: file.epsilon("rms_norm_eps")?,
             scale: optional("query_pre_attn_scalar")?.unwrap_or(width as f64).powf(-0.5),
             rope: turning.all,
             rope_window: turning.window,
@@ -193,15 +193,15 @@ impl DecoderConfig {
             layers,
             heads: Heads { query: heads, key: keys.number_or("attention.head_count_kv", heads)?, width },
             intermediate: keys.number(inner)?,
-            vocabulary: file.texts("tokenizer.ggml.tokens")?.len(),
+            vocabulary: keys.vocabulary()?,
             context,
-            epsilon: keys.float("attention.layer_norm_rms_epsilon")?,
+            epsilon: keys.epsilon("attention.layer_norm_rms_epsilon")?,
             scale,
             rope: turning.all,
             rope_window: turning.window,
             window: keys.window(family, layers, window.unwrap_or(family.gguf_window))?,
-            softcap: keys.maybe("attn_logit_softcapping", Gguf::float)?,
-            softcap_logits: keys.maybe("final_logit_softcapping", Gguf::float)?,
+            softcap: keys.positive("attn_logit_softcapping")?,
+            softcap_logits: keys.positive("final_logit_softcapping")?,
             activation: if family.gemma { Activation::GeluTanh } else { Activation::Silu },
             experts,
             tied: !file.tensors.has("output.weight"),
@@ -237,8 +237,13 @@ impl DecoderConfig {
             let field = ("num_experts_per_tok", "expert_used_count");
             return Err(wrong(field, "is not between 1 and the number of experts".into()));
         }
-        if self.layers.saturating_mul(self.heads.qkv()) > 1 << 28 || self.hidden > 1 << 20 {
-            return Err(wrong(("hidden_size", "embedding_length"), "is far above every model there is".into()));
+        for (field, size, most) in [
+            (("num_hidden_layers", "block_count"), self.layers.saturating_mul(self.heads.qkv()), 1 << 28),
+            (("hidden_size", "embedding_length"), self.hidden, 1 << 20),
+        ] {
+            if size > most {
+                return Err(wrong(field, "is far above every model there is".into()));
+            }
         }
         Ok(self)
     }

@@ -31,7 +31,7 @@ impl Location {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if !about.is_file() || ![".safetensors", INDEX, ".gguf"].iter().any(|kind| name.ends_with(kind)) {
             let reason = "is no model: a folder, a .safetensors file, an index of such and a .gguf file are".into();
-            return Err(EngineError::Field { path: path.to_owned(), field: "(file)".into(), reason });
+            return Err(EngineError::File { path: path.to_owned(), reason });
         }
         let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         Ok(Self { folder: folder.to_owned(), weights: path.to_owned() })
@@ -108,7 +108,7 @@ mod tests {
         for (path, says) in [
             ("/nowhere/model", "reading /nowhere/model: No such file"),
             ("/nowhere/model.gguf", "reading /nowhere/model.gguf: No such file"),
-            ("/dev/null", "/dev/null: (file): is no model"),
+            ("/dev/null", "/dev/null: is no model"),
         ] {
             let error = Location::of(Path::new(path)).unwrap_err().to_string();
             assert!(error.contains(says), "{error}");

@@ -10,7 +10,7 @@ use kedge_formats::Gguf;
 use serde_json::Value as Json;
 
 use super::family::Family;
-use super::settings::{Fields, Keys};
+use super::settings::{Fields, Keys, positive};
 use crate::EngineError;
 use crate::graph::{Pairs, Rope};
 
@@ -113,25 +113,25 @@ struct Settings<'a> {
 
 impl Settings<'_> {
     fn wrong(&self, field: &str, reason: impl Into<String>) -> EngineError {
-        self.file.wrong(&format!("{}.{field}", self.place), reason)
+        let place = if self.place.is_empty() { field.to_owned() } else { format!("{}.{field}", self.place) };
+        self.file.wrong(&place, reason)
     }
 
     fn maybe(&self, field: &str) -> Result<Option<f64>, EngineError> {
         if self.json[field].is_null() {
             return Ok(None);
         }
-        let value = self.json[field].as_f64().filter(|value| *value > 0.0);
-        value.map(Some).ok_or_else(|| self.wrong(field, "must be a number above zero"))
+        positive(self.json[field].as_f64()).map(Some).map_err(|reason| self.wrong(field, reason))
     }
 
     fn number(&self, field: &str) -> Result<f64, EngineError> {
-        self.maybe(field)?.ok_or_else(|| self.wrong(field, "must be a number above zero"))
+        positive(self.maybe(field)?).map_err(|reason| self.wrong(field, reason))
     }
 
     /// A divisor for each pair.
     fn divisors(&self, field: &str, pairs: usize) -> Result<Vec<f64>, EngineError> {
         let all = self.json[field].as_array().map(|list| list.iter().filter_map(Json::as_f64).collect::<Vec<_>>());
-        let all = all.filter(|all| all.len() == pairs && all.iter().all(|divisor| *divisor > 0.0));
+        let all = all.filter(|all| all.len() == pairs && all.iter().all(|divisor| positive(Some(*divisor)).is_ok()));
         all.ok_or_else(|| self.wrong(field, format!("must be {pairs} numbers above zero, one for each pair")))
     }
 
@@ -190,7 +190,7 @@ impl Turning {
     /// From `config.json`: `rope_parameters` as newer files have it, of all layers or by their kind; else `rope_theta`
     /// and `rope_scaling`. Heads are `width` wide.
     pub(super) fn of_json(file: &Fields, width: usize, context: usize) -> Result<Self, EngineError> {
-        let top = Settings { file, place: "(file)".into(), json: &file.json };
+        let top = Settings { file, place: String::new(), json: &file.json };
         let one = |place: &str, json: &Json, theta: Option<f64>| -> Result<Rope, EngineError> {
             let settings = Settings { file, place: place.to_owned(), json };
             let share = settings.maybe("partial_rotary_factor")?.or(top.maybe("partial_rotary_factor")?);
@@ -240,7 +240,8 @@ impl Turning {
         let factor_key = if keys.has("scaling.factor") { "scaling.factor" } else { "scale_linear" };
         let factor = keys.positive(factor_key)?.unwrap_or(1.0);
         let original = keys.maybe("scaling.original_context_length", Gguf::number)?;
-        let original = original.map_or(context as f64, |tokens| tokens as f64);
+        // Zero is as good as none to llama.cpp.
+        let original = original.filter(|tokens| *tokens > 0).map_or(context as f64, |tokens| tokens as f64);
         let attention = keys.positive("scaling.attn_factor")?;
         let kind = if keys.has("scaling.type") { file.text(&keys.at("scaling.type"))? } else { "linear" };
         let divisors = |tensor: &str, factor: f64, magnitude: f64| -> Result<Scaling, EngineError> {

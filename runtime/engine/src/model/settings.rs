@@ -2,11 +2,11 @@
 //!
 //! What must hold: every complaint names the file and the field.
 
-#![allow(clippy::disallowed_methods, reason = "this file is the shell that reads settings")]
-
+use std::io::ErrorKind;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use kedge_formats::{FormatError, Gguf};
+use kedge_formats::{FormatError, Gguf, file};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -14,6 +14,8 @@ use crate::EngineError;
 
 /// No settings file is larger than this; a larger one is refused unread.
 const SETTINGS_BYTES_MAX: u64 = 64 << 20;
+/// Beyond these a number is none, or zero, with the 32 bits that are computed with.
+const FLOATS: RangeInclusive<f64> = 1e-30..=1e30;
 /// Far above every count of a real model, so that products of two cannot overflow.
 const COUNT_MAX: u64 = 1 << 24;
 
@@ -25,23 +27,38 @@ fn counted(value: u64) -> Result<usize, String> {
     }
 }
 
+/// The bytes of a settings file.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, EngineError> {
+    file::read(path, SETTINGS_BYTES_MAX).map_err(|source| EngineError::Read { path: path.to_owned(), source })
+}
+
 /// Reads one settings file; the error says which.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, EngineError> {
-    let read = |source| EngineError::Read { path: path.to_owned(), source };
-    let length = std::fs::metadata(path).map_err(read)?.len();
-    if length > SETTINGS_BYTES_MAX {
-        return Err(EngineError::Field {
-            path: path.to_owned(),
-            field: "(file)".into(),
-            reason: format!("{length} bytes; at most {SETTINGS_BYTES_MAX} are read"),
-        });
+    let wrong = |error: serde_json::Error| EngineError::File { path: path.to_owned(), reason: error.to_string() };
+    serde_json::from_slice(&read(path)?).map_err(wrong)
+}
+
+/// What is read of a file that a model need not have; a link that leads nowhere is a file that cannot be read.
+pub(crate) fn if_there<T>(read: Result<T, EngineError>) -> Result<Option<T>, EngineError> {
+    match read {
+        Err(EngineError::Read { path, source }) if source.kind() == ErrorKind::NotFound && !path.is_symlink() => {
+            Ok(None)
+        }
+        read => read.map(Some),
     }
-    let bytes = std::fs::read(path).map_err(read)?;
-    serde_json::from_slice(&bytes).map_err(|error| EngineError::Field {
-        path: path.to_owned(),
-        field: "(file)".into(),
-        reason: error.to_string(),
-    })
+}
+
+/// A number that is above zero with 32 bits, too, or why it is not.
+pub(super) fn positive(value: Option<f64>) -> Result<f64, String> {
+    let told = value.map_or_else(String::new, |value| format!(", is {value}"));
+    value
+        .filter(|value| FLOATS.contains(value))
+        .ok_or_else(|| format!("must be a number above zero (from {:e} to {:e}){told}", FLOATS.start(), FLOATS.end()))
+}
+
+/// What is added to a variance.
+fn epsilon(value: f64) -> Result<f64, String> {
+    if value < 1.0 { positive(Some(value)) } else { Err(format!("{value} is not between 0 and 1")) }
 }
 
 /// A JSON object and the file it came from, so that every complaint names both.
@@ -68,8 +85,26 @@ impl Fields {
     }
 
     pub(crate) fn positive(&self, field: &str) -> Result<f64, EngineError> {
-        let value = self.json[field].as_f64().filter(|value| *value > 0.0);
-        value.ok_or_else(|| self.wrong(field, format!("must be a number above zero, is {}", self.json[field])))
+        positive(self.json[field].as_f64()).map_err(|reason| self.wrong(field, reason))
+    }
+
+    /// What is added to a variance.
+    pub(super) fn epsilon(&self, field: &str) -> Result<f64, EngineError> {
+        epsilon(self.positive(field)?).map_err(|reason| self.wrong(field, reason))
+    }
+
+    /// The tokens that a field names by their ids, one or several; all of them the model has.
+    pub(crate) fn tokens(&self, field: &str, vocabulary: usize) -> Result<Vec<u32>, EngineError> {
+        let told = match &self.json[field] {
+            Value::Null => &[],
+            Value::Array(list) => &list[..],
+            one => std::slice::from_ref(one),
+        };
+        let id = |told: &Value| {
+            let id = told.as_u64().filter(|id| *id < vocabulary as u64).map(|id| id as u32);
+            id.ok_or_else(|| self.wrong(field, format!("{told} is no token; their ids are below {vocabulary}")))
+        };
+        told.iter().map(id).collect()
     }
 
     pub(super) fn must_be(&self, field: &str, allowed: &[&str]) -> Result<(), EngineError> {
@@ -128,9 +163,25 @@ impl Keys<'_> {
 
     /// A number above zero; none where the key is not.
     pub(super) fn positive(&self, key: &str) -> Result<Option<f64>, EngineError> {
-        match self.maybe(key, Gguf::float)? {
-            Some(value) if value <= 0.0 || value.is_nan() => Err(self.wrong(key, "must be a number above zero")),
-            value => Ok(value),
+        let told = self.maybe(key, Gguf::float)?;
+        told.map(|value| positive(Some(value)).map_err(|reason| self.wrong(key, reason))).transpose()
+    }
+
+    /// What is added to a variance.
+    pub(super) fn epsilon(&self, key: &str) -> Result<f64, EngineError> {
+        epsilon(self.float(key)?).map_err(|reason| self.wrong(key, reason))
+    }
+
+    /// Number of tokens: of those in the list, which is what llama.cpp counts, too. Where the architecture has a key for it,
+    /// converters write the same there.
+    pub(super) fn vocabulary(&self) -> Result<usize, EngineError> {
+        let list = "tokenizer.ggml.tokens";
+        let count = self.file.texts(list)?.len();
+        if let Some(told) = self.maybe("vocab_size", Gguf::number)?.filter(|told| *told != count as u64) {
+            return Err(self.wrong("vocab_size", format!("is {told}, and {list} has {count}")));
         }
+        let wrong =
+            |reason| EngineError::Field { path: self.file.tensors.path().to_owned(), field: list.into(), reason };
+        counted(count as u64).map_err(|_| wrong(format!("has {count} tokens; 1 to {COUNT_MAX} can be")))
     }
 }
