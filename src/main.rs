@@ -26,14 +26,20 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use kedge_runtimes::logger::LOGGER_VERB;
+use kedge_serve::TEMPLATE_VERB;
 use kedge_world::World;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_some_and(|verb| verb == LOGGER_VERB) {
-        // Started by containerd, once a container: no command line for people, no runtime, little memory.
-        let rest: Vec<_> = arguments.collect();
-        return ended(kedge_runtimes::logger_main(&rest).map_err(Into::into));
+    // Started by containerd, once a container, and by who serves a model: no command line for people, no runtime, little
+    // memory.
+    match arguments.next() {
+        Some(verb) if verb == LOGGER_VERB => {
+            let rest: Vec<_> = arguments.collect();
+            return ended(kedge_runtimes::logger_main(&rest).map_err(Into::into));
+        }
+        Some(verb) if verb == TEMPLATE_VERB => return ended(kedge_serve::template_main().map_err(Into::into)),
+        _ => {}
     }
     let arguments = config::expand(&World::real(), std::env::args_os().collect());
     ended(arguments.and_then(|arguments| cli::run(cli::Cli::parse_from(arguments))))

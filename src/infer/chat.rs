@@ -11,7 +11,9 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use kedge_engine::Decoder;
 use kedge_engine::generate::{End, Event, Message, Request, Sampling, TextStream};
+use kedge_serve::{TemplateProgram, Templates};
 use kedge_world::World;
+use serde_json::Map;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -149,6 +151,7 @@ impl std::fmt::Display for Speed {
 
 struct Session {
     decoder: Arc<Decoder>,
+    templates: Option<Templates>,
     world: World,
     flags: RunFlags,
     interrupt: Signal,
@@ -178,7 +181,8 @@ pub(crate) async fn run(flags: RunFlags) -> Result<()> {
     } else {
         None
     };
-    let mut session = Session { decoder, world, flags, interrupt, seed };
+    let templates = decoder.template().map(|one| Templates::new(one, TemplateProgram::default()));
+    let mut session = Session { decoder, templates, world, flags, interrupt, seed };
     match once {
         Some(prompt) if prompt.trim().is_empty() => bail!("the prompt is empty"),
         Some(prompt) => {
@@ -249,11 +253,11 @@ impl Session {
     async fn say(&mut self, talk: &mut Talk, text: String) -> Result<bool> {
         talk.said.push(message("user", text));
         let decoder = self.decoder.clone();
-        let (tokenizer, template) = (decoder.tokenizer(), decoder.template());
+        let (tokenizer, templates) = (decoder.tokenizer(), self.templates.as_ref());
         let context = decoder.config().context;
-        let tokens = |messages: &[Message]| match template {
+        let tokens = |messages: &[Message]| match templates {
             // The template writes the token that begins a text, where there is one.
-            Some(template) => Ok(tokenizer.encode(&template.render(messages)?, false)?),
+            Some(templates) => Ok(tokenizer.encode(&templates.render(messages, &Map::new())?, false)?),
             // Without one there are no talks: what was said last is gone on from.
             None => Ok(tokenizer.encode(&messages.last().expect("something was said").content, true)?),
         };

@@ -154,6 +154,25 @@ impl Serving {
         serving
     }
 
+    /// Status and body of a chat.
+    fn chat(&self, content: &str) -> (u16, String) {
+        let messages = serde_json::json!([{"role": "user", "content": content}]);
+        let body = serde_json::json!({"model": "demo", "max_tokens": 4, "messages": messages}).to_string();
+        let (length, mut text) = (body.len(), String::new());
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        let head = format!("host: a\r\nconnection: close\r\ncontent-length: {length}");
+        write!(stream, "POST /v1/chat/completions HTTP/1.1\r\n{head}\r\n\r\n{body}").unwrap();
+        stream.read_to_string(&mut text).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
+    /// Processes that it started.
+    fn children(&self) -> Vec<i32> {
+        let all = Command::new("pgrep").args(["-P", &self.child.id().to_string()]).output().unwrap().stdout;
+        String::from_utf8(all).unwrap().split_whitespace().map(|id| id.parse().unwrap()).collect()
+    }
+
     /// Status and body of a request; status 0 when nobody answered.
     fn get(&self, path: &str) -> (u16, String) {
         self.get_from("127.0.0.1", path)
@@ -276,6 +295,40 @@ fn ten_thousand_connections_do_not_take_the_server_away() {
     let refused = metrics.lines().find_map(|line| line.strip_prefix("kedge_infer_connections_refused_total "));
     assert!(count < 5000 || refused.unwrap().parse::<u64>().unwrap() > 0, "{metrics}");
     assert!(begin.elapsed() < Duration::from_secs(120), "{:?}", begin.elapsed());
+}
+
+/// Chat templates run in processes of their own, which a hostile one ends and nothing else, and which end with the server.
+#[test]
+fn a_chat_template_can_end_no_server() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(demo()).unwrap().map(Result::unwrap) {
+        if file.path().extension().is_some_and(|extension| extension != "gguf") {
+            std::fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+        }
+    }
+    let settings = folder.path().join("tokenizer_config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&settings).unwrap()).unwrap();
+    config["chat_template"] = "{% set n = namespace() %}{% set said = messages[0].content %}\
+        {% if said == 'cycle' %}{% set n.n = n %}{{ n }}\
+        {% elif said == 'doubles' %}{% set n.l = [1] %}{% for i in range(60) %}{% set n.l = n.l + n.l %}{% endfor %}\
+        {% endif %}{{ said }}"
+        .into();
+    std::fs::write(&settings, config.to_string()).unwrap();
+    let serving = Serving::start(folder.path(), "demo", &[]);
+    for harm in ["cycle", "doubles"] {
+        let (status, said) = serving.chat(harm);
+        assert!(status == 400 && said.contains("chat template takes more than 256 MiB"), "{status} {said}");
+        assert_eq!(serving.chat("hello").0, 200);
+    }
+    let children = serving.children();
+    assert_eq!(children.len(), 1, "{children:?}");
+    let (ok, _, errors) = infer(&["run", folder.path().to_str().unwrap(), "cycle"], "");
+    assert!(!ok && errors.contains("chat template takes more than 256 MiB"), "{errors}");
+    drop(serving);
+    eventually("nothing is left of it", || {
+        let left = Path::new(&format!("/proc/{}", children[0])).exists();
+        if left { Err(format!("{children:?}")) } else { Ok(()) }
+    });
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming, SizeHint};
 use kedge_world::World;
+use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -22,8 +23,9 @@ use crate::engine::Engine;
 use crate::intake::{Intake, Part};
 use crate::life::{self, Flight, Life, Phase, Until};
 use crate::metrics::{self, Figures, Metrics, Status};
+use crate::placement::Opened;
 use crate::routes::{Route, segments};
-use crate::server::{Model, ServeOptions};
+use crate::server::ServeOptions;
 use crate::talk::{Ask, Asked, Piece, Talk};
 use crate::telemetry::{Telemetry, Watch};
 use crate::tls::Failures;
@@ -33,10 +35,12 @@ use crate::{auth, grpc, v2};
 /// A model, and what answers requests for it.
 pub(crate) struct Server {
     pub(crate) options: ServeOptions,
-    pub(crate) engine: Engine,
+    /// Nothing while the model is being opened.
+    engine: OnceLock<Engine>,
     pub(crate) intake: Intake,
     pub(crate) metrics: Arc<Metrics>,
-    registry: Registry,
+    /// Held while somebody is told of it.
+    registry: Mutex<Registry>,
     pub(crate) life: Life,
     pub(crate) telemetry: Option<Telemetry>,
     pub(crate) handshakes: Failures,
@@ -49,25 +53,35 @@ const WARNINGS_MAX: usize = 16;
 pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 impl Server {
-    pub(crate) fn new(options: ServeOptions, model: Model) -> Result<Self, ServeError> {
-        let engine = Engine::start(model, &options.name)?;
+    pub(crate) fn new(options: ServeOptions) -> Self {
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::new(&mut registry, &options.name));
-        let (model, no_gpu) = (options.name.clone(), options.no_gpu.clone());
-        registry.register_collector(Box::new(Figures { engine: engine.clone(), model, no_gpu }));
         let start = |options| Telemetry::start(options, World::real(), metrics.spans_dropped.clone());
         let telemetry = options.telemetry.clone().map(start);
         let intake = Intake::new(options.bodies_bytes_max, options.connections_max);
-        Ok(Self {
+        Self {
             options,
-            engine,
+            engine: OnceLock::new(),
             intake,
             metrics,
-            registry,
+            registry: Mutex::new(registry),
             life: Life::new(),
             telemetry,
             handshakes: Failures::default(),
-        })
+        }
+    }
+
+    /// Takes requests for that model from here on.
+    pub(crate) fn open(&self, Opened { model, no_gpu, .. }: Opened) -> Result<&Engine, ServeError> {
+        let engine = Engine::start(model, &self.options)?;
+        let figures = Figures { engine: engine.clone(), model: self.options.name.clone(), no_gpu };
+        self.registry.lock().register_collector(Box::new(figures));
+        Ok(self.engine.get_or_init(|| engine))
+    }
+
+    /// What the model is asked through; refused while it is being opened.
+    pub(crate) fn engine(&self) -> Result<&Engine, Refusal> {
+        self.engine.get().ok_or_else(|| Refusal::plain(503, "the model is being opened; try again"))
     }
 
     /// Answers a request; `flight` is over with the last byte of the answer.
@@ -116,10 +130,15 @@ impl Server {
         let unknown = || Refusal::plain(404, format!("{path:?} is not served here"));
         let parts = segments(path).ok_or_else(unknown)?;
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
-        let route = Route::of(&parts, &self.options.name, self.task() != v2::Task::Text);
+        let engine = self.engine();
+        let is_encoder = engine.as_ref().is_ok_and(|engine| engine.task() != v2::Task::Text);
+        let route = Route::of(&parts, &self.options.name, is_encoder);
         let is_open = route.as_ref().is_ok_and(|route| route.is_open());
         if let Some(keys) = self.options.keys.as_ref().filter(|_| !is_open) {
             keys.check(request.headers())?;
+        }
+        if !is_open {
+            engine?;
         }
         let route = route?;
         let wanted = route.method();
@@ -156,14 +175,14 @@ impl Server {
             Route::Health => json!({}),
             Route::Models => json!({"object": "list", "data": [model()]}),
             Route::Model => model(),
-            Route::Server => v2::server(self.task()),
+            Route::Server => v2::server(self.task()?),
             Route::Live => json!({"live": self.lives()?}),
             Route::Ready => json!({"ready": true}),
             Route::ModelReady => json!({"name": name, "ready": true}),
-            Route::ModelMetadata => v2::model(name, self.task()),
+            Route::ModelMetadata => v2::model(name, self.task()?),
             Route::Metrics => {
                 let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-                return Ok(reply(200, kind, metrics::text(&self.registry)));
+                return Ok(reply(200, kind, metrics::text(&self.registry.lock())));
             }
             Route::Embeddings
             | Route::Completions(_)
@@ -183,12 +202,13 @@ impl Server {
         until: Until,
         watch: &Arc<Watch>,
     ) -> Result<Response<Body>, Refusal> {
-        let (name, task) = (self.options.name.clone(), self.task());
-        match (route, &self.engine) {
+        let (name, engine) = (self.options.name.clone(), self.engine()?);
+        let task = engine.task();
+        match (route, engine) {
             (Route::Embeddings, Engine::Encoder { encoder, .. }) => {
                 let dimensions = encoder.dimensions();
                 let request = self.intake.read(move || api::embeddings(&body, &name, dimensions)).await?;
-                let vectors = self.engine.vectors(request.items, &self.intake, &self.metrics, watch);
+                let vectors = engine.vectors(request.items, &self.intake, &self.metrics, watch);
                 let vectors = vectors.await?;
                 let mut response = json_reply(&api::embeddings_answer(&self.options.name, &vectors, request.base64));
                 warn(&mut response, &request.ignored);
@@ -197,7 +217,7 @@ impl Server {
             (Route::Infer, _) => {
                 let mut asked = self.intake.read(move || v2::infer(task, &body)).await?;
                 let id = asked.id.take();
-                let infer = self.engine.infer(asked, place, &self.intake, &self.metrics, watch);
+                let infer = engine.infer(asked, place, &self.intake, &self.metrics, watch);
                 let (output, ignored) = infer.await?;
                 let mut given = task.output();
                 given.shape[0] = output.count() as i64;
@@ -240,19 +260,21 @@ impl Server {
         Ok(response)
     }
 
-    /// Whether somebody computes; refused when nobody does.
+    /// Whether somebody computes, or will; refused when nobody does any more.
     pub(crate) fn lives(&self) -> Result<bool, Refusal> {
-        if self.engine.is_served() { Ok(true) } else { Err(Refusal::plain(503, "the inference thread has ended")) }
+        let ended = || Refusal::plain(503, "the inference thread has ended");
+        self.engine.get().is_none_or(Engine::is_served).then_some(true).ok_or_else(ended)
     }
 
     /// Refused when no requests are taken in.
     pub(crate) fn takes_in(&self) -> Result<(), Refusal> {
         self.lives()?;
+        self.engine()?;
         if self.life.phase() > Phase::Serving { Err(Refusal::plain(503, "the server is ending")) } else { Ok(()) }
     }
 
-    pub(crate) fn task(&self) -> v2::Task {
-        self.engine.task()
+    pub(crate) fn task(&self) -> Result<v2::Task, Refusal> {
+        Ok(self.engine()?.task())
     }
 
     /// The whole body, within its bounds, and the room that it takes as it comes: who says to send much and does not has

@@ -6,12 +6,14 @@
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
+use kedge_engine::Decoder;
 use kedge_engine::generate::{ChatTemplate, Choice, Client, End, Message, Request, Sampling, TextTokenizer};
-use kedge_engine::{Decoder, EngineError};
 use serde_json::{Map, Value, json};
 
 use crate::api::{Body, Refusal, ids};
 use crate::intake::{OPEN_MAX, origin_max};
+use crate::talk::Talk;
+use crate::templates::TemplateError;
 use crate::v2::VERSION;
 
 /// Most answers to one request.
@@ -58,17 +60,11 @@ pub(crate) struct Completion {
 }
 
 /// `POST /v1/chat/completions` and `POST /v1/completions`. `seed` is where draws begin when the request does not say.
-pub(crate) fn parse(
-    kind: Kind,
-    body: Map<String, Value>,
-    model: &str,
-    decoder: &Decoder,
-    seed: u64,
-) -> Result<Completion, Refusal> {
-    let mut body = Body::new(body);
-    body.names_model(model)?;
+pub(crate) fn parse(kind: Kind, body: Map<String, Value>, to: &Talk, seed: u64) -> Result<Completion, Refusal> {
+    let (mut body, decoder) = (Body::new(body), &*to.decoder);
+    body.names_model(&to.name)?;
     let prompts = match kind {
-        Kind::Chat => vec![talk(&mut body, decoder)?],
+        Kind::Chat => vec![talk(&mut body, to)?],
         Kind::Text | Kind::Generate => texts(&mut body, decoder)?,
     };
     let tokens_max = length(&mut body, kind, &prompts, decoder)?;
@@ -240,7 +236,7 @@ fn include_usage(body: &mut Body, stream: bool) -> Result<bool, Refusal> {
 }
 
 /// The tokens of a talk.
-pub(crate) fn talk(body: &mut Body, decoder: &Decoder) -> Result<Vec<u32>, Refusal> {
+pub(crate) fn talk(body: &mut Body, to: &Talk) -> Result<Vec<u32>, Refusal> {
     let list = match body.take("messages") {
         Some(Value::Array(list)) if !list.is_empty() => list,
         Some(_) => return Err(Refusal::field("messages", "must be an array of at least one message")),
@@ -249,14 +245,17 @@ pub(crate) fn talk(body: &mut Body, decoder: &Decoder) -> Result<Vec<u32>, Refus
     let (messages, ignored) = read_messages(&list)?;
     // Told like any other field that is not known.
     ignored.into_iter().for_each(|field| body.ignore(field));
-    let template = decoder.template().ok_or_else(|| {
+    let templates = to.templates.as_ref().ok_or_else(|| {
         Refusal::field("messages", "this model has no chat template; /v1/completions takes a prompt as it is")
     })?;
     let variables = variables(body)?;
-    let refused = |error: EngineError| Refusal::field("messages", error.to_string());
-    let text = template.render_with(&messages, &variables).map_err(refused)?;
+    let text = templates.render(&messages, &variables).map_err(|error| match error {
+        TemplateError::Template(_) => Refusal::field("messages", error.to_string()),
+        TemplateError::Start(_) => Refusal::plain(500, error.to_string()),
+    })?;
     // The template writes the token that begins a text, where there is one.
-    decoder.tokenizer().encode(&text, false).map_err(refused)
+    let tokens = to.decoder.tokenizer().encode(&text, false);
+    tokens.map_err(|error| Refusal::field("messages", error.to_string()))
 }
 
 /// What the template is told beside the talk.

@@ -12,7 +12,7 @@ use crate::batch::{Queue, QueueError};
 use crate::completions::Kind;
 use crate::intake::{Intake, Part};
 use crate::metrics::Metrics;
-use crate::server::Model;
+use crate::server::{Model, ServeOptions};
 use crate::talk::{Ask, Asked, Talk};
 use crate::telemetry::Watch;
 use crate::v2::{self, Infer, Task};
@@ -26,14 +26,14 @@ pub(crate) enum Engine {
 
 impl Engine {
     /// Starts what computes.
-    pub(crate) fn start(model: Model, name: &str) -> Result<Self, ServeError> {
+    pub(crate) fn start(model: Model, options: &ServeOptions) -> Result<Self, ServeError> {
         Ok(match model {
             Model::Encoder(encoder) => {
                 let computing = encoder.clone();
                 let queue = Queue::start(move |inputs| computing.encode_tokens(inputs))?;
                 Self::Encoder { encoder, queue }
             }
-            Model::Decoder(decoder) => Self::Decoder(Arc::new(Talk::new(decoder, name.to_owned(), World::real()))),
+            Model::Decoder(decoder) => Self::Decoder(Arc::new(Talk::new(decoder, options, World::real()))),
         })
     }
 

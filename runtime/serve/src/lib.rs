@@ -1,8 +1,8 @@
 //! Models over HTTP: OpenAI and Open Inference Protocol endpoints in front of the engine: vectors of encoders, text of
 //! decoders.
 //!
-//! [`run`] opens a model and serves it until the process is told to stop; [`serve`] is the same on a listener and a
-//! stop signal handed in. What must hold: nothing is computed on the async threads; every queue has a bound, and a
+//! [`run`] opens a model and serves it until the process is told to stop; [`serve_once_open`] is the same with all of that
+//! handed in, and [`serve`] with a model that is open. What must hold: nothing is computed on the async threads; every queue has a bound, and a
 //! full one is said with 429 and `Retry-After`; a field that would change the answer and is not supported is refused by
 //! name, any other that is not known is named in a warning.
 //! Not here: several models; who a client is beyond whether it may ask.
@@ -24,6 +24,7 @@ mod server;
 mod socket;
 mod talk;
 mod telemetry;
+mod templates;
 mod tls;
 mod trace;
 mod v2;
@@ -31,19 +32,22 @@ mod v2;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use kedge_engine::model::Location;
 use kedge_engine::{DecoderOptions, EngineError};
 use kedge_world::{Net, RealNet};
 use tokio::signal::unix::SignalKind;
+use tokio::sync::oneshot;
 
 use crate::files::FromFiles;
 
 pub use auth::Keys;
 pub use placement::{Candidate, Device, Opened, Placement, candidates, open};
-pub use server::{Model, ServeOptions, serve};
+pub use server::{Model, ServeOptions, serve, serve_once_open};
 pub use telemetry::TelemetryOptions;
+pub use templates::{TEMPLATE_VERB, TemplateError, TemplateProgram, Templates, template_main};
 pub use tls::{Tls, TlsFiles};
 
 /// Files that are open beside connections, with room to spare: the model's, the runtime's, those that are read again, and
@@ -111,7 +115,7 @@ pub enum ServeError {
         source: std::io::Error,
     },
     /// A thread could not be started.
-    #[error("starting the inference thread: {0}")]
+    #[error("starting a thread: {0}")]
     Thread(std::io::Error),
     /// The engine panicked; what it was asked got an error.
     #[error("the inference thread has ended")]
@@ -126,27 +130,14 @@ pub async fn run(options: InferOptions) -> Result<(), ServeError> {
     let signal = |kind| tokio::signal::unix::signal(kind).map_err(ServeError::Signal);
     let keys = options.api_key_file.as_deref().map(Keys::open).transpose()?.map(Arc::new);
     let tls = options.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
-    let (path, placement, decoder) = (options.model.clone(), options.placement.clone(), options.decoder);
-    let opened = tokio::task::spawn_blocking(move || open(&path, &placement, decoder));
-    let Opened { model, on, no_gpu } = opened.await.expect("opening a model does not panic")?;
     let listen = |source| ServeError::Listen { address: options.listen.clone(), source };
     let listener = RealNet.listen(&options.listen).await.map_err(listen)?;
     let address = listener.address().map_err(listen)?;
-    match &model {
-        Model::Encoder(_) => {
-            tracing::info!(model = %options.name, %address, backend = on.name, features = on.features, threads = on.threads, "serving");
-        }
-        // Under the names of the flags.
-        Model::Decoder(decoder) => {
-            let (limits, kv_cache_memory) = (decoder.limits(), decoder.kept_bytes());
-            let kv_cache_tokens = decoder.figures().tokens_kept.load(Ordering::Relaxed);
-            tracing::info!(model = %options.name, %address, backend = on.name, features = on.features, threads = on.threads, max_num_seqs = limits.running_max, max_model_len = limits.context, kv_cache_memory, kv_cache_tokens, "serving");
-        }
-    }
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let stop = async move {
-        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-    };
+    let signals = futures::stream::poll_fn(move |context| {
+        let told = terminate.poll_recv(context).is_ready() | interrupt.poll_recv(context).is_ready();
+        if told { Poll::Ready(Some(())) } else { Poll::Pending }
+    });
     let mut followed: Vec<Arc<dyn FromFiles>> = Vec::new();
     followed.extend(keys.clone().map(|keys| keys as Arc<dyn FromFiles>));
     followed.extend(tls.clone().map(|tls| tls as Arc<dyn FromFiles>));
@@ -157,10 +148,54 @@ pub async fn run(options: InferOptions) -> Result<(), ServeError> {
     }
     let defaults = ServeOptions::new(options.name.clone(), created(&options.model));
     let connections_max = defaults.connections_max.min(connections_possible());
-    let InferOptions { request_timeout, drain_timeout, telemetry, .. } = options;
-    let options =
-        ServeOptions { keys, tls, telemetry, connections_max, request_timeout, drain_timeout, no_gpu, ..defaults };
-    serve(options, model, listener, stop).await
+    let InferOptions { model, name, placement, decoder, request_timeout, drain_timeout, telemetry, .. } = options;
+    let options = ServeOptions { keys, tls, telemetry, connections_max, request_timeout, drain_timeout, ..defaults };
+    let opening = async move {
+        let (sender, opened) = oneshot::channel();
+        // The runtime would wait for a task of its own, and whoever ends the process does not want to.
+        let opening = std::thread::Builder::new().name("opening".into()).spawn(move || {
+            // Nobody waits for it where the process ends.
+            let _ = sender.send(open(&model, &placement, decoder));
+        });
+        opening.map_err(ServeError::Thread)?;
+        let opened = opened.await.expect("opening a model does not panic")?;
+        tell(&opened, &name, &address);
+        Ok(opened)
+    };
+    serve_once_open(options, opening, listener, signals).await
+}
+
+/// Says in the log what is served.
+fn tell(Opened { model, on, .. }: &Opened, name: &str, address: &str) {
+    match model {
+        Model::Encoder(_) => {
+            tracing::info!(
+                model = name,
+                address,
+                backend = on.name,
+                features = on.features,
+                threads = on.threads,
+                "serving"
+            );
+        }
+        // Under the names of the flags.
+        Model::Decoder(decoder) => {
+            let (limits, kv_cache_memory) = (decoder.limits(), decoder.kept_bytes());
+            let kv_cache_tokens = decoder.figures().tokens_kept.load(Ordering::Relaxed);
+            tracing::info!(
+                model = name,
+                address,
+                backend = on.name,
+                features = on.features,
+                threads = on.threads,
+                max_num_seqs = limits.running_max,
+                max_model_len = limits.context,
+                kv_cache_memory,
+                kv_cache_tokens,
+                "serving"
+            );
+        }
+    }
 }
 
 /// Connections for which there are file descriptors.

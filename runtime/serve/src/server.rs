@@ -3,7 +3,8 @@
 //! What must hold: a connection, its headers and a body each have a bound in size or time, and a peer that does not read
 //! what it is sent is given up; connections have a bound, and an address has three quarters of it at most; one beyond it is
 //! told so at once; after the stop signal what was taken in is answered, what comes then is refused, and at the end of the
-//! drain time what is left is told that it ends. When the engine has ended, health says so and the server ends with an error, so that whoever started it starts it
+//! drain time what is left is told that it ends. While the model is being opened, health and whoever asks are told so. When
+//! the engine has ended, health says so and the server ends with an error, so that whoever started it starts it
 //! again.
 
 use std::convert::Infallible;
@@ -13,6 +14,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::{Stream, StreamExt};
 use http::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -30,8 +32,10 @@ use crate::answer::Server;
 use crate::api::Refusal;
 use crate::auth::{Keys, Peer};
 use crate::life::{Flights, Phase};
+use crate::placement::Opened;
 use crate::socket::Patient;
 use crate::telemetry::TelemetryOptions;
+use crate::templates::TemplateProgram;
 use crate::tls::{FIRST_BYTES, Tls, speaks_http};
 
 /// How long a peer that was told that its connection ends has to end it.
@@ -62,8 +66,8 @@ pub struct ServeOptions {
     pub tls: Option<Arc<Tls>>,
     /// Where spans of requests are told; none for nowhere.
     pub telemetry: Option<TelemetryOptions>,
-    /// Why the model is not on a GPU, where one was wanted: told at `/metrics`.
-    pub no_gpu: Option<String>,
+    /// What runs the model's chat template.
+    pub template_program: TemplateProgram,
     /// Longest request body.
     pub body_bytes_max: usize,
     /// Bytes of all bodies that are held at once.
@@ -93,7 +97,7 @@ impl ServeOptions {
             keys: None,
             tls: None,
             telemetry: None,
-            no_gpu: None,
+            template_program: TemplateProgram::default(),
             body_bytes_max: 2 << 20,
             bodies_bytes_max: 256 << 20,
             connections_max: 4096,
@@ -125,20 +129,38 @@ impl Model {
     }
 }
 
-/// Serves the model on the listener until `stop` resolves, then drains.
+/// Serves a model on the listener until `stop` resolves, then drains.
 pub async fn serve(
     options: ServeOptions,
     model: Model,
     listener: BoxedListener,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
+    let opened = Opened { on: model.on().0, no_gpu: None, model };
+    serve_once_open(options, std::future::ready(Ok(opened)), listener, futures::stream::once(stop)).await
+}
+
+/// Serves a model once it is open, and tells until then that it is being opened. The first of the `signals` ends what is
+/// there to end: the opening, or by and by the serving. The second ends that at once.
+pub async fn serve_once_open(
+    options: ServeOptions,
+    opening: impl Future<Output = Result<Opened, ServeError>> + Send,
+    listener: BoxedListener,
+    signals: impl Stream<Item = ()> + Send,
+) -> Result<(), ServeError> {
     let connections = Flights::new();
-    let server = Arc::new(Server::new(options, model)?);
-    let (mut stop, mut ended) = (pin!(stop), pin!(server.engine.ended()));
+    let server = Arc::new(Server::new(options));
+    let mut signals = pin!(signals.chain(futures::stream::pending()));
+    let engine = tokio::select! {
+        biased;
+        opened = opening => server.open(opened?)?,
+        _ = signals.next() => return Ok(()),
+        never = accept(&server, &*listener, &connections) => match never {},
+    };
     let result = tokio::select! {
         never = accept(&server, &*listener, &connections) => match never {},
-        () = &mut stop => Ok(()),
-        () = &mut ended => Err(ServeError::EngineEnded),
+        _ = signals.next() => Ok(()),
+        () = engine.ended() => Err(ServeError::EngineEnded),
     };
     // Connections are still taken, so that probes and clients are told, and not left to guess.
     server.life.enter(Phase::Draining);
@@ -149,6 +171,7 @@ pub async fn serve(
                 tracing::warn!("some answers were not whole at the end of the drain time; they are told so");
             }
         }
+        _ = signals.next() => tracing::warn!("told to end at once; answers that are not whole are told so"),
     }
     server.life.enter(Phase::Ending);
     drop(listener);

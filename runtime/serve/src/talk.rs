@@ -17,7 +17,9 @@ use crate::completions::{self, Completion, Frame, Kind, Stops, Usage, Whole, log
 use crate::intake::{Intake, Part as Place};
 use crate::life::Until;
 use crate::metrics::{Ended, Metrics};
+use crate::server::ServeOptions;
 use crate::telemetry::Watch;
+use crate::templates::Templates;
 
 /// Pieces of an answer that wait for a client to take them.
 const PIECES_MAX: usize = 64;
@@ -26,6 +28,8 @@ const PIECES_MAX: usize = 64;
 pub(crate) struct Talk {
     pub(crate) decoder: Arc<Decoder>,
     pub(crate) name: String,
+    /// None where the model has no template.
+    pub(crate) templates: Option<Templates>,
     world: World,
     count: AtomicU64,
 }
@@ -80,8 +84,9 @@ struct Part {
 }
 
 impl Talk {
-    pub(crate) fn new(decoder: Arc<Decoder>, name: String, world: World) -> Self {
-        Self { decoder, name, world, count: AtomicU64::new(0) }
+    pub(crate) fn new(decoder: Arc<Decoder>, options: &ServeOptions, world: World) -> Self {
+        let templates = decoder.template().map(|one| Templates::new(one, options.template_program.clone()));
+        Self { decoder, name: options.name.clone(), templates, world, count: AtomicU64::new(0) }
     }
 
     /// Resolves when nobody computes any more.
@@ -108,7 +113,7 @@ impl Talk {
                 Asked::Json(bytes) => object(&bytes)?,
                 Asked::Fields(fields) => fields,
             };
-            completions::parse(kind, body, &this.name, &this.decoder, seed)
+            completions::parse(kind, body, &this, seed)
         });
         let mut completion = parsed.await?;
         place.take(completion.requests.len() - 1)?;
@@ -180,7 +185,7 @@ impl Talk {
                 let reason = "must not be true beside messages: the template writes those tokens";
                 return Err(Refusal::field("add_special_tokens", reason));
             }
-            None => completions::talk(&mut body, &self.decoder)?,
+            None => completions::talk(&mut body, self)?,
         };
         body.refuse("messages", |_| false)?;
         body.refuse("return_token_strs", |value| *value == false)?;

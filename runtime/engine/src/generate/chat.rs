@@ -3,11 +3,12 @@
 //! A template is Jinja as transformers runs it (`chat_template_utils.py`): blocks are trimmed, Python's methods of texts
 //! and lists are there, and `raise_exception` refuses what a model cannot take. What must hold: a template is hostile
 //! until proven otherwise; it reads what it is given and nothing else, and stops after a bounded number of steps.
-//! Not here: a bound of memory. A template that doubles a text in a loop, or multiplies a list, takes as much as it says, for
-//! minijinja counts steps and no bytes; its server's limit of memory is what ends it.
+//! Not here: a bound of memory, or of the time of a step. A template that doubles a text in a loop, multiplies a list or
+//! prints a cycle takes as much as it says, for minijinja counts steps alone; a server renders those of others in a process
+//! that it can end.
 
-use minijinja::value::{Rest, Value};
-use minijinja::{Environment, Error, ErrorKind, State, context, filters};
+use minijinja::value::Value;
+use minijinja::{Environment, Error, ErrorKind, context};
 use serde::{Deserialize, Serialize};
 use serde_json::Map;
 
@@ -32,54 +33,12 @@ pub struct Message {
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    text: String,
     bos: String,
     eos: String,
 }
 
 const NAME: &str = "chat_template";
-
-/// Filters that take as much memory as a number says, before they look at what they are given.
-const COUNTING: [&str; 5] = ["batch", "slice", "indent", "tojson", "format"];
-/// The largest number that they are given.
-const COUNT_MAX: i64 = 10_000;
-/// Digits of the longest number in a format, which may be a width. Formats of real templates have dates at most.
-const FORMAT_DIGITS_MAX: usize = 6;
-
-/// The filter of that name, for counts that are not above every use.
-fn bound(environment: &mut Environment<'static>, name: &'static str) {
-    let inner = format!("{name} unbounded");
-    match name {
-        "batch" => environment.add_filter(inner.clone(), filters::batch),
-        "slice" => environment.add_filter(inner.clone(), filters::slice),
-        "indent" => environment.add_filter(inner.clone(), filters::indent),
-        "tojson" => environment.add_filter(inner.clone(), filters::tojson),
-        _ => environment.add_filter(inner.clone(), filters::format),
-    }
-    environment.add_filter(name, move |state: &State<'_, '_>, all: Rest<Value>| {
-        let named = |value: &Value| -> Vec<Value> {
-            let names = value.is_kwargs().then(|| value.try_iter().ok()).flatten();
-            names.into_iter().flatten().filter_map(|name| value.get_item(&name).ok()).collect()
-        };
-        let counts = all.iter().skip(1).flat_map(|value| [vec![value.clone()], named(value)].concat());
-        let is_format = name == "format";
-        let too_large = counts.filter_map(|value| value.as_i64()).any(|count| !is_format && count > COUNT_MAX)
-            || is_format && all.first().and_then(Value::as_str).is_some_and(has_long_number);
-        if too_large {
-            return Err(too_large_for(name));
-        }
-        state.apply_filter(&inner, &all)
-    });
-}
-
-fn too_large_for(name: &str) -> Error {
-    Error::new(ErrorKind::InvalidOperation, format!("{name} is given a number that is too large"))
-}
-
-/// Whether a format has a number in it that is too long for a width.
-fn has_long_number(format: &str) -> bool {
-    let mut numbers = format.split(|letter: char| !letter.is_ascii_digit());
-    numbers.any(|digits| digits.trim_start_matches('0').len() > FORMAT_DIGITS_MAX)
-}
 
 impl ChatTemplate {
     /// Reads a template; `bos` and `eos` are the texts of the tokens that begin and end.
@@ -92,20 +51,19 @@ impl ChatTemplate {
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
         environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(|state, value, method, all| {
-            if method == "format" && value.as_str().is_some_and(has_long_number) {
-                return Err(too_large_for(method));
-            }
-            minijinja_contrib::pycompat::unknown_method_callback(state, value, method, all)
-        });
-        COUNTING.into_iter().for_each(|name| bound(&mut environment, name));
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, "raised").with_source(Raised(message)))
         });
         guarded(|| environment.add_template_owned(NAME, template.to_owned()))
             .and_then(|added| added.map_err(|error| error.to_string()))
             .map_err(|reason| wrong(format!("cannot be read: {reason}")))?;
-        Ok(Self { environment, bos: bos.to_owned(), eos: eos.to_owned() })
+        Ok(Self { environment, text: template.to_owned(), bos: bos.to_owned(), eos: eos.to_owned() })
+    }
+
+    /// What [`Self::new`] was given.
+    pub fn parts(&self) -> [&str; 3] {
+        [&self.text, &self.bos, &self.eos]
     }
 
     /// What a template is always told.
@@ -174,18 +132,6 @@ mod tests {
         assert!(said("{% for", &[]).contains("chat template cannot be read"));
         // minijinja 2.24 takes the first letter of a text that has none.
         assert!(said("{{ messages[0].content[::-1] }}", &[("user", "")]).contains("chat template"));
-        for (counts, name) in [
-            ("'a'|batch(99999999999)", "batch"),
-            ("'a'|slice(99999999999)", "slice"),
-            ("'a'|indent(99999999999)", "indent"),
-            ("'a'|indent(width=99999999999)", "indent"),
-            ("[1]|tojson(indent=99999999999)", "tojson"),
-            ("'%099999999999d'|format(1)", "format"),
-            ("'{:99999999999}'.format(1)", "format"),
-        ] {
-            let text = said(&format!("{{{{ {counts} }}}}"), &[]);
-            assert!(text.contains(&format!("{name} is given a number that is too large")), "{counts}: {text}");
-        }
         let used = "{{ [1, 2, 3]|batch(2)|list }} {{ 'a\\nb'|indent(2) }} {{ {'a': [1]}|tojson(indent=1) }} {{ '%05.1f'|format(2) }} {{ '{:>4}'.format(7) }}";
         assert_eq!(said(used, &[]), "[[1, 2], [3]] a\n  b {\n \"a\": [\n  1\n ]\n} 002.0    7");
         let template = "{{ enable_thinking }} {{ of.a[1] }} {{ bos_token }}{{ messages }}{{ add_generation_prompt }}";

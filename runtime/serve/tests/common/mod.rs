@@ -11,7 +11,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use kedge_engine::{Cpu, Decoder, DecoderOptions};
-use kedge_serve::{Model, ServeError, ServeOptions, serve};
+use kedge_serve::{Model, ServeError, ServeOptions, TemplateProgram, serve};
 use kedge_world::{Net, RealNet};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -41,6 +41,7 @@ impl Served {
         let listener = RealNet.listen("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.address().unwrap());
         let mut options = ServeOptions::new("demo".into(), 0);
+        options.template_program = template_program();
         change(&mut options);
         let (stop, stopped) = oneshot::channel();
         let stopped = async move { drop(stopped.await) };
@@ -93,6 +94,24 @@ impl Served {
         let mut events: Vec<&str> = text.split("\n\n").map(|event| event.trim_start_matches("data: ")).collect();
         assert_eq!(events.split_off(events.len() - 2), ["[DONE]", ""]);
         events.into_iter().map(|event| serde_json::from_str(event).unwrap()).collect()
+    }
+}
+
+/// Set for the process that runs templates.
+const TEMPLATES: &str = "KEDGE_TEST_TEMPLATES";
+
+/// This program, where it does what `kedge` does when it is to run templates.
+fn template_program() -> TemplateProgram {
+    let this = std::env::current_exe().unwrap().into_os_string();
+    let arguments = [format!("{TEMPLATES}=1").into(), this, "common::runs_templates".into(), "--exact".into()];
+    TemplateProgram { program: "env".into(), arguments: arguments.into() }
+}
+
+/// Not a test by itself: what [`template_program`] names.
+#[test]
+fn runs_templates() {
+    if std::env::var_os(TEMPLATES).is_some() {
+        kedge_serve::template_main().unwrap();
     }
 }
 
