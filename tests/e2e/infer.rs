@@ -215,6 +215,16 @@ impl Drop for Serving {
 }
 
 #[test]
+fn a_port_that_is_taken_is_told_before_the_model_is_opened_and_no_model_in_one_line() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let (ok, _, errors) = infer(&["--name", "x", "--model", "/nowhere", "--listen", &address], "");
+    assert!(!ok && errors.contains(&format!("cannot listen on {address}")) && !errors.contains("/nowhere"), "{errors}");
+    let (ok, _, errors) = infer(&["--name", "x", "--model", "/nowhere", "--listen", "127.0.0.1:0"], "");
+    assert!(!ok && errors.contains("/nowhere") && !errors.contains("no NVIDIA driver"), "{errors}");
+}
+
+#[test]
 fn openai_s_own_client_finds_what_it_knows() {
     if lacks(&[Need::OpenAi]) {
         return;

@@ -115,10 +115,10 @@ impl Server {
         let mut until = self.life.until(life::deadline(headers, watch.begin(), self.options.request_timeout)?);
         let mut place = self.intake.open.part(watch.origin());
         place.take(1)?;
-        let (id, raw, task) = (request.id.clone(), !request.raw_input_contents.is_empty(), self.task());
+        let (id, raw, task) = (request.id.clone(), !request.raw_input_contents.is_empty(), self.task()?);
         let infer = async {
             let asked = self.intake.read(move || understood(task, &request)).await?;
-            self.engine.infer(asked, place, &self.intake, &self.metrics, watch).await
+            self.engine()?.infer(asked, place, &self.intake, &self.metrics, watch).await
         };
         let (output, ignored) = until.bound(infer).await?;
         let mut answer = told(self.options.name.clone(), id, task.output(), &output, raw);
@@ -159,11 +159,12 @@ impl GrpcInferenceService for Asked {
         &self,
         _: tonic::Request<proto::ServerMetadataRequest>,
     ) -> Result<tonic::Response<proto::ServerMetadataResponse>, Status> {
-        self.0.answered(Ok(proto::ServerMetadataResponse {
+        let metadata = |task: Task| proto::ServerMetadataResponse {
             name: "kedge".into(),
             version: env!("CARGO_PKG_VERSION").into(),
-            extensions: self.0.task().extensions().iter().map(|name| (*name).to_owned()).collect(),
-        }))
+            extensions: task.extensions().iter().map(|name| (*name).to_owned()).collect(),
+        };
+        self.0.answered(self.0.task().map(metadata))
     }
 
     async fn model_metadata(
@@ -175,15 +176,14 @@ impl GrpcInferenceService for Asked {
         let tensor = |TensorMetadata { name, datatype, shape }| {
             vec![proto::model_metadata_response::TensorMetadata { name: name.into(), datatype: datatype.into(), shape }]
         };
-        let task = self.0.task();
-        let metadata = |()| proto::ModelMetadataResponse {
+        let metadata = |task: Task| proto::ModelMetadataResponse {
             name,
             versions: vec![VERSION.into()],
             platform: task.platform().into(),
             inputs: tensor(task.input()),
             outputs: tensor(task.output()),
         };
-        self.0.answered(known.map(metadata))
+        self.0.answered(known.and_then(|()| self.0.task()).map(metadata))
     }
 
     async fn model_infer(

@@ -71,12 +71,16 @@ pub fn open(path: &Path, placement: &Placement, options: DecoderOptions) -> Resu
         };
         Model::Decoder(Arc::new(Decoder::open(path, &*backend, options).map_err(named)?))
     };
+    // Most boxes have none, and know it.
+    if let Some(reason @ Reason::NoDriver) = &absent {
+        tracing::info!(%reason, "computing on the processor");
+    }
     let (on, moved) = model.on();
-    Ok(Opened { model, on, no_gpu: moved.or(absent) })
+    Ok(Opened { model, on, no_gpu: moved.or(absent.map(|reason| reason.to_string())) })
 }
 
 /// The backend that is wanted, and why it is no GPU.
-fn backend(placement: &Placement) -> Result<(Box<dyn Backend>, Option<String>), ServeError> {
+fn backend(placement: &Placement) -> Result<(Box<dyn Backend>, Option<Reason>), ServeError> {
     let cpu =
         || -> Result<Cpu, ServeError> { Ok(Cpu::new(placement.threads)?.keep_packed(placement.cache_dir.clone())) };
     match placement.device {
@@ -85,12 +89,10 @@ fn backend(placement: &Placement) -> Result<(Box<dyn Backend>, Option<String>), 
         Device::Auto => match Cuda::probe() {
             Ok(cuda) => Ok((Box::new(WithSpare::new(Box::new(cuda), Arc::new(cpu()?))), None)),
             Err(reason) => {
-                // Most boxes have none, and know it.
-                match reason {
-                    Reason::NoDriver => tracing::info!(%reason, "computing on the processor"),
-                    _ => tracing::warn!(%reason, "the GPU cannot be used; computing on the processor"),
+                if !matches!(reason, Reason::NoDriver) {
+                    tracing::warn!(%reason, "the GPU cannot be used; computing on the processor");
                 }
-                Ok((Box::new(cpu()?), Some(reason.to_string())))
+                Ok((Box::new(cpu()?), Some(reason)))
             }
         },
     }

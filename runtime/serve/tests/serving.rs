@@ -11,16 +11,20 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use common::{CHAT, Served, TEXT, chat, endless};
+use futures::Stream;
 use http::Request;
 use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use kedge_serve::{Keys, Tls, TlsFiles};
+use kedge_serve::{Keys, Model, Opened, ServeError, ServeOptions, Tls, TlsFiles, serve_once_open};
+use kedge_world::{Net, RealNet};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_keys_only_who_shows_one_may_ask() {
@@ -211,6 +215,85 @@ async fn after_the_stop_streams_end_by_themselves_or_are_told_and_nothing_is_tak
     assert_eq!(last["error"]["message"], "the server is ending", "{last}");
     served.idle().await;
     tokio::time::timeout(Duration::from_secs(10), served.serving).await.unwrap().unwrap().unwrap();
+}
+
+/// A server whose model is opened when somebody says what came of it.
+async fn opened_later(
+    signals: impl Stream<Item = ()> + Send + 'static,
+) -> (Served, oneshot::Sender<Result<Opened, ServeError>>) {
+    let decoder = Served::start().await.decoder;
+    let listener = RealNet.listen("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.address().unwrap());
+    let (open, opened) = oneshot::channel();
+    let options = ServeOptions { drain_timeout: Duration::from_secs(999), ..ServeOptions::new("demo".into(), 0) };
+    let serving = tokio::spawn(serve_once_open(options, async { opened.await.unwrap() }, listener, signals));
+    let client = Client::builder(TokioExecutor::new()).build_http();
+    (Served { client, base, decoder, stop: None, serving }, open)
+}
+
+fn opened(served: &Served) -> Opened {
+    let model = Model::Decoder(served.decoder.clone());
+    Opened { on: model.on().0, no_gpu: Some("none was wanted".into()), model }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_model_is_opened_whoever_asks_is_told_and_then_answered() {
+    let (served, open) = opened_later(futures::stream::pending()).await;
+    for (path, status, says) in [
+        ("/health", 503, "\"message\":\"the model is being opened; try again\""),
+        ("/v2/health/live", 200, "{\"live\":true}"),
+        ("/v2/health/ready", 503, "{\"error\":\"the model is being opened; try again\"}"),
+        ("/v2/models/demo", 503, "{\"error\":\"the model is being opened; try again\"}"),
+        ("/v1/models", 503, "\"type\":\"server_error\""),
+        ("/nothing", 503, "is being opened"),
+        ("/metrics", 200, "kedge_infer_responses_total{code=\"503\"}"),
+    ] {
+        let (got, said) = served.get(path).await;
+        assert!(got == status && said.contains(says), "{path}: {got} {said}");
+    }
+    let hello = chat(&json!([{"role": "user", "content": "hello"}]), json!({"max_tokens": 1}));
+    let refused = served.ask(TEXT, hello).await;
+    assert_eq!((refused.status().as_u16(), &refused.headers()["retry-after"]), (503, &"1".parse().unwrap()));
+    open.send(Ok(opened(&served))).ok().unwrap();
+    let ready = async {
+        while served.get("/health").await.0 != 200 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), ready).await.expect("it is served");
+    let (status, answer) = served.answer(TEXT, json!({"model": "demo", "prompt": "On", "max_tokens": 1})).await;
+    assert_eq!(status, 200, "{answer}");
+    assert!(served.get("/metrics").await.1.contains("reason=\"none was wanted\""));
+
+    let (served, open) = opened_later(futures::stream::pending()).await;
+    open.send(Err(ServeError::EngineEnded)).ok().unwrap();
+    assert!(matches!(served.serving.await.unwrap(), Err(ServeError::EngineEnded)), "what cannot be opened ends it");
+    let (served, _open) = opened_later(futures::stream::iter([()])).await;
+    served.serving.await.unwrap().expect("who ends it while it opens ends it well");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_says_stop_twice_does_not_wait_for_answers() {
+    let (signal, signals) = futures::channel::mpsc::unbounded();
+    let (served, open) = opened_later(signals).await;
+    open.send(Ok(opened(&served))).ok().unwrap();
+    let long = json!({"model": "demo", "prompt": "On", "stream": true, "n": 16, "max_tokens": 900, "ignore_eos": true});
+    let mut response = loop {
+        let response = served.ask(TEXT, long.clone()).await;
+        if response.status() != 503 {
+            break response;
+        }
+    };
+    response.frame().await.unwrap().unwrap();
+    signal.unbounded_send(()).unwrap();
+    while served.get("/health").await.0 != 503 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    signal.unbounded_send(()).unwrap();
+    let rest = String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap();
+    let last: Value = serde_json::from_str(rest.trim_end().rsplit("data: ").next().unwrap()).unwrap();
+    assert_eq!(last["error"]["message"], "the server is ending", "{last}");
+    served.serving.await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
