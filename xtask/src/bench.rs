@@ -38,7 +38,9 @@ const NATIVE: &str = "target/peers/llama.cpp";
 pub(crate) fn run(options: &Options) -> Result<()> {
     let mut arguments = options.arguments.clone();
     let helps = arguments.iter().any(|argument| argument == "--help" || argument == "-h");
-    for package in ["kedge", "kedge-bench"] {
+    // What the measuring program says of itself needs no other.
+    let packages = if helps { &["kedge-bench"][..] } else { &["kedge", "kedge-bench"] };
+    for package in packages {
         command(Command::new("cargo").args(["build", "--release", "--package", package]))?;
     }
     if arguments.first().is_some_and(|what| what == "inference") && !helps {
