@@ -3,6 +3,7 @@
 
 mod bench;
 mod chat;
+mod cut;
 mod limits;
 
 use std::net::IpAddr;
@@ -189,6 +190,7 @@ pub(crate) async fn run(command: InferCommand) -> Result<()> {
 async fn serve(flags: ServeFlags) -> Result<()> {
     let (Some(model), Some(name)) = (flags.model, flags.name) else { bail!("--model and --name are needed") };
     logs::start();
+    cut::tell_of(&model)?;
     // In a pod the cluster says who reaches it.
     let in_pod = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
     if !in_pod && !is_loopback(&flags.listen) && flags.api_key_file.is_none() && flags.client_ca.is_none() {
@@ -239,6 +241,7 @@ fn devices(flags: &DevicesFlags) -> Result<()> {
 
 /// Opens a model that makes text; also why it is not on a GPU, where one was wanted or would have been taken.
 async fn open(model: &Path, flags: &PlacementFlags) -> Result<(Arc<Decoder>, Option<String>)> {
+    cut::tell_of(model)?;
     let (path, placement) = (model.to_owned(), flags.clone().placement());
     let opened =
         tokio::task::spawn_blocking(move || kedge_serve::open(&path, &placement, DecoderOptions::default())).await;

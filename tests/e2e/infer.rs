@@ -140,12 +140,17 @@ struct Serving {
 
 impl Serving {
     fn start(model: &Path, name: &str, flags: &[&str]) -> Self {
+        Self::start_telling(model, name, flags, Stdio::inherit())
+    }
+
+    /// The same, with its log going there.
+    fn start_telling(model: &Path, name: &str, flags: &[&str], log: Stdio) -> Self {
         // The port is free now; that nobody takes it meanwhile is likely enough on loopback.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let address = format!("127.0.0.1:{port}");
         let mut command = Command::new(env!("CARGO_BIN_EXE_kedge"));
         command.args(["infer", "--name", name, "--listen", &address, "--model"]).arg(model).args(flags);
-        let child = command.stdin(Stdio::null()).spawn().unwrap();
+        let child = command.stdin(Stdio::null()).stderr(log).spawn().unwrap();
         let serving = Self { child, address };
         eventually("the model is served", || {
             let (status, said) = serving.get("/health");
@@ -222,6 +227,59 @@ fn a_port_that_is_taken_is_told_before_the_model_is_opened_and_no_model_in_one_l
     assert!(!ok && errors.contains(&format!("cannot listen on {address}")) && !errors.contains("/nowhere"), "{errors}");
     let (ok, _, errors) = infer(&["--name", "x", "--model", "/nowhere", "--listen", "127.0.0.1:0"], "");
     assert!(!ok && errors.contains("/nowhere") && !errors.contains("no NVIDIA driver"), "{errors}");
+}
+
+/// The demo decoder, copied.
+fn copied(to: &Path) -> PathBuf {
+    let model = to.join("model");
+    std::fs::create_dir(&model).unwrap();
+    for name in
+        ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    {
+        std::fs::copy(demo().join(name), model.join(name)).unwrap();
+    }
+    model
+}
+
+#[test]
+fn weights_that_are_changed_under_a_server_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = copied(folder.path());
+    let (weights, new) = (model.join("model.safetensors"), model.join("new"));
+    let open = || std::fs::OpenOptions::new().write(true).open(&weights).unwrap();
+    let serving = Serving::start(&model, "demo", &[]);
+    let bytes = std::fs::read(&weights).unwrap();
+    open().write_all(&bytes[..8]).unwrap();
+    eventually("health names the file", || {
+        let (status, said) = serving.get("/health");
+        let told = status == 503 && said.contains("model.safetensors was changed in place");
+        if told { Ok(()) } else { Err(format!("{status} {said}")) }
+    });
+    assert_eq!((serving.get("/v1/models").0, serving.get("/v2/health/live").0), (200, 503));
+
+    // What is mapped stays what it was when another file takes its place.
+    let flags = ["--cache-dir", folder.path().to_str().unwrap()];
+    let mut serving = Serving::start_telling(&model, "demo", &flags, Stdio::piped());
+    let of_opened = open();
+    std::fs::copy(&weights, &new).unwrap();
+    std::fs::rename(&new, &weights).unwrap();
+    assert_eq!(serving.get("/health").0, 200);
+    // But nothing can be read that is not there.
+    of_opened.set_len(0).unwrap();
+    for file in
+        std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file())
+    {
+        std::fs::OpenOptions::new().write(true).open(file).unwrap().set_len(0).unwrap();
+    }
+    let body = r#"{"model":"demo","prompt":"On"}"#;
+    let mut stream = TcpStream::connect(&serving.address).unwrap();
+    write!(stream, "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n{body}", body.len()).unwrap();
+    let ended = serving.child.wait().unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&ended), Some(nix::libc::SIGBUS), "{ended}");
+    let mut said = String::new();
+    serving.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    let line = format!("kedge: a mapped file was cut or cannot be read any more: the weights of {}", model.display());
+    assert_has(&said, &line);
 }
 
 #[test]

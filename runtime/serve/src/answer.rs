@@ -1,6 +1,7 @@
 //! Requests to answers: who may ask, what is asked, and the answer over HTTP.
 
 use std::io;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
@@ -30,6 +31,7 @@ use crate::talk::{Ask, Asked, Piece, Talk};
 use crate::telemetry::{Telemetry, Watch};
 use crate::tls::Failures;
 use crate::trace::Notes;
+use crate::weights::Weights;
 use crate::{auth, grpc, v2};
 
 /// A model, and what answers requests for it.
@@ -39,6 +41,8 @@ pub(crate) struct Server {
     engine: OnceLock<Engine>,
     pub(crate) intake: Intake,
     pub(crate) metrics: Arc<Metrics>,
+    /// A file of its weights that was changed in place.
+    changed: OnceLock<PathBuf>,
     /// Held while somebody is told of it.
     registry: Mutex<Registry>,
     pub(crate) life: Life,
@@ -62,6 +66,7 @@ impl Server {
         Self {
             options,
             engine: OnceLock::new(),
+            changed: OnceLock::new(),
             intake,
             metrics,
             registry: Mutex::new(registry),
@@ -77,6 +82,18 @@ impl Server {
         let figures = Figures { engine: engine.clone(), model: self.options.name.clone(), no_gpu };
         self.registry.lock().register_collector(Box::new(figures));
         Ok(self.engine.get_or_init(|| engine))
+    }
+
+    /// Answers nobody any more once a file of the weights was changed in place.
+    pub(crate) fn watch_weights(self: Arc<Self>) -> impl Future<Output = ()> + Send {
+        // They are what they are now, and not when somebody polls this.
+        let weights = Weights::of(&self.options.model_files);
+        async move {
+            let file = weights.changed().await;
+            tracing::error!(?file, "was changed in place while it is served; nobody is answered until the next start");
+            // This is the only one who says it.
+            let _ = self.changed.set(file);
+        }
     }
 
     /// What the model is asked through; refused while it is being opened.
@@ -260,8 +277,13 @@ impl Server {
         Ok(response)
     }
 
-    /// Whether somebody computes, or will; refused when nobody does any more.
+    /// Whether somebody computes, or will, and with the weights that were opened; refused when nobody does any more.
     pub(crate) fn lives(&self) -> Result<bool, Refusal> {
+        if let Some(file) = self.changed.get() {
+            let name = file.file_name().unwrap_or_default().display();
+            let reason = format!("{name} was changed in place while it is served; the server has to be started again");
+            return Err(Refusal::plain(503, reason));
+        }
         let ended = || Refusal::plain(503, "the inference thread has ended");
         self.engine.get().is_none_or(Engine::is_served).then_some(true).ok_or_else(ended)
     }

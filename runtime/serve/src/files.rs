@@ -7,7 +7,7 @@
 
 use std::fs::OpenOptions;
 use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use tokio::signal::unix::Signal;
 
 /// How often files are looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// The longest file that is read: far above any list of keys or chain of certificates.
 const BYTES_MAX: u64 = 4 << 20;
 
@@ -43,21 +43,20 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// What changes when somebody writes a file or puts another in its place.
-type Mark = Vec<Option<(SystemTime, u64, u64)>>;
+/// What changes when somebody writes a file or puts another in its place: when it was written, its length and its inode. None
+/// where there is none.
+pub(crate) type Mark = Option<(SystemTime, u64, u64)>;
 
-fn mark(files: &[PathBuf]) -> Mark {
-    let of = |path: &PathBuf| {
-        let metadata = std::fs::metadata(path).ok()?;
-        let inode = std::os::unix::fs::MetadataExt::ino(&metadata);
-        Some((metadata.modified().ok()?, metadata.len(), inode))
-    };
-    files.iter().map(of).collect()
+pub(crate) fn mark(file: &Path) -> Mark {
+    let metadata = std::fs::metadata(file).ok()?;
+    Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
 }
 
 /// Reads things again whenever their files change or the signal comes; never ends.
 pub(crate) async fn follow(things: Vec<Arc<dyn FromFiles>>, mut hangup: Signal) {
-    let marks = || things.iter().map(|thing| mark(&thing.files())).collect::<Vec<_>>();
+    let marks = || {
+        things.iter().map(|thing| thing.files().iter().map(|file| mark(file)).collect::<Vec<_>>()).collect::<Vec<_>>()
+    };
     let mut seen = marks();
     loop {
         let asked = tokio::select! {

@@ -28,6 +28,7 @@ mod templates;
 mod tls;
 mod trace;
 mod v2;
+mod weights;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -149,7 +150,9 @@ pub async fn run(options: InferOptions) -> Result<(), ServeError> {
     let defaults = ServeOptions::new(options.name.clone(), created(&options.model));
     let connections_max = defaults.connections_max.min(connections_possible());
     let InferOptions { model, name, placement, decoder, request_timeout, drain_timeout, telemetry, .. } = options;
-    let options = ServeOptions { keys, tls, telemetry, connections_max, request_timeout, drain_timeout, ..defaults };
+    let model_files = weights::files(&model);
+    let options =
+        ServeOptions { keys, tls, telemetry, model_files, connections_max, request_timeout, drain_timeout, ..defaults };
     let opening = async move {
         let (sender, opened) = oneshot::channel();
         // The runtime would wait for a task of its own, and whoever ends the process does not want to.

@@ -10,6 +10,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use kedge_engine::{Capabilities, Decoder, Encoder};
 use kedge_world::{BoxedListener, BoxedStream, Listener};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 
@@ -66,6 +68,8 @@ pub struct ServeOptions {
     pub tls: Option<Arc<Tls>>,
     /// Where spans of requests are told; none for nowhere.
     pub telemetry: Option<TelemetryOptions>,
+    /// Files of the weights: once one was changed in place, nobody is answered any more.
+    pub model_files: Vec<PathBuf>,
     /// What runs the model's chat template.
     pub template_program: TemplateProgram,
     /// Longest request body.
@@ -97,6 +101,7 @@ impl ServeOptions {
             keys: None,
             tls: None,
             telemetry: None,
+            model_files: Vec::new(),
             template_program: TemplateProgram::default(),
             body_bytes_max: 2 << 20,
             bodies_bytes_max: 256 << 20,
@@ -150,6 +155,10 @@ pub async fn serve_once_open(
 ) -> Result<(), ServeError> {
     let connections = Flights::new();
     let server = Arc::new(Server::new(options));
+    let mut watching = JoinSet::new();
+    if !server.options.model_files.is_empty() {
+        watching.spawn(server.clone().watch_weights());
+    }
     let mut signals = pin!(signals.chain(futures::stream::pending()));
     let engine = tokio::select! {
         biased;
