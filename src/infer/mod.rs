@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result, bail};
-use clap::builder::{NonEmptyStringValueParser, RangedU64ValueParser};
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Subcommand, ValueEnum};
 use kedge_engine::{Cpu, Decoder, DecoderOptions};
 use kedge_serve::{Candidate, Device, InferOptions, Model, Opened, Placement, TelemetryOptions, TlsFiles};
@@ -110,7 +110,7 @@ struct ServeFlags {
     #[arg(long, value_name = "DIR|FILE", required = true)]
     model: Option<PathBuf>,
     /// The name under which clients ask for it
-    #[arg(long, value_name = "NAME", required = true, value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "NAME", required = true, value_parser = model_name)]
     name: Option<String>,
     /// Where to listen
     #[arg(long, value_name = "HOST:PORT", value_parser = host_port, default_value = "127.0.0.1:8000")]
@@ -218,6 +218,14 @@ async fn serve(flags: ServeFlags) -> Result<()> {
     Ok(kedge_serve::run(options).await?)
 }
 
+/// A name that clients can write.
+fn model_name(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.chars().any(char::is_control) {
+        return Err("must have characters, and none that controls a terminal".into());
+    }
+    Ok(text.to_owned())
+}
+
 /// Whether only this machine reaches `HOST:PORT`.
 fn is_loopback(listen: &str) -> bool {
     let host = listen.rsplit_once(':').map_or(listen, |(host, _)| host);
@@ -276,6 +284,15 @@ mod tests {
             ("models.example:8000", false),
         ] {
             assert_eq!(is_loopback(listen), expected, "{listen}");
+        }
+    }
+
+    #[test]
+    fn names_of_models_can_be_shown() {
+        for (name, expected) in
+            [("demo", true), ("org/m 1 é", true), ("", false), ("a\nb", false), ("\u{1b}[2J", false)]
+        {
+            assert_eq!(model_name(name).is_ok(), expected, "{name:?}");
         }
     }
 

@@ -7,10 +7,10 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{Extensions, HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http::{Extensions, HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
-use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use kedge_world::World;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
@@ -104,13 +104,14 @@ impl Server {
     /// Answers a request; `flight` is over with the last byte of the answer.
     pub(crate) async fn answer(self: Arc<Self>, request: Request<Incoming>, flight: Flight) -> Response<Body> {
         let of_server = self.life.flights.begin();
+        let is_head = request.method() == Method::HEAD;
         let response = if grpc::is_grpc(&request) {
             grpc::answer(self, request).await
         } else {
             let v2 = request.uri().path().starts_with("/v2");
             let response = self.route(request).await.unwrap_or_else(|refusal| refused(&refusal, v2));
             self.count(response.status().as_u16());
-            response
+            if is_head { without_body(response) } else { response }
         };
         // Until it is asked for the first of it, it is the peer that has no room.
         flight.offers(true);
@@ -159,17 +160,20 @@ impl Server {
         }
         let route = route?;
         let wanted = route.method();
-        if request.method() != wanted {
+        let as_get = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
+        if *as_get != wanted {
             return Err(Refusal::plain(405, format!("{path:?} takes {wanted}, not {}", request.method())));
         }
         let Some(operation) = route.operation() else { return self.tell(route) };
         let watch = self.watch(request.headers(), request.extensions(), operation, path);
         let answered = async {
             self.takes_in()?;
+            as_it_is(request.headers())?;
             let deadline = life::deadline(request.headers(), watch.begin(), self.options.request_timeout)?;
             let until = self.life.until(deadline);
             let work = async {
-                let (body, _room) = self.body(request.into_body(), watch.origin()).await?;
+                let (parts, body) = request.into_parts();
+                let (body, _room) = self.body(&parts.headers, body, watch.origin()).await?;
                 let mut place = self.intake.open.part(watch.origin());
                 place.take(1)?;
                 self.compute(route, body, place, until.clone(), &watch).await
@@ -301,8 +305,18 @@ impl Server {
 
     /// The whole body, within its bounds, and the room that it takes as it comes: who says to send much and does not has
     /// none.
-    pub(crate) async fn body(&self, mut body: Incoming, origin: &str) -> Result<(Bytes, Part), Refusal> {
+    pub(crate) async fn body(
+        &self,
+        headers: &HeaderMap,
+        mut body: Incoming,
+        origin: &str,
+    ) -> Result<(Bytes, Part), Refusal> {
         let max = self.options.body_bytes_max;
+        let long = || Refusal::plain(413, format!("the body is longer than {max} bytes"));
+        // Whoever asks before it sends is told so now; others would lose the answer to what they still send.
+        if headers.contains_key(header::EXPECT) && body.size_hint().lower() > max as u64 {
+            return Err(long());
+        }
         let (mut bytes, mut room) = (Vec::new(), self.intake.bodies.part(origin));
         let read = async {
             while let Some(frame) = body.frame().await {
@@ -310,7 +324,7 @@ impl Server {
                 // Trailers ask for nothing.
                 let Ok(data) = frame.into_data() else { continue };
                 if bytes.len() + data.len() > max {
-                    return Err(Refusal::plain(413, format!("the body is longer than {max} bytes")));
+                    return Err(long());
                 }
                 room.take(data.len())?;
                 bytes.extend_from_slice(&data);
@@ -321,6 +335,24 @@ impl Server {
         read.unwrap_or_else(|_| Err(Refusal::plain(408, "the body did not arrive in time")))?;
         Ok((bytes.into(), room))
     }
+}
+
+/// Refuses a body that has to be unpacked before it can be read.
+fn as_it_is(headers: &HeaderMap) -> Result<(), Refusal> {
+    let packed = |value: &&HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"identity");
+    let Some(value) = headers.get_all(header::CONTENT_ENCODING).iter().find(packed) else { return Ok(()) };
+    let refusal = Refusal::field("Content-Encoding", format!("{value:?} is not supported; send the body as it is"));
+    Err(Refusal { status: 415, ..refusal })
+}
+
+/// What is answered to HEAD: over HTTP/2 nobody else leaves the body out.
+fn without_body(response: Response<Body>) -> Response<Body> {
+    let length = response.body().size_hint().exact();
+    let mut response = response.map(|_| Full::default().map_err(|never| match never {}).boxed_unsync());
+    if let Some(length) = length {
+        response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+    }
+    response
 }
 
 /// Pieces as the body of an answer; one that stops before its end is broken off, which the client sees.

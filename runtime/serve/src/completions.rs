@@ -371,10 +371,13 @@ fn biases(body: &mut Body, vocabulary: usize) -> Result<Vec<(u32, f32)>, Refusal
     let wrong = || Refusal::field("logit_bias", "must map token ids to numbers from -100 to 100");
     let map = value.as_object().ok_or_else(wrong)?;
     let entry = |(id, bias): (&String, &Value)| {
-        let bias = bias.as_f64().filter(|bias| bias.abs() <= 100.0)?;
-        Some((id.parse::<u32>().ok()?, bias as f32))
+        // One token has one name.
+        let token = id.parse::<u32>().ok().filter(|token| token.to_string() == *id);
+        let token = token.ok_or_else(|| Refusal::field("logit_bias", format!("{id:?} is no token id")))?;
+        let bias = bias.as_f64().filter(|bias| bias.abs() <= 100.0).ok_or_else(wrong)?;
+        Ok((token, bias as f32))
     };
-    let biases = map.iter().map(entry).collect::<Option<Vec<_>>>().ok_or_else(wrong)?;
+    let biases = map.iter().map(entry).collect::<Result<Vec<_>, _>>()?;
     match biases.iter().find(|(id, _)| *id as usize >= vocabulary) {
         Some((id, _)) => Err(Refusal::field("logit_bias", format!("{id} is no token: they are below {vocabulary}"))),
         None => Ok(biases),

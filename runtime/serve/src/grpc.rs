@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use prost::Message;
 use serde_json::{Map, Value};
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
@@ -36,6 +37,12 @@ mod proto {
 /// What is asked by whoever has no key.
 const PROBES: [&str; 2] = ["/inference.GRPCInferenceService/ServerLive", "/inference.GRPCInferenceService/ServerReady"];
 
+/// What computes.
+const INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
+
+/// A message of nothing.
+const EMPTY: [u8; 5] = [0; 5];
+
 /// Whether a request is gRPC's.
 pub(crate) fn is_grpc<B>(request: &Request<B>) -> bool {
     let kind = request.headers().get(header::CONTENT_TYPE);
@@ -50,15 +57,35 @@ pub(crate) async fn answer(server: Arc<Server>, request: Request<Incoming>) -> R
         return server.refused(refusal).into_http();
     }
     let most = server.options.body_bytes_max;
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
     let origin = server.origin(&parts.headers, &parts.extensions);
-    let (body, _room) = match server.body(body, &origin).await {
-        Ok((body, room)) => (Full::new(body), room),
+    let (mut body, _room) = match server.body(&parts.headers, body, &origin).await {
+        Ok(taken) => taken,
         Err(refusal) => return server.refused(refusal).into_http(),
     };
+    // A long one takes its time, which others on this thread do not have.
+    if let Some(message) = only_message(&body).filter(|_| parts.uri.path() == INFER) {
+        match server.intake.read(move || decoded(message)).await {
+            Ok(request) => drop(parts.extensions.insert(request)),
+            Err(refusal) => return server.refused(refusal).into_http(),
+        }
+        body = Bytes::from_static(&EMPTY);
+    }
     let mut service = GrpcInferenceServiceServer::new(Asked(server)).max_decoding_message_size(most);
-    let Ok(response) = service.call(Request::from_parts(parts, body)).await;
+    let Ok(response) = service.call(Request::from_parts(parts, Full::new(body))).await;
     response.map(|body| body.map_err(io::Error::other).boxed_unsync())
+}
+
+/// The message of a body that has one, neither packed nor cut. (`Length-Prefixed-Message` of gRPC's `PROTOCOL-HTTP2.md`.)
+fn only_message(body: &Bytes) -> Option<Bytes> {
+    let (head, message) = body.split_first_chunk::<5>()?;
+    let [0, length @ ..] = *head else { return None };
+    (u32::from_be_bytes(length) as usize == message.len()).then(|| body.slice(head.len()..))
+}
+
+fn decoded(message: Bytes) -> Result<ModelInferRequest, Refusal> {
+    let wrong = |error| Refusal::plain(400, format!("the message is no ModelInferRequest: {error}"));
+    ModelInferRequest::decode(message).map_err(wrong)
 }
 
 /// The server, as gRPC asks it.
@@ -190,9 +217,10 @@ impl GrpcInferenceService for Asked {
         &self,
         request: tonic::Request<ModelInferRequest>,
     ) -> Result<tonic::Response<ModelInferResponse>, Status> {
-        let (metadata, extensions, request) = request.into_parts();
+        let (metadata, mut extensions, request) = request.into_parts();
+        let request = extensions.remove().unwrap_or(request);
         let headers = metadata.into_headers();
-        let watch = self.0.watch(&headers, &extensions, "infer", "/inference.GRPCInferenceService/ModelInfer");
+        let watch = self.0.watch(&headers, &extensions, "infer", INFER);
         let answer = self.0.infer(&headers, request, &watch).await;
         watch.note(|notes| notes.status = answer.as_ref().map_or_else(|refusal| refusal.status, |_| 200));
         self.0.answered(answer)

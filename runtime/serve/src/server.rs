@@ -188,7 +188,10 @@ pub async fn serve_once_open(
         tracing::warn!("some connections would not end; they end with the process");
     }
     if let Some(telemetry) = &server.telemetry {
-        telemetry.flush().await;
+        let spans = telemetry.flush().await;
+        if spans > 0 {
+            tracing::warn!(spans, "no collector took the last spans in time; they are lost");
+        }
     }
     result
 }

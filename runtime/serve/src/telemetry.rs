@@ -4,7 +4,7 @@
 //! counted and let go of.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -68,12 +68,27 @@ impl TelemetryOptions {
             return Err(format!("OTEL_TRACES_SAMPLER: {sampler:?} is not supported; parentbased_always_on is"));
         }
         let wrong = |reason: &str| format!("{name}: {url:?} {reason}");
+        // What is said of all signals goes before a path; of traces alone it is all of the URL.
+        let no_part = if name == "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" { &['#'][..] } else { &['#', '?'] };
+        if url.contains(no_part) {
+            return Err(wrong("has a query or a fragment, with which nothing can be done"));
+        }
         let url: Uri = url.parse().map_err(|_| wrong("is no URL"))?;
+        if url.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+            return Err(format!(
+                "{name}: has a user or a password; what a collector wants to see goes into OTEL_EXPORTER_OTLP_HEADERS"
+            ));
+        }
         if url.scheme_str() != Some("http") {
             return Err(wrong("is not http://; run a collector beside this server, which speaks TLS onwards"));
         }
         let authority = url.authority().ok_or_else(|| wrong("names no host"))?;
-        let address = format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(80));
+        let port = match authority.as_str().strip_prefix(authority.host()).and_then(|rest| rest.strip_prefix(':')) {
+            None => Some(80),
+            Some(port) => port.parse::<u16>().ok().filter(|port| *port > 0),
+        };
+        let port = port.ok_or_else(|| wrong("has no port from 1 to 65535"))?;
+        let address = format!("{}:{port}", authority.host());
         let mut headers = Vec::new();
         for (key, value) in pairs("OTEL_EXPORTER_OTLP_HEADERS", variable("OTEL_EXPORTER_OTLP_HEADERS"))? {
             let wrong = |_| format!("OTEL_EXPORTER_OTLP_HEADERS: {key:?} cannot be sent");
@@ -109,6 +124,8 @@ enum Command {
 pub(crate) struct Telemetry {
     world: World,
     queue: mpsc::Sender<Command>,
+    /// Spans that are neither sent nor dropped.
+    waiting: Arc<AtomicU64>,
     dropped: Counter<u64, AtomicU64>,
 }
 
@@ -116,19 +133,29 @@ impl Telemetry {
     /// Starts the task that sends spans; `dropped` counts those that are not.
     pub(crate) fn start(options: TelemetryOptions, world: World, dropped: Counter<u64, AtomicU64>) -> Self {
         let (queue, commands) = mpsc::channel(QUEUE_MAX);
-        let exporter = Exporter { options, world: world.clone(), dropped: dropped.clone(), fails: false };
+        let waiting = Arc::new(AtomicU64::new(0));
+        let exporter = Exporter {
+            options,
+            world: world.clone(),
+            waiting: waiting.clone(),
+            dropped: dropped.clone(),
+            fails: false,
+        };
         tokio::spawn(exporter.run(commands));
-        Self { world, queue, dropped }
+        Self { world, queue, waiting, dropped }
     }
 
     fn tell(&self, span: Span) {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
         if self.queue.try_send(Command::Tell(Box::new(span))).is_err() {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
             self.dropped.inc();
         }
     }
 
-    /// Sends what waits, within bounds.
-    pub(crate) async fn flush(&self) {
+    /// Sends what waits, within bounds; how many spans were not sent.
+    pub(crate) async fn flush(&self) -> u64 {
+        let dropped = self.dropped.get();
         let (done, flushed) = oneshot::channel();
         let flush = async {
             // Whoever cannot be asked has nothing to send any more.
@@ -136,12 +163,14 @@ impl Telemetry {
             let _ = flushed.await;
         };
         let _ = timeout(FLUSH_MAX, flush).await;
+        self.waiting.load(Ordering::Relaxed) + self.dropped.get() - dropped
     }
 }
 
 struct Exporter {
     options: TelemetryOptions,
     world: World,
+    waiting: Arc<AtomicU64>,
     dropped: Counter<u64, AtomicU64>,
     /// Whether the last batch could not be sent: that is said once.
     fails: bool,
@@ -191,6 +220,7 @@ impl Exporter {
             let tried = timeout(TRY_MAX, self.post(body.clone())).await;
             let (error, again) = match tried.unwrap_or_else(|_| Err(("took too long".to_owned(), true))) {
                 Ok(()) => {
+                    self.waiting.fetch_sub(count, Ordering::Relaxed);
                     self.fails = false;
                     return;
                 }
@@ -202,6 +232,7 @@ impl Exporter {
                 continue;
             }
             self.dropped.inc_by(count);
+            self.waiting.fetch_sub(count, Ordering::Relaxed);
             if !std::mem::replace(&mut self.fails, true) {
                 tracing::warn!(collector = %self.options.url, error, "spans cannot be sent; they are dropped until they can");
             }
@@ -312,6 +343,19 @@ mod tests {
         TelemetryOptions::new(flag, find)
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn spans_that_nobody_took_are_counted_at_the_end() {
+        // Whatever is there answers nothing that is HTTP.
+        let options = options(Some("http://127.0.0.1:1"), &[]).unwrap().unwrap();
+        let telemetry = Telemetry::start(options, World::real(), Counter::default());
+        assert_eq!(telemetry.flush().await, 0, "there was none");
+        for _ in 0..2 {
+            let headers = http::HeaderMap::new();
+            Watch::new(Some(&telemetry), Histogram::new([1.0]), &headers, String::new(), Notes::default());
+        }
+        assert_eq!(telemetry.flush().await, 2);
+    }
+
     #[test]
     fn variables_are_heeded_or_refused_by_name() {
         let (all, traces) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT");
@@ -322,6 +366,7 @@ mod tests {
         assert_eq!(at(options(None, &[])), Ok(None));
         assert_eq!(at(options(None, &[(all, "http://c:4318/")])), told("c:4318", "/v1/traces"));
         assert_eq!(at(options(None, &[(all, "http://c"), (traces, "http://t:1/x")])), told("t:1", "/x"));
+        assert_eq!(at(options(None, &[(traces, "http://[::1]:1/x?y=z")])), told("[::1]:1", "/x"));
         assert_eq!(at(options(Some("http://f/p"), &[(all, "http://c:4318")])), told("f:80", "/p/v1/traces"));
         for off in [("OTEL_SDK_DISABLED", "TRUE"), ("OTEL_TRACES_EXPORTER", "none")] {
             assert_eq!(at(options(Some("http://c"), &[off])), Ok(None), "{off:?}");
@@ -329,6 +374,12 @@ mod tests {
         for (variable, says) in [
             ((all, "https://c:4318"), "OTEL_EXPORTER_OTLP_ENDPOINT: \"https://c:4318/v1/traces\" is not http://"),
             ((all, "::"), "OTEL_EXPORTER_OTLP_ENDPOINT: "),
+            ((all, "http://c:99999"), "OTEL_EXPORTER_OTLP_ENDPOINT: \"http://c:99999/v1/traces\" has no port"),
+            ((all, "http://c:0"), "OTEL_EXPORTER_OTLP_ENDPOINT: \"http://c:0/v1/traces\" has no port"),
+            ((all, "http://[::1]:70000"), "OTEL_EXPORTER_OTLP_ENDPOINT: \"http://[::1]:70000/v1/traces\" has no port"),
+            ((all, "http://c?q"), "OTEL_EXPORTER_OTLP_ENDPOINT: \"http://c?q/v1/traces\" has a query"),
+            ((traces, "http://c#q"), "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: \"http://c#q\" has a query or a fragment"),
+            ((all, "http://me:secret@c"), "OTEL_EXPORTER_OTLP_ENDPOINT: has a user or a password; "),
             (("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"), "OTEL_EXPORTER_OTLP_PROTOCOL: grpc is not supported"),
             (("OTEL_TRACES_SAMPLER", "always_off"), "OTEL_TRACES_SAMPLER: \"always_off\" is not supported"),
             (("OTEL_EXPORTER_OTLP_HEADERS", "a"), "OTEL_EXPORTER_OTLP_HEADERS: must be key=value"),

@@ -246,6 +246,8 @@ async fn what_cannot_be_answered_is_refused_by_field() {
         (json!({"stop_token_ids": 7}), 400, "stop_token_ids"),
         (json!({"stop_token_ids": [100_000_000]}), 400, "stop_token_ids[0]"),
         (json!({"logit_bias": {"x": 1}}), 400, "logit_bias"),
+        (json!({"logit_bias": {"+1": 1}}), 400, "logit_bias"),
+        (json!({"logit_bias": {"1": 1, "01": 1}}), 400, "logit_bias"),
         (json!({"logit_bias": {"4294967295": 1}}), 400, "logit_bias"),
         (json!({"top_k": 1.5}), 400, "top_k"),
         (json!({"priority": 0.5}), 400, "priority"),

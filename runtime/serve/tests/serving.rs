@@ -381,6 +381,41 @@ async fn connections_beyond_the_bound_are_told_others_find_the_rest_and_silent_o
     assert!(metrics.contains("kedge_infer_connections_refused_total 2"), "{metrics}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_heads_of_requests_say_is_heeded_or_refused() {
+    let served = Served::start().await;
+    let hello = json!({"model": "demo", "prompt": "On", "max_tokens": 1}).to_string();
+    let post = |head: &str, body: &str| format!("POST {TEXT} HTTP/1.1\r\nhost: a\r\n{head}\r\n\r\n{body}");
+    let packed = |how: &str| post(&format!("content-encoding: {how}\r\ncontent-length: {}", hello.len()), &hello);
+    let models = served.get("/v1/models").await.1.len();
+    let long = (2 << 20) + 1;
+    for (request, begins, has) in [
+        ("HEAD /v1/models HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(), "200 OK", format!("content-length: {models}\r\n")),
+        (format!("HEAD {TEXT} HTTP/1.1\r\nhost: a\r\n\r\n"), "405 ", "application/json".into()),
+        (packed("Identity"), "200 OK", "text_completion".into()),
+        (packed("gzip"), "415 ", "Content-Encoding: \\\"gzip\\\" is not supported".into()),
+        (post("expect: 100-continue\r\ncontent-length: 9", ""), "100 Continue", String::new()),
+        (post(&format!("expect: 100-continue\r\ncontent-length: {long}"), ""), "413 ", "longer than".into()),
+    ] {
+        let mut stream = TcpStream::connect(served.address()).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let (mut told, mut more) = (String::new(), [0; 4096]);
+        let whole = |told: &str| told.contains("\r\n\r\n") && told.contains(&has);
+        while !whole(&told) {
+            let read = stream.read(&mut more).await.unwrap();
+            assert!(read > 0, "{request:?}: {told:?}");
+            told += std::str::from_utf8(&more[..read]).unwrap();
+        }
+        assert!(told.starts_with(&format!("HTTP/1.1 {begins}")), "{request:?}: {told:?}");
+        assert!(!request.starts_with("HEAD") || told.ends_with("\r\n\r\n"), "{told:?}");
+    }
+    let http2: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let head = Request::head(format!("{}/health", served.base)).body(Full::default()).unwrap();
+    let response = http2.request(head).await.unwrap();
+    assert_eq!((response.status().as_u16(), &response.headers()["content-length"]), (200, &"2".parse().unwrap()));
+    assert!(response.into_body().collect().await.unwrap().to_bytes().is_empty());
+}
+
 /// Sends a request whose head says that it is that long, and so much of its body.
 async fn begun(served: &Served, length: usize, body: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(served.address()).await.unwrap();

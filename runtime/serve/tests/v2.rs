@@ -232,12 +232,17 @@ async fn text_over_grpc() {
     let again = status.metadata().get("grpc-retry-pushback-ms");
     assert_eq!((status.code(), again.unwrap().to_str().unwrap()), (Code::ResourceExhausted, "1000"), "{status}");
 
+    let broken = http::Request::post(format!("{}/inference.GRPCInferenceService/ModelInfer", served.base));
+    let broken = broken.header("content-type", "application/grpc").header("te", "trailers");
+    let http2: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let response = http2.request(broken.body(Full::from(&b"\0\0\0\0\x01\xff"[..])).unwrap()).await.unwrap();
+    assert_eq!(response.headers()["grpc-status"], (Code::InvalidArgument as i32).to_string().as_str());
+
     let long = [("ignore_eos", ParameterChoice::BoolParam(true)), ("max_tokens", ParameterChoice::Int64Param(900))];
     let late =
         ModelInferRequest { parameters: parameters(&long), ..typed("text_input", &[PROMPT; 16]) }.encode_to_vec();
     let framed = [&[0][..], &u32::try_from(late.len()).unwrap().to_be_bytes(), &late].concat();
     // Without tonic, whose clients look at the clock themselves.
-    let http2: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
     let late = http::Request::post(format!("{}/inference.GRPCInferenceService/ModelInfer", served.base));
     let late = late.header("content-type", "application/grpc").header("te", "trailers").header("grpc-timeout", "100m");
     let response = http2.request(late.body(Full::from(framed)).unwrap()).await.unwrap();
