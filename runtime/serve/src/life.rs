@@ -1,7 +1,7 @@
 //! How far a server's life is, and what is on the way.
 //!
 //! ```text
-//! serving ──stop──▶ draining ──nothing on the way, or the drain time is over──▶ ending
+//! opening ──open──▶ serving ──stop──▶ draining ──nothing on the way, the drain time is over, or stop again──▶ ending
 //! ```
 //!
 //! While it drains, a server answers what it had taken in and refuses the rest; when it ends, what is still on the way is
@@ -21,7 +21,7 @@ use crate::api::Refusal;
 /// Where a server is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
-    /// Requests are taken in.
+    /// Requests are taken in, once the model is open.
     Serving,
     /// Those that were taken in are answered, no more are.
     Draining,
