@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 use std::ops::Range;
+use std::sync::LazyLock;
 
 use super::layout::{Layout, SUPER, Scheme, block_at};
 use super::tiles::{self, AT_ONCE, Opened, Scales};
@@ -9,8 +10,15 @@ use super::{BLOCK, GROUP, PANEL, Rounded, Rows};
 use crate::backend::cpu::amx;
 use crate::backend::cpu::simd::Simd;
 
-/// Bytes from what is multiplied to what is asked for from memory.
+/// Bytes from what is multiplied to what is asked for from memory, where weights are asked for.
 const AHEAD: usize = 2048;
+/// Whether weights are asked for before they are multiplied. Intel's processors guess too little of what comes next by
+/// themselves: Sapphire Rapids makes 10 to 57 % more answers with it. AMD's guess better than this: Zen 4 makes 5 to 12 %
+/// more without.
+static ASKS: LazyLock<bool> = LazyLock::new(|| {
+    let std::arch::x86_64::CpuidResult { ebx, ecx, edx, .. } = __cpuid(0);
+    [ebx, edx, ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+});
 
 /// Calls `rows` for as many rows as the tile has.
 macro_rules! by_rows {
@@ -57,12 +65,13 @@ fn rows<const R: usize, const SCHEME: u8, const FOUR: bool>(
     // SAFETY: a row of the tile is sixteen floats; the load may be unaligned.
     totals.iter_mut().zip(&*tile).for_each(|(total, row)| *total = unsafe { _mm512_loadu_ps(row.as_ptr()) });
     let mut units = [_mm512_setzero_ps(); 2];
+    let asks = *ASKS;
     // SAFETY: all reads of the panel lie in a block below `layout.blocks` or in the units in front of it, and those
     // of the rows in one of their blocks; the lengths are asserted above. Loads may be unaligned.
     unsafe {
         for block in stretch {
             let at = panel.as_ptr().add(block_at(layout, block));
-            if R == 1 {
+            if R == 1 && asks {
                 // One row is multiplied as fast as its weights come, and nothing else asks for them in time.
                 for line in (0..layout.block()).step_by(64) {
                     _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + line).cast());
