@@ -264,7 +264,7 @@ fn a_gguf_file_of_a_decoder() {
         (
             "gemma2.attention.layer_norm_rms_epsilon".into(),
             float(-1.0),
-            "layer_norm_rms_epsilon: must be a number above zero",
+            "layer_norm_rms_epsilon: -1 is not between 0 and 1",
         ),
         ("gemma2.attention.layer_norm_rms_epsilon".into(), float(f32::INFINITY), "epsilon: inf is not between 0 and 1"),
         (

@@ -4,9 +4,12 @@
 //! [`TextStream`] put together are the text of all tokens, and no piece ends within a character.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::path::Path;
 
 use kedge_formats::{Gguf, file};
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
@@ -224,13 +227,12 @@ pub(crate) fn word_piece(file: &Gguf) -> Result<Tokenizer, EngineError> {
         {
             return Ok(id as usize);
         }
-        if usual < count && is_control(usual) {
-            return Ok(usual);
+        let wrong = |reason| wrong(path, &format!("tokenizer.ggml.{}_token_id", keys[0]), reason);
+        match words.tokens.get(usual) {
+            Some(_) if is_control(usual) => Ok(usual),
+            Some(token) => Err(wrong(format!("is not there, and the usual one, {usual}, is {token:?}"))),
+            None => Err(wrong(format!("is {usual}, and there are {count} tokens"))),
         }
-        let found =
-            words.tokens.get(usual).map_or_else(|| "is not there, either".into(), |token| format!("is {token:?}"));
-        let key = format!("tokenizer.ggml.{}_token_id", keys[0]);
-        Err(wrong(path, &key, format!("is not there, and the usual one, {usual}, {found}")))
     };
     let (first, last) = (special(["cls", "bos"], 101)?, special(["seperator", "eos"], 102)?);
     let unknown = special(["unknown", "unknown"], 100)?;
@@ -276,12 +278,70 @@ pub(crate) fn word_piece(file: &Gguf) -> Result<Tokenizer, EngineError> {
 /// The tokenizer of a `tokenizer.json`.
 pub(crate) fn tokenizer_of(path: &Path) -> Result<Tokenizer, EngineError> {
     let bytes = file::read(path, BYTES_MAX).map_err(|source| EngineError::Read { path: path.to_owned(), source })?;
+    let unread = |error: serde_json::Error| EngineError::File { path: path.to_owned(), reason: error.to_string() };
+    let Described { model } = serde_json::from_slice(&bytes).map_err(unread)?;
+    for (field, told) in [
+        ("max_input_chars_per_word", model.max_input_chars_per_word.unwrap_or(0)),
+        ("vocab", model.vocab.unwrap_or_default().0 as u64),
+    ] {
+        if told > PIECE_LETTERS_MAX {
+            let reason = format!("has {told} as its longest; at most {PIECE_LETTERS_MAX} is supported");
+            return Err(wrong(path, &format!("model.{field}"), reason));
+        }
+    }
     let read = guarded(|| Tokenizer::from_bytes(bytes)).and_then(|read| read.map_err(|error| error.to_string()));
     read.map_err(|reason| EngineError::File { path: path.to_owned(), reason })
 }
 
 /// The longest `tokenizer.json`; the longest there is has a sixth of it.
 const BYTES_MAX: u64 = 256 << 20;
+
+/// What the library that reads a `tokenizer.json` has no bound for: WordPiece tries every part of a word, and Unigram keeps a
+/// piece as letters in one another, which end the process when they are dropped if they are as many as its stack is deep.
+#[derive(Deserialize)]
+struct Described {
+    model: DescribedModel,
+}
+
+#[derive(Deserialize)]
+struct DescribedModel {
+    max_input_chars_per_word: Option<u64>,
+    vocab: Option<LongestPiece>,
+}
+
+/// WordPiece has 100 letters, and Unigram pieces of 16.
+const PIECE_LETTERS_MAX: u64 = 256;
+
+/// Bytes of the longest piece of a list, which is what Unigram has; an object's do no harm.
+#[derive(Default)]
+struct LongestPiece(usize);
+
+impl<'de> Deserialize<'de> for LongestPiece {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Pieces;
+        impl<'de> Visitor<'de> for Pieces {
+            type Value = LongestPiece;
+
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("tokens and their ids, or pieces and their scores")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<LongestPiece, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(LongestPiece(0))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<LongestPiece, A::Error> {
+                let mut longest = 0;
+                while let Some((piece, _)) = list.next_element::<(String, IgnoredAny)>()? {
+                    longest = longest.max(piece.len());
+                }
+                Ok(LongestPiece(longest))
+            }
+        }
+        deserializer.deserialize_any(Pieces)
+    }
+}
 
 /// Refuses a tokenizer of another model: whose own tokens have ids that a model of so many has not, or which puts such ones
 /// around every text. Tokens that were added may lie beyond (Gemma 3's smallest has one for images, which it never saw): a
@@ -527,9 +587,36 @@ mod tests {
     fn a_tokenizer_that_panics_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tokenizer.json");
-        std::fs::write(&path, r#"{"version":"1.0","decoder":["a"#).unwrap();
+        std::fs::write(&path, r#"{"version":"1.0","decoder":[1e999],"model":{}}"#).unwrap();
         let said = TextTokenizer::of_file(&path).unwrap_err().to_string();
         assert!(said.contains("tokenizer.json: the library that reads it gave up: Helper"), "{said}");
+    }
+
+    /// tokenizers 0.23 keeps Unigram's pieces as letters in one another and drops them the same way.
+    #[test]
+    #[allow(clippy::disallowed_methods, reason = "tests use the real disk")]
+    fn words_and_pieces_without_end_are_refused() {
+        let word = |letters: u64| {
+            json!({"type": "WordPiece", "unk_token": "a", "continuing_subword_prefix": "##",
+                "max_input_chars_per_word": letters, "vocab": {"a": 0}})
+        };
+        let unigram = |letters: usize| json!({"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0], ["b".repeat(letters), -1.0]], "byte_fallback": false});
+        for (model, expected) in [
+            (word(100), "is read"),
+            (word(257), "tokenizer.json: model.max_input_chars_per_word: has 257 as its longest; at most 256 is"),
+            (word(u64::MAX), "model.max_input_chars_per_word: has 18446744073709551615 as"),
+            (unigram(256), "is read"),
+            (unigram(257), "tokenizer.json: model.vocab: has 257 as its longest"),
+            (unigram(1 << 20), "tokenizer.json: model.vocab: has 1048576 as its longest"),
+            (json!({"type": "WordLevel", "unk_token": "a", "vocab": {"a".repeat(1 << 20): 0, "a": 1}}), "is read"),
+            (json!({"type": "Unigram", "vocab": "a"}), "tokenizer.json: invalid type: string"),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("tokenizer.json");
+            std::fs::write(&path, json!({"version": "1.0", "added_tokens": [], "model": model}).to_string()).unwrap();
+            let said = TextTokenizer::of_file(&path).map_or_else(|error| error.to_string(), |_| "is read".into());
+            assert!(said.contains(expected), "{said}");
+        }
     }
 
     #[test]

@@ -58,7 +58,7 @@ pub(super) fn positive(value: Option<f64>) -> Result<f64, String> {
 
 /// What is added to a variance.
 fn epsilon(value: f64) -> Result<f64, String> {
-    if value < 1.0 { positive(Some(value)) } else { Err(format!("{value} is not between 0 and 1")) }
+    if value >= *FLOATS.start() && value < 1.0 { Ok(value) } else { Err(format!("{value} is not between 0 and 1")) }
 }
 
 /// A JSON object and the file it came from, so that every complaint names both.
