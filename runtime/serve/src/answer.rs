@@ -86,10 +86,17 @@ impl Server {
 
     /// Answers nobody any more once a file of the weights was changed in place.
     pub(crate) fn watch_weights(self: Arc<Self>) -> impl Future<Output = ()> + Send {
-        // They are what they are now, and not when somebody polls this.
-        let weights = Weights::of(&self.options.model_files);
+        // From now on, and not from when somebody polls this.
+        let weights = Weights::watch(&self.options.model_files);
         async move {
-            let file = weights.changed().await;
+            let changed = async { weights?.changed().await };
+            let file = match changed.await {
+                Ok(file) => file,
+                Err(error) => {
+                    tracing::warn!(%error, "weights that are changed while they are served will not be noticed");
+                    return;
+                }
+            };
             tracing::error!(?file, "was changed in place while it is served; nobody is answered until the next start");
             // This is the only one who says it.
             let _ = self.changed.set(file);

@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use tokio::signal::unix::Signal;
 
 /// How often files are looked at.
-pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// The longest file that is read: far above any list of keys or chain of certificates.
 const BYTES_MAX: u64 = 4 << 20;
 
@@ -45,9 +45,9 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, String> {
 
 /// What changes when somebody writes a file or puts another in its place: when it was written, its length and its inode. None
 /// where there is none.
-pub(crate) type Mark = Option<(SystemTime, u64, u64)>;
+type Mark = Option<(SystemTime, u64, u64)>;
 
-pub(crate) fn mark(file: &Path) -> Mark {
+fn mark(file: &Path) -> Mark {
     let metadata = std::fs::metadata(file).ok()?;
     Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
 }

@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use kedge_engine::EngineError;
 use kedge_engine::generate::{ChatTemplate, Message};
 use nix::libc::rlim_t;
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
@@ -231,9 +232,12 @@ pub fn template_main() -> io::Result<()> {
             Err(error) => return Err(error),
         };
         bound_time()?;
-        let rendered = template.as_ref().map_err(ToString::to_string);
-        let rendered =
-            rendered.and_then(|template| template.render_with(&messages, &variables).map_err(|e| e.to_string()));
+        let reason = |error: &EngineError| match error {
+            EngineError::Template { reason } => reason.clone(),
+            other => other.to_string(),
+        };
+        let rendered = template.as_ref().map_err(reason);
+        let rendered = rendered.and_then(|one| one.render_with(&messages, &variables).map_err(|error| reason(&error)));
         let rendered = rendered.and_then(|text| match text.len() {
             ..=TEXT_BYTES_MAX => Ok(text),
             bytes => Err(format!("makes a text of {bytes} bytes; at most {TEXT_BYTES_MAX} are taken")),

@@ -6,12 +6,16 @@
 #![allow(clippy::disallowed_methods, reason = "this is the shell that reads which files are a model's")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use kedge_engine::model::Location;
+use nix::errno::Errno;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use serde::Deserialize;
-
-use crate::files::{self, LOOK_EVERY, Mark};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Which shard has which tensor.
 #[derive(Deserialize)]
@@ -31,61 +35,52 @@ pub(crate) fn files(model: &Path) -> Vec<PathBuf> {
     shards.into_iter().map(|shard| weights.with_file_name(shard)).collect()
 }
 
-/// Weights, as they were.
-#[derive(Debug)]
-pub(crate) struct Weights(Vec<(PathBuf, Mark)>);
-
-/// What became of a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
-    Same,
-    /// It is gone, or there is another in its place.
-    Replaced,
-    Changed,
+/// Watches the files themselves, and not their names.
+pub(crate) struct Weights {
+    inotify: AsyncFd<Watch>,
+    files: Vec<(WatchDescriptor, PathBuf)>,
 }
 
-fn fate(was: Mark, is: Mark) -> Fate {
-    match (was, is) {
-        _ if was == is => Fate::Same,
-        (Some((.., was)), Some((.., is))) if was == is => Fate::Changed,
-        _ => Fate::Replaced,
+struct Watch(Inotify);
+
+impl AsRawFd for Watch {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
     }
 }
 
 impl Weights {
-    /// As they are now.
-    pub(crate) fn of(files: &[PathBuf]) -> Self {
-        Self(files.iter().map(|file| (file.clone(), files::mark(file))).collect())
+    /// From now on; files that are not there are not watched, since opening them says so. Wants a runtime around it.
+    pub(crate) fn watch(files: &[PathBuf]) -> io::Result<Self> {
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+        let watch = |file: &PathBuf| match inotify.add_watch(file, AddWatchFlags::IN_MODIFY) {
+            Ok(watched) => Some(Ok((watched, file.clone()))),
+            Err(Errno::ENOENT) => None,
+            Err(error) => Some(Err(error)),
+        };
+        let files = files.iter().filter_map(watch).collect::<Result<_, _>>()?;
+        #[allow(deprecated, reason = "sound here: the registration owns the descriptor, so it cannot be closed before")]
+        let inotify = AsyncFd::with_interest(Watch(inotify), Interest::READABLE)?;
+        Ok(Self { inotify, files })
     }
 
-    /// Looks at them again; the first that was changed in place.
-    fn look(&mut self) -> Option<PathBuf> {
-        let mut changed = None;
-        self.0.retain(|(file, was)| match fate(*was, files::mark(file)) {
-            Fate::Same => true,
-            Fate::Replaced => {
-                tracing::info!(?file, "is no longer the file that is served; that one is until the next start");
-                false
-            }
-            Fate::Changed => {
-                changed.get_or_insert_with(|| file.clone());
-                false
-            }
-        });
-        changed
-    }
-
-    /// Resolves with a file that was changed in place.
-    pub(crate) async fn changed(mut self) -> PathBuf {
+    /// Resolves with a file into which somebody wrote, or which was cut.
+    pub(crate) async fn changed(self) -> io::Result<PathBuf> {
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
-            // A file system that does not answer must not stop the requests.
-            let looked = tokio::task::spawn_blocking(move || (self.look(), self)).await;
-            let (changed, rest) = looked.expect("looking at files does not panic");
-            if let Some(file) = changed {
-                return file;
+            let mut ready = self.inotify.readable().await?;
+            let events = match ready.get_inner().0.read_events() {
+                Err(Errno::EAGAIN) => {
+                    ready.clear_ready();
+                    continue;
+                }
+                events => events?,
+            };
+            // What is gone altogether is an event, too.
+            let changed = events.iter().filter(|event| event.mask.contains(AddWatchFlags::IN_MODIFY));
+            let changed = changed.flat_map(|event| self.files.iter().find(|(watched, _)| *watched == event.wd));
+            if let Some((_, file)) = changed.into_iter().next() {
+                return Ok(file.clone());
             }
-            self = rest;
         }
     }
 }
@@ -93,24 +88,8 @@ impl Weights {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::time::{Duration, SystemTime};
 
     use super::*;
-
-    #[test]
-    fn a_file_is_another_by_its_inode_and_changed_by_its_time_or_length() {
-        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        let was = Some((at(1), 10, 7));
-        for (name, is, expected) in [
-            ("nothing", was, Fate::Same),
-            ("written", Some((at(2), 10, 7)), Fate::Changed),
-            ("cut", Some((at(1), 9, 7)), Fate::Changed),
-            ("renamed over", Some((at(2), 9, 8)), Fate::Replaced),
-            ("gone", None, Fate::Replaced),
-        ] {
-            assert_eq!(fate(was, is), expected, "{name}");
-        }
-    }
 
     #[test]
     fn shards_are_files_of_the_weights() {
@@ -126,22 +105,27 @@ mod tests {
         assert_eq!(files(folder.path()), [at("1.safetensors"), at("2.safetensors")]);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn another_file_is_no_change_and_a_write_into_one_is() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        let all = ["1", "2", "3"].map(at);
-        all.iter().for_each(|file| fs::write(file, "a").unwrap());
-        let changed = tokio::spawn(Weights::of(&all).changed());
-        fs::write(at("new"), "b").unwrap();
-        fs::rename(at("new"), at("1")).unwrap();
-        fs::remove_file(at("2")).unwrap();
-        tokio::time::sleep(3 * LOOK_EVERY).await;
-        assert!(!changed.is_finished());
-        fs::write(at("1"), "longer, but it is not what is served").unwrap();
-        tokio::time::sleep(3 * LOOK_EVERY).await;
-        assert!(!changed.is_finished());
-        fs::write(at("3"), "longer").unwrap();
-        assert_eq!(changed.await.unwrap(), at("3"));
+        for how in ["written", "cut"] {
+            let all = ["1", "2", "3"].map(at);
+            all.iter().for_each(|file| fs::write(file, "abc").unwrap());
+            let opened = fs::OpenOptions::new().write(true).open(at("3")).unwrap();
+            std::os::unix::fs::symlink(at("3"), at(how)).unwrap();
+            let weights = Weights::watch(&[at("1"), at("2"), at(how), at("none")]).unwrap();
+            fs::write(at("new"), "b").unwrap();
+            fs::rename(at("new"), at("1")).unwrap();
+            fs::remove_file(at("2")).unwrap();
+            fs::write(at("1"), "longer, but it is not what is served").unwrap();
+            fs::read(at("3")).unwrap();
+            if how == "cut" {
+                opened.set_len(1).unwrap()
+            } else {
+                fs::write(at("3"), "x").unwrap()
+            }
+            assert_eq!(weights.changed().await.unwrap(), at(how));
+        }
     }
 }
