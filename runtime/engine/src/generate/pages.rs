@@ -5,7 +5,7 @@
 //! up, the longest unused first and leaves before what leads to them, when a new one is wanted. What must hold: a page is
 //! free, or in the tree, or a request's own, and never two of these but for requests that share a page of the tree.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::graph::PAGE_TOKENS;
 
@@ -31,6 +31,12 @@ struct Entry {
     used: u64,
 }
 
+impl Entry {
+    fn is_idle_leaf(&self) -> bool {
+        self.users == 0 && self.children == 0
+    }
+}
+
 /// All pages of a model.
 #[derive(Debug)]
 pub struct PageTable {
@@ -39,6 +45,8 @@ pub struct PageTable {
     by_tokens: HashMap<(Node, Box<[u32]>), Node>,
     /// Nodes without users.
     idle: usize,
+    /// Those of them without children, by when they were last used: once pages are full, each new one takes the first.
+    leaves: BTreeSet<(u64, Node)>,
     next_node: Node,
     tick: u64,
 }
@@ -66,8 +74,8 @@ impl Owned {
 impl PageTable {
     /// So many pages, all free.
     pub fn new(pages: u32) -> Self {
-        let (nodes, by_tokens) = (HashMap::new(), HashMap::new());
-        Self { free: (0..pages).rev().collect(), nodes, by_tokens, idle: 0, next_node: 0, tick: 0 }
+        let (nodes, by_tokens, leaves) = (HashMap::new(), HashMap::new(), BTreeSet::new());
+        Self { free: (0..pages).rev().collect(), nodes, by_tokens, idle: 0, leaves, next_node: 0, tick: 0 }
     }
 
     /// Pages that a request could have now: free, or only kept in case they are wanted again.
@@ -85,7 +93,10 @@ impl PageTable {
             let Some(next) = self.by_tokens.get(&(node, tokens.into())) else { break };
             node = *next;
             let entry = self.nodes.get_mut(&node).expect("the tree is whole");
-            self.idle -= usize::from(entry.users == 0);
+            if entry.users == 0 {
+                self.idle -= 1;
+                self.leaves.remove(&(entry.used, node));
+            }
             entry.users += 1;
             entry.used = self.tick;
             owned.shared.push(node);
@@ -106,13 +117,15 @@ impl PageTable {
     }
 
     fn give_up_one(&mut self) -> Option<()> {
-        let unused = self.nodes.iter().filter(|(_, entry)| entry.users == 0 && entry.children == 0);
-        let (&node, _) = unused.min_by_key(|(node, entry)| (entry.used, **node))?;
-        let entry = self.nodes.remove(&node).expect("it was just found");
+        let (_, node) = self.leaves.pop_first()?;
+        let entry = self.nodes.remove(&node).expect("leaves are nodes");
         self.idle -= 1;
         self.by_tokens.remove(&(entry.parent, entry.tokens));
         if let Some(parent) = self.nodes.get_mut(&entry.parent) {
             parent.children -= 1;
+            if parent.is_idle_leaf() {
+                self.leaves.insert((parent.used, entry.parent));
+            }
         }
         self.free.push(entry.page);
         Some(())
@@ -127,6 +140,9 @@ impl PageTable {
             entry.users -= 1;
             self.idle += usize::from(entry.users == 0);
             entry.used = self.tick;
+            if entry.is_idle_leaf() {
+                self.leaves.insert((entry.used, *shared));
+            }
         }
         let known = owned.shared.len();
         let mut chunks = computed.chunks_exact(PAGE_TOKENS).skip(known);
@@ -149,11 +165,13 @@ impl PageTable {
             };
             if let Some(parent) = self.nodes.get_mut(&node) {
                 parent.children += 1;
+                self.leaves.remove(&(parent.used, node));
             }
             self.by_tokens.insert((node, tokens.into()), new);
             let entry = Entry { parent: node, tokens: tokens.into(), page, users: 0, children: 0, used: self.tick };
             self.nodes.insert(new, entry);
             self.idle += 1;
+            self.leaves.insert((self.tick, new));
             node = new;
         }
     }
@@ -207,8 +225,15 @@ mod tests {
         assert_eq!(known, 64, "only the last of the chain was given up");
     }
 
+    /// What may be given up, the first first, by a look at all nodes.
+    fn leaves(table: &PageTable) -> BTreeSet<(u64, Node)> {
+        let idle = table.nodes.iter().filter(|(_, entry)| entry.users == 0 && entry.children == 0);
+        idle.map(|(node, entry)| (entry.used, *node)).collect()
+    }
+
     proptest! {
-        /// Many random requests that begin, grow and end: pages are never lost nor given out twice.
+        /// Many random requests that begin, grow and end: pages are never lost nor given out twice, and the leaf that is
+        /// given up is the one that was longest unused.
         #[test]
         fn every_page_has_one_owner(steps in proptest::collection::vec((0u8..4, 0usize..8, 1usize..200), 1..120)) {
             const PAGES: u32 = 12;
@@ -223,7 +248,12 @@ mod tests {
                     }
                     1 | 2 if !running.is_empty() => {
                         let index = which % running.len();
+                        let (before, oldest) = (table.nodes.len(), leaves(&table).first().copied());
+                        let full = table.free.is_empty();
                         table.grow(&mut running[index].0);
+                        let given_up = oldest.filter(|_| full);
+                        prop_assert_eq!(table.nodes.len(), before - usize::from(given_up.is_some()));
+                        prop_assert!(given_up.is_none_or(|(_, node)| !table.nodes.contains_key(&node)));
                     }
                     _ if !running.is_empty() => {
                         let (owned, prompt) = running.swap_remove(which % running.len());
@@ -239,6 +269,7 @@ mod tests {
                     owned.pages.iter().skip(owned.shared.len()).for_each(|page| owners[*page as usize] += 1);
                 }
                 prop_assert_eq!(owners, vec![1; PAGES as usize]);
+                prop_assert_eq!(&table.leaves, &leaves(&table));
                 prop_assert_eq!(table.idle, table.nodes.values().filter(|entry| entry.users == 0).count());
                 for (node, entry) in &table.nodes {
                     let users = running.iter().filter(|(owned, _)| owned.shared.contains(node)).count();
