@@ -235,7 +235,7 @@ impl Server {
         match (route, engine) {
             (Route::Embeddings, Engine::Encoder { encoder, .. }) => {
                 let dimensions = encoder.dimensions();
-                let request = self.intake.read(move || api::embeddings(&body, &name, dimensions)).await?;
+                let request = self.intake.read(watch.origin(), move || api::embeddings(&body, &name, dimensions)).await?;
                 let vectors = engine.vectors(request.items, &self.intake, &self.metrics, watch);
                 let vectors = vectors.await?;
                 let mut response = json_reply(&api::embeddings_answer(&self.options.name, &vectors, request.base64));
@@ -243,7 +243,7 @@ impl Server {
                 Ok(response)
             }
             (Route::Infer, _) => {
-                let mut asked = self.intake.read(move || v2::infer(task, &body)).await?;
+                let mut asked = self.intake.read(watch.origin(), move || v2::infer(task, &body)).await?;
                 let id = asked.id.take();
                 let infer = engine.infer(asked, place, &self.intake, &self.metrics, watch);
                 let (output, ignored) = infer.await?;
@@ -258,7 +258,7 @@ impl Server {
                 self.complete(talk, ask, until).await
             }
             (Route::Generate { streams }, Engine::Decoder(talk)) => {
-                let asked = self.intake.read(move || v2::generate(&body, streams)).await?;
+                let asked = self.intake.read(watch.origin(), move || v2::generate(&body, streams)).await?;
                 let fields = Asked::Fields(asked.completion(&name));
                 let ask = Ask { kind: Kind::Generate, body: fields, asked_as: asked.id, place, watch: watch.clone() };
                 self.complete(talk, ask, until).await.map_err(|refusal| v2::refusal(refusal, "text_input"))
@@ -266,7 +266,7 @@ impl Server {
             (Route::Tokenize | Route::Detokenize, Engine::Decoder(talk)) => {
                 let talk = talk.clone();
                 let work = move || if route == Route::Tokenize { talk.tokenize(&body) } else { talk.detokenize(&body) };
-                let (answer, ignored) = self.intake.read(work).await?;
+                let (answer, ignored) = self.intake.read(watch.origin(), work).await?;
                 let mut response = json_reply(&answer);
                 warn(&mut response, &ignored);
                 Ok(response)

@@ -81,7 +81,7 @@ impl Engine {
             return Err(Refusal::plain(404, "this model makes text, not vectors"));
         };
         let encoder = encoder.clone();
-        let tokens = intake.read(move || api::tokens(&encoder, &items)).await?;
+        let tokens = intake.read(watch.origin(), move || api::tokens(&encoder, &items)).await?;
         let vectors = queue.embed(tokens).await.map_err(|error| match error {
             QueueError::Full => Refusal::plain(429, "as many requests wait as may; try again"),
             QueueError::Failed(reason) => Refusal::plain(500, reason),

@@ -65,7 +65,7 @@ pub(crate) async fn answer(server: Arc<Server>, request: Request<Incoming>) -> R
     };
     // A long one takes its time, which others on this thread do not have.
     if let Some(message) = only_message(&body).filter(|_| parts.uri.path() == INFER) {
-        match server.intake.read(move || decoded(message)).await {
+        match server.intake.read(&origin, move || decoded(message)).await {
             Ok(request) => drop(parts.extensions.insert(request)),
             Err(refusal) => return server.refused(refusal).into_http(),
         }
@@ -144,7 +144,7 @@ impl Server {
         place.take(1)?;
         let (id, raw, task) = (request.id.clone(), !request.raw_input_contents.is_empty(), self.task()?);
         let infer = async {
-            let asked = self.intake.read(move || understood(task, &request)).await?;
+            let asked = self.intake.read(watch.origin(), move || understood(task, &request)).await?;
             self.engine()?.infer(asked, place, &self.intake, &self.metrics, watch).await
         };
         let (output, ignored) = until.bound(infer).await?;

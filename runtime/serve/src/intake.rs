@@ -1,14 +1,17 @@
 //! What is taken in: bodies, requests, and the reading of them, each with a bound.
 //!
 //! What must hold: no more is held than there is room for; no origin has more than three quarters of a room, so that others
-//! find the rest; a request is read on another thread only while so few others are that nobody waits for long.
+//! find the rest; a request is read on another thread only while few others are, and then it is each origin's turn.
+
+mod turns;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::oneshot;
 
+use self::turns::Turns;
 use crate::api::Refusal;
 
 /// Most answers that are made or waited for at once.
@@ -25,7 +28,7 @@ pub(crate) struct Intake {
     pub(crate) open: Room,
     /// Connections.
     pub(crate) connections: Room,
-    readers: Arc<Semaphore>,
+    readers: Readers,
 }
 
 impl Intake {
@@ -34,23 +37,63 @@ impl Intake {
             bodies: Room::new(bodies_bytes_max, "as many bytes of requests are held as may"),
             open: Room::new(OPEN_MAX, "as many requests wait as may"),
             connections: Room::new(connections_max, "as many connections are open as may"),
-            readers: Arc::new(Semaphore::new(READERS_MAX)),
+            readers: Readers(Arc::new(Mutex::new(Turns::new(READERS_MAX, origin_max(READERS_MAX))))),
         }
     }
 
-    /// Reads a request, which takes its time, on another thread when it is its turn. Whoever stops waiting before that is
-    /// not read at all.
+    /// Reads a request of that origin, which takes its time, on another thread when it is its turn. Whoever stops waiting
+    /// before that is not read at all.
     pub(crate) async fn read<T: Send + 'static>(
         &self,
+        origin: &str,
         read: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
     ) -> Result<T, Refusal> {
-        let turn = self.readers.clone().acquire_owned().await.expect("it is never closed");
+        let turn = self.readers.turn(origin).await;
         let work = move || {
             let _turn = turn;
             read()
         };
         let failed = |error| Refusal::plain(500, format!("reading the request: {error}"));
         tokio::task::spawn_blocking(work).await.map_err(failed)?
+    }
+}
+
+/// Those that read, and those that wait for that. Cheap to clone. The lock is held for a moment, to come, to go, and to call
+/// the next.
+#[derive(Clone, Debug)]
+struct Readers(Arc<Mutex<Turns<oneshot::Sender<()>>>>);
+
+/// One that waits for its turn or has it, until this is dropped.
+struct Turn {
+    readers: Readers,
+    origin: String,
+    number: u64,
+}
+
+impl Readers {
+    async fn turn(&self, origin: &str) -> Turn {
+        let (call, called) = oneshot::channel();
+        let number = self.0.lock().wait(origin, call);
+        let turn = Turn { readers: self.clone(), origin: origin.to_owned(), number };
+        self.call();
+        called.await.expect("it is in line until it is called");
+        turn
+    }
+
+    /// Calls everybody whose turn it is.
+    fn call(&self) {
+        let mut turns = self.0.lock();
+        while let Some(call) = turns.next() {
+            // Whoever does not hear it any more is about to drop its turn.
+            let _ = call.send(());
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.readers.0.lock().leave(&self.origin, self.number);
+        self.readers.call();
     }
 }
 
@@ -149,30 +192,47 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_leaves_before_its_turn_is_not_read() {
+    async fn others_are_read_beside_a_long_line_and_whoever_leaves_it_is_not() {
         let intake = Arc::new(Intake::new(0, 0));
         let (go, going) = std::sync::mpsc::channel::<()>();
         let going = Arc::new(Mutex::new(going));
-        let read = |say: &'static str| {
-            let (intake, going) = (intake.clone(), going.clone());
-            let wait = move || {
-                let _ = going.lock().recv();
-                Err::<(), _>(Refusal::plain(400, say))
+        let (began, mut begun) = tokio::sync::mpsc::unbounded_channel();
+        let read = |origin: &'static str, waits: bool| {
+            let (intake, going, began) = (intake.clone(), going.clone(), began.clone());
+            let work = move || {
+                began.send(origin).unwrap();
+                if waits {
+                    let _ = going.lock().recv();
+                }
+                Ok(origin)
             };
-            tokio::spawn(async move { intake.read(wait).await })
+            tokio::spawn(async move { intake.read(origin, work).await })
         };
-        let all: Vec<_> = (0..READERS_MAX).map(|_| read("read")).collect();
-        while intake.readers.available_permits() > 0 {
+        let all: Vec<_> = (0..20).map(|_| read("many", true)).collect();
+        for _ in 0..origin_max(READERS_MAX) {
+            assert_eq!(begun.recv().await, Some("many"));
+        }
+        assert_eq!(read("other", false).await.unwrap(), Ok("other"), "with twenty in line");
+        assert_eq!(begun.recv().await, Some("other"));
+        assert!(begun.try_recv().is_err(), "no more of one client than its part");
+        // Every other one leaves, of those that are read, too.
+        let (stay, leave): (Vec<_>, Vec<_>) = all.into_iter().enumerate().partition(|(index, _)| index % 2 == 0);
+        for (_, read) in leave {
+            read.abort();
+            assert!(read.await.unwrap_err().is_cancelled());
+        }
+        drop(go);
+        for (_, read) in stay {
+            assert_eq!(read.await.unwrap(), Ok("many"));
+        }
+        drop(began);
+        let mut more = 0;
+        while begun.recv().await.is_some() {
+            more += 1;
+        }
+        assert_eq!(more, (20 - origin_max(READERS_MAX)) / 2, "those that stayed, and nobody else");
+        while !intake.readers.0.lock().is_empty() {
             tokio::task::yield_now().await;
         }
-        let leaves = read("read in vain");
-        tokio::task::yield_now().await;
-        leaves.abort();
-        assert!(leaves.await.unwrap_err().is_cancelled());
-        drop(go);
-        for read in all {
-            assert_eq!(read.await.unwrap().unwrap_err().reason, "read");
-        }
-        assert_eq!(intake.readers.available_permits(), READERS_MAX);
     }
 }

@@ -108,7 +108,7 @@ impl Talk {
         let this = self.clone();
         let seed = self.world.random.number();
         // Templates and tokenizers take their time.
-        let parsed = intake.read(move || {
+        let parsed = intake.read(watch.origin(), move || {
             let body = match body {
                 Asked::Json(bytes) => object(&bytes)?,
                 Asked::Fields(fields) => fields,

@@ -482,6 +482,36 @@ async fn one_client_cannot_keep_others_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_client_with_much_to_read_keeps_nobody_waiting() {
+    let served = Served::start().await;
+    let from = |address: &str| {
+        let mut connector = hyper_util::client::legacy::connect::HttpConnector::new();
+        connector.set_local_address(Some(address.parse().unwrap()));
+        let client: common::Http = Client::builder(TokioExecutor::new()).build(connector);
+        let base = served.base.clone();
+        move |path: &str, body: Value| {
+            let request = Request::post(format!("{base}{path}")).body(Full::from(body.to_string())).unwrap();
+            let response = client.request(request);
+            async move { response.await.unwrap().status().as_u16() }
+        }
+    };
+    let (many, other) = (from("127.0.0.2"), from("127.0.0.3"));
+    let long = json!({"prompt": "word ".repeat(40_000)});
+    let mut reading: tokio::task::JoinSet<_> = (0..32).map(|_| many("/tokenize", long.clone())).collect();
+    assert_eq!(reading.join_next().await.unwrap().unwrap(), 200);
+    let one = async { assert_eq!(other(TEXT, json!({"model": "demo", "prompt": "On", "max_tokens": 1})).await, 200) };
+    let mut before = 0;
+    let mut one = std::pin::pin!(one);
+    loop {
+        tokio::select! {
+            () = &mut one => break,
+            Some(read) = reading.join_next() => before += u32::from(read.unwrap() == 200),
+        }
+    }
+    assert!(before < 16, "{before} of another client were read before it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_takes_too_long_is_broken_off() {
     let served = Served::start().await;
     let ask = async |timeout: &str, body: Value| {
