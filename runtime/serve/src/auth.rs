@@ -1,5 +1,6 @@
 //! Who asks, and who may: keys of clients, a line each in a file.
 
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use http::header::AUTHORIZATION;
@@ -50,13 +51,17 @@ fn shown(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// The other end of a connection, as requests carry it: the hash of its certificate if it has one, else its address
-/// without the port.
+/// without the port, of IPv6 its /64, since whoever has one address of those has all of them.
 #[derive(Clone, Debug)]
 pub(crate) struct Peer(String);
 
 impl Peer {
     pub(crate) fn at(address: &str) -> Self {
-        Self(address.rsplit_once(':').map_or(address, |(host, _)| host).to_owned())
+        Self(match address.parse().map(|address: SocketAddr| address.ip().to_canonical()) {
+            Ok(IpAddr::V4(ip)) => ip.to_string(),
+            Ok(IpAddr::V6(ip)) => format!("{}/64", Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64)),
+            Err(_) => address.rsplit_once(':').map_or(address, |(host, _)| host).to_owned(),
+        })
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -119,8 +124,17 @@ mod tests {
             extensions
         };
         let (near, far) = (with(Peer::at("127.0.0.1:4000")), with(Peer::at("[::1]:4000")));
-        assert_eq!(origin(None, &headers("Bearer any"), &near), "127.0.0.1");
-        assert_eq!(origin(None, &headers("Bearer any"), &far), "[::1]");
+        for (address, expected) in [
+            ("127.0.0.1:4000", "127.0.0.1"),
+            ("[::ffff:127.0.0.1]:4000", "127.0.0.1"),
+            ("[2001:db8:1:2:3:4:5:6]:4000", "2001:db8:1:2::/64"),
+            ("[2001:db8:1:2::7]:4001", "2001:db8:1:2::/64"),
+            ("[2001:db8:1:3::7]:4001", "2001:db8:1:3::/64"),
+            ("[fe80::7%2]:4001", "fe80::/64"),
+            ("till:4000", "till"),
+        ] {
+            assert_eq!(origin(None, &headers("Bearer any"), &with(Peer::at(address))), expected, "{address}");
+        }
         assert_eq!(
             origin(Some(&keys), &headers("Bearer one"), &near),
             origin(Some(&keys), &headers("bearer one"), &far)

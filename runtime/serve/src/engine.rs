@@ -82,8 +82,8 @@ impl Engine {
         };
         let encoder = encoder.clone();
         let tokens = intake.read(watch.origin(), move || api::tokens(&encoder, &items)).await?;
-        let vectors = queue.embed(tokens).await.map_err(|error| match error {
-            QueueError::Full => Refusal::plain(429, "as many requests wait as may; try again"),
+        let vectors = queue.embed(watch.origin(), tokens).await.map_err(|error| match error {
+            QueueError::Full => Refusal::plain(429, "too many requests; try again"),
             QueueError::Failed(reason) => Refusal::plain(500, reason),
         })?;
         let tokens: usize = vectors.iter().map(|embedding| embedding.tokens).sum();
