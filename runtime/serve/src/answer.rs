@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use http::request::Parts;
 use http::{Extensions, HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -143,7 +144,8 @@ impl Server {
         operation: &'static str,
         target: &str,
     ) -> Arc<Watch> {
-        let latency = self.metrics.latency.clone();
+        // Tokens by themselves are neither text nor vectors; milliseconds of theirs would hide what those take.
+        let latency = (!["tokenize", "detokenize"].contains(&operation)).then(|| self.metrics.latency.clone());
         let model = self.options.name.clone();
         let notes = Notes { operation, model, target: target.to_owned(), ..Notes::default() };
         let origin = self.origin(headers, extensions);
@@ -173,23 +175,32 @@ impl Server {
         }
         let Some(operation) = route.operation() else { return self.tell(route) };
         let watch = self.watch(request.headers(), request.extensions(), operation, path);
-        let answered = async {
-            self.takes_in()?;
-            as_it_is(request.headers())?;
-            let deadline = life::deadline(request.headers(), watch.begin(), self.options.request_timeout)?;
-            let until = self.life.until(deadline);
-            let work = async {
-                let (parts, body) = request.into_parts();
-                let (body, _room) = self.body(&parts.headers, body, watch.origin()).await?;
-                let mut place = self.intake.open.part(watch.origin());
-                place.take(1)?;
-                self.compute(route, body, place, until.clone(), &watch).await
-            };
-            until.clone().bound(work).await
-        };
-        let answered = answered.await;
+        let work = |_, body, place, until| self.compute(route, body, place, until, &watch);
+        let answered = self.admit(request, &watch, work).await;
         watch.note(|notes| notes.status = answered.as_ref().map_or_else(|refusal| refusal.status, |_| 200));
         answered
+    }
+
+    /// Has `work` done with a request that computes, whatever its protocol: none is taken in that is not to be, before its
+    /// body is read; all of it has to be over by its deadline; and it has a place among those that are open.
+    pub(crate) async fn admit<T, Work: Future<Output = Result<T, Refusal>>>(
+        &self,
+        request: Request<Incoming>,
+        watch: &Watch,
+        work: impl FnOnce(Parts, Bytes, Part, Until) -> Work,
+    ) -> Result<T, Refusal> {
+        self.takes_in()?;
+        as_it_is(request.headers())?;
+        let deadline = life::deadline(request.headers(), watch.begin(), self.options.request_timeout)?;
+        let until = self.life.until(deadline);
+        let work = async {
+            let (parts, body) = request.into_parts();
+            let (body, _room) = self.body(&parts.headers, body, watch.origin()).await?;
+            let mut place = self.intake.open.part(watch.origin());
+            place.take(1)?;
+            work(parts, body, place, until.clone()).await
+        };
+        until.clone().bound(work).await
     }
 
     /// What needs no computing.
@@ -235,7 +246,8 @@ impl Server {
         match (route, engine) {
             (Route::Embeddings, Engine::Encoder { encoder, .. }) => {
                 let dimensions = encoder.dimensions();
-                let request = self.intake.read(watch.origin(), move || api::embeddings(&body, &name, dimensions)).await?;
+                let request =
+                    self.intake.read(watch.origin(), move || api::embeddings(&body, &name, dimensions)).await?;
                 let vectors = engine.vectors(request.items, &self.intake, &self.metrics, watch);
                 let vectors = vectors.await?;
                 let mut response = json_reply(&api::embeddings_answer(&self.options.name, &vectors, request.base64));

@@ -6,13 +6,17 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, header};
+use http::request::Parts;
+use http::{Request, Response, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 use prost::Message;
 use serde_json::{Map, Value};
+use tokio::time::Instant;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 use tower::Service;
@@ -20,6 +24,7 @@ use tower::Service;
 use crate::answer::{Body, Server};
 use crate::api::Refusal;
 use crate::engine::Output;
+use crate::intake::Part;
 use crate::life;
 use crate::routes::unknown_version;
 use crate::telemetry::Watch;
@@ -56,24 +61,40 @@ pub(crate) async fn answer(server: Arc<Server>, request: Request<Incoming>) -> R
     if let Some(Err(refusal)) = server.options.keys.as_ref().filter(|_| !is_probe).map(|k| k.check(request.headers())) {
         return server.refused(refusal).into_http();
     }
-    let most = server.options.body_bytes_max;
-    let (mut parts, body) = request.into_parts();
-    let origin = server.origin(&parts.headers, &parts.extensions);
-    let (mut body, _room) = match server.body(&parts.headers, body, &origin).await {
-        Ok(taken) => taken,
-        Err(refusal) => return server.refused(refusal).into_http(),
-    };
-    // A long one takes its time, which others on this thread do not have.
-    if let Some(message) = only_message(&body).filter(|_| parts.uri.path() == INFER) {
-        match server.intake.read(&origin, move || decoded(message)).await {
-            Ok(request) => drop(parts.extensions.insert(request)),
-            Err(refusal) => return server.refused(refusal).into_http(),
+    let is_infer = request.uri().path() == INFER;
+    let answered = if is_infer { infer(&server, request).await } else { tell(&server, request).await };
+    answered.unwrap_or_else(|refusal| server.refused(refusal).into_http())
+}
+
+/// What computes.
+async fn infer(server: &Arc<Server>, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+    let watch = server.watch(request.headers(), request.extensions(), "infer", INFER);
+    let work = async |mut parts: Parts, mut body: Bytes, place, _| {
+        // A long one takes its time, which others on this thread do not have.
+        if let Some(message) = only_message(&body) {
+            let request = server.intake.read(watch.origin(), move || decoded(message)).await?;
+            parts.extensions.insert(request);
+            body = Bytes::from_static(&EMPTY);
         }
-        body = Bytes::from_static(&EMPTY);
-    }
-    let mut service = GrpcInferenceServiceServer::new(Asked(server)).max_decoding_message_size(most);
-    let Ok(response) = service.call(Request::from_parts(parts, Full::new(body))).await;
-    response.map(|body| body.map_err(io::Error::other).boxed_unsync())
+        let asked = Asked::new(server.clone(), Some((watch.clone(), place)));
+        let (response, status) = asked.answer(parts, body).await;
+        status.into_iter().for_each(|status| watch.note(|notes| notes.status = status));
+        Ok(response)
+    };
+    let answered = server.admit(request, &watch, work).await;
+    answered.inspect_err(|refusal| watch.note(|notes| notes.status = refusal.status))
+}
+
+/// What needs no computing.
+async fn tell(server: &Arc<Server>, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+    let deadline = life::deadline(request.headers(), Instant::now(), server.options.request_timeout)?;
+    let work = async {
+        let (parts, body) = request.into_parts();
+        let origin = server.origin(&parts.headers, &parts.extensions);
+        let (body, _room) = server.body(&parts.headers, body, &origin).await?;
+        Ok(Asked::new(server.clone(), None).answer(parts, body).await.0)
+    };
+    server.life.until(deadline).bound(work).await
 }
 
 /// The message of a body that has one, neither packed nor cut. (`Length-Prefixed-Message` of gRPC's `PROTOCOL-HTTP2.md`.)
@@ -88,15 +109,57 @@ fn decoded(message: Bytes) -> Result<ModelInferRequest, Refusal> {
     ModelInferRequest::decode(message).map_err(wrong)
 }
 
-/// The server, as gRPC asks it.
-struct Asked(Arc<Server>);
+/// The server, as a request of gRPC asks it.
+struct Asked {
+    server: Arc<Server>,
+    /// Who watches what computes, and its place.
+    infer: Mutex<Option<(Arc<Watch>, Part)>>,
+    /// Whether the answer was counted.
+    counted: Arc<AtomicBool>,
+}
+
+impl Asked {
+    fn new(server: Arc<Server>, infer: Option<(Arc<Watch>, Part)>) -> Self {
+        Self { server, infer: Mutex::new(infer), counted: Arc::default() }
+    }
+
+    /// The answer; with its status over REST where tonic gave it by itself, since there is no such method or no such message.
+    async fn answer(self, parts: Parts, body: Bytes) -> (Response<Body>, Option<u16>) {
+        let (server, counted, is_packed) =
+            (self.server.clone(), self.counted.clone(), parts.headers.contains_key("grpc-encoding"));
+        let most = server.options.body_bytes_max;
+        let mut service = GrpcInferenceServiceServer::new(self).max_decoding_message_size(most);
+        let Ok(response) = service.call(Request::from_parts(parts, Full::new(body))).await;
+        let status = (!counted.load(Ordering::Relaxed)).then(|| {
+            let code = Status::from_header_map(response.headers()).map(|status| status.code());
+            match code {
+                Some(Code::Unimplemented) if is_packed => 415,
+                Some(Code::Unimplemented) => 404,
+                _ => 400,
+            }
+        });
+        status.into_iter().for_each(|status| server.count(status));
+        (response.map(|body| body.map_err(io::Error::other).boxed_unsync()), status)
+    }
+
+    fn answered<T>(&self, answer: Result<T, Refusal>) -> Result<tonic::Response<T>, Status> {
+        self.counted.store(true, Ordering::Relaxed);
+        match answer {
+            Ok(answer) => {
+                self.server.count(200);
+                Ok(tonic::Response::new(answer))
+            }
+            Err(refusal) => Err(self.server.refused(refusal)),
+        }
+    }
+}
 
 impl Server {
     /// A refusal as gRPC says it, counted under the status it would have over REST.
     fn refused(&self, refusal: Refusal) -> Status {
         self.count(refusal.status);
         let code = match refusal.status {
-            400 | 405 => Code::InvalidArgument,
+            400 | 405 | 415 => Code::InvalidArgument,
             401 => Code::Unauthenticated,
             404 => Code::NotFound,
             408 | 504 => Code::DeadlineExceeded,
@@ -112,16 +175,6 @@ impl Server {
         status
     }
 
-    fn answered<T>(&self, answer: Result<T, Refusal>) -> Result<tonic::Response<T>, Status> {
-        match answer {
-            Ok(answer) => {
-                self.count(200);
-                Ok(tonic::Response::new(answer))
-            }
-            Err(refusal) => Err(self.refused(refusal)),
-        }
-    }
-
     /// Whether that is the model served here.
     fn knows(&self, name: &str, version: &str) -> Result<(), Refusal> {
         let served = &self.options.name;
@@ -133,21 +186,14 @@ impl Server {
 
     async fn infer(
         &self,
-        headers: &HeaderMap,
         request: ModelInferRequest,
+        place: Part,
         watch: &Arc<Watch>,
     ) -> Result<ModelInferResponse, Refusal> {
         self.knows(&request.model_name, &request.model_version)?;
-        self.takes_in()?;
-        let mut until = self.life.until(life::deadline(headers, watch.begin(), self.options.request_timeout)?);
-        let mut place = self.intake.open.part(watch.origin());
-        place.take(1)?;
         let (id, raw, task) = (request.id.clone(), !request.raw_input_contents.is_empty(), self.task()?);
-        let infer = async {
-            let asked = self.intake.read(watch.origin(), move || understood(task, &request)).await?;
-            self.engine()?.infer(asked, place, &self.intake, &self.metrics, watch).await
-        };
-        let (output, ignored) = until.bound(infer).await?;
+        let asked = self.intake.read(watch.origin(), move || understood(task, &request)).await?;
+        let (output, ignored) = self.engine()?.infer(asked, place, &self.intake, &self.metrics, watch).await?;
         let mut answer = told(self.options.name.clone(), id, task.output(), &output, raw);
         if !ignored.is_empty() {
             let told = ParameterChoice::StringParam(ignored.join(", "));
@@ -163,14 +209,14 @@ impl GrpcInferenceService for Asked {
         &self,
         _: tonic::Request<proto::ServerLiveRequest>,
     ) -> Result<tonic::Response<proto::ServerLiveResponse>, Status> {
-        self.0.answered(Ok(proto::ServerLiveResponse { live: self.0.lives().is_ok() }))
+        self.answered(Ok(proto::ServerLiveResponse { live: self.server.lives().is_ok() }))
     }
 
     async fn server_ready(
         &self,
         _: tonic::Request<proto::ServerReadyRequest>,
     ) -> Result<tonic::Response<proto::ServerReadyResponse>, Status> {
-        self.0.answered(Ok(proto::ServerReadyResponse { ready: self.0.takes_in().is_ok() }))
+        self.answered(Ok(proto::ServerReadyResponse { ready: self.server.takes_in().is_ok() }))
     }
 
     async fn model_ready(
@@ -178,8 +224,8 @@ impl GrpcInferenceService for Asked {
         request: tonic::Request<proto::ModelReadyRequest>,
     ) -> Result<tonic::Response<proto::ModelReadyResponse>, Status> {
         let proto::ModelReadyRequest { name, version } = request.into_inner();
-        let ready = |()| proto::ModelReadyResponse { ready: self.0.takes_in().is_ok() };
-        self.0.answered(self.0.knows(&name, &version).map(ready))
+        let ready = |()| proto::ModelReadyResponse { ready: self.server.takes_in().is_ok() };
+        self.answered(self.server.knows(&name, &version).map(ready))
     }
 
     async fn server_metadata(
@@ -191,7 +237,7 @@ impl GrpcInferenceService for Asked {
             version: env!("CARGO_PKG_VERSION").into(),
             extensions: task.extensions().iter().map(|name| (*name).to_owned()).collect(),
         };
-        self.0.answered(self.0.task().map(metadata))
+        self.answered(self.server.task().map(metadata))
     }
 
     async fn model_metadata(
@@ -199,7 +245,7 @@ impl GrpcInferenceService for Asked {
         request: tonic::Request<proto::ModelMetadataRequest>,
     ) -> Result<tonic::Response<proto::ModelMetadataResponse>, Status> {
         let proto::ModelMetadataRequest { name, version } = request.into_inner();
-        let known = self.0.knows(&name, &version);
+        let known = self.server.knows(&name, &version);
         let tensor = |TensorMetadata { name, datatype, shape }| {
             vec![proto::model_metadata_response::TensorMetadata { name: name.into(), datatype: datatype.into(), shape }]
         };
@@ -210,20 +256,21 @@ impl GrpcInferenceService for Asked {
             inputs: tensor(task.input()),
             outputs: tensor(task.output()),
         };
-        self.0.answered(known.and_then(|()| self.0.task()).map(metadata))
+        self.answered(known.and_then(|()| self.server.task()).map(metadata))
     }
 
     async fn model_infer(
         &self,
         request: tonic::Request<ModelInferRequest>,
     ) -> Result<tonic::Response<ModelInferResponse>, Status> {
-        let (metadata, mut extensions, request) = request.into_parts();
+        let (_, mut extensions, request) = request.into_parts();
         let request = extensions.remove().unwrap_or(request);
-        let headers = metadata.into_headers();
-        let watch = self.0.watch(&headers, &extensions, "infer", INFER);
-        let answer = self.0.infer(&headers, request, &watch).await;
+        let Some((watch, place)) = self.infer.lock().take() else {
+            return self.answered(Err(Refusal::plain(500, "it was not admitted")));
+        };
+        let answer = self.server.infer(request, place, &watch).await;
         watch.note(|notes| notes.status = answer.as_ref().map_or_else(|refusal| refusal.status, |_| 200));
-        self.0.answered(answer)
+        self.answered(answer)
     }
 }
 

@@ -49,9 +49,9 @@ struct On {
 #[derive(Debug)]
 pub(crate) struct Metrics {
     pub(crate) prompt_tokens: Counter<u64, AtomicU64>,
-    /// Of requests that were answered, from the first byte of the request to the answer.
+    /// Of requests for text or vectors that were answered, from the head of the request to the end of the answer.
     pub(crate) latency: Histogram,
-    /// From the first byte of a request to the first token of its answer.
+    /// From the head of a request to the first token of its answer.
     pub(crate) first_token: Histogram,
     /// From a token of an answer to the next.
     pub(crate) between_tokens: Histogram,
@@ -79,15 +79,15 @@ impl Metrics {
         };
         let of_model = registry.sub_registry_with_label(("model_name".into(), model.to_owned().into()));
         of_model.register("vllm:prompt_tokens", "Tokens read", metrics.prompt_tokens.clone());
-        let help = "Seconds from a request to its answer";
+        let help = "Seconds from the head of a request to the end of its answer";
         of_model.register("vllm:e2e_request_latency_seconds", help, metrics.latency.clone());
-        let help = "Seconds from a request to the first token of its answer";
+        let help = "Seconds from the head of a request to the first token of its answer";
         of_model.register("vllm:time_to_first_token_seconds", help, metrics.first_token.clone());
         let help = "Seconds from a token of an answer to the next";
         of_model.register("vllm:inter_token_latency_seconds", help, metrics.between_tokens.clone());
         of_model.register("vllm:request_success", "Answers by how they ended", metrics.ended.clone());
         registry.register("kedge_infer_responses", "HTTP answers by status code", metrics.responses.clone());
-        let help = "Connections that were refused since as many were open as may";
+        let help = "Connections that were refused since there were too many";
         registry.register("kedge_infer_connections_refused", help, metrics.refused.clone());
         let help = "Spans that waited in vain or could not be sent";
         registry.register("kedge_infer_spans_dropped", help, metrics.spans_dropped.clone());

@@ -274,16 +274,16 @@ impl Exporter {
 pub(crate) struct Watch {
     begin: Instant,
     origin: String,
-    latency: Histogram,
+    latency: Option<Histogram>,
     span: Option<(Telemetry, u64, Option<Parent>)>,
     notes: Mutex<Notes>,
 }
 
 impl Watch {
-    /// Begins; `latency` takes how long it took if it was answered.
+    /// Begins; `latency`, if any, takes how long it took if it was answered.
     pub(crate) fn new(
         telemetry: Option<&Telemetry>,
-        latency: Histogram,
+        latency: Option<Histogram>,
         headers: &http::HeaderMap,
         origin: String,
         notes: Notes,
@@ -322,7 +322,7 @@ impl Drop for Watch {
         }
         let took = self.begin.elapsed();
         if notes.status == 200 && notes.failed.is_none() && !notes.left {
-            self.latency.observe(took.as_secs_f64());
+            self.latency.iter().for_each(|latency| latency.observe(took.as_secs_f64()));
         }
         let Some((telemetry, begin, parent)) = self.span.take() else { return };
         let random = &telemetry.world.random;
@@ -351,7 +351,7 @@ mod tests {
         assert_eq!(telemetry.flush().await, 0, "there was none");
         for _ in 0..2 {
             let headers = http::HeaderMap::new();
-            Watch::new(Some(&telemetry), Histogram::new([1.0]), &headers, String::new(), Notes::default());
+            Watch::new(Some(&telemetry), Some(Histogram::new([1.0])), &headers, String::new(), Notes::default());
         }
         assert_eq!(telemetry.flush().await, 2);
     }

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::{Served, TEXT, endless};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Frame;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use kedge_engine::{Cpu, Encoder};
@@ -68,6 +69,17 @@ fn raw(mut request: ModelInferRequest) -> ModelInferRequest {
         request.raw_input_contents.push(framed.collect());
     }
     request
+}
+
+/// Asks for text with a body of which nothing comes: the head of the answer.
+async fn stopped(base: &str, headers: &[(&str, &str)]) -> http::HeaderMap {
+    type Nothing = StreamBody<futures::stream::Pending<Result<Frame<Bytes>, std::convert::Infallible>>>;
+    let client: Client<_, Nothing> = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let request = http::Request::post(format!("{base}/inference.GRPCInferenceService/ModelInfer"));
+    let request = request.header("content-type", "application/grpc").header("te", "trailers");
+    let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+    let body = StreamBody::new(futures::stream::pending());
+    client.request(request.body(body).unwrap()).await.unwrap().headers().clone()
 }
 
 const PROMPT: &str = "On Monday the driver";
@@ -238,6 +250,25 @@ async fn text_over_grpc() {
     let response = http2.request(broken.body(Full::from(&b"\0\0\0\0\x01\xff"[..])).unwrap()).await.unwrap();
     assert_eq!(response.headers()["grpc-status"], (Code::InvalidArgument as i32).to_string().as_str());
 
+    let unknown = http::Request::post(format!("{}/inference.GRPCInferenceService/ModelList", served.base));
+    let unknown = unknown.header("content-type", "application/grpc").header("te", "trailers");
+    let before = served.get("/metrics").await.1;
+    let response = http2.request(unknown.body(Full::from(&[0; 5][..])).unwrap()).await.unwrap();
+    assert_eq!(response.headers()["grpc-status"], (Code::Unimplemented as i32).to_string().as_str());
+    let of = |metrics: &str| -> u32 {
+        let line = metrics.lines().find_map(|line| line.strip_prefix("kedge_infer_responses_total{code=\"404\"} "));
+        line.unwrap().parse().unwrap()
+    };
+    assert_eq!(of(&served.get("/metrics").await.1), of(&before) + 1, "it is counted");
+
+    // A body that never ends is waited for no longer than the request allows.
+    let response = stopped(&served.base, &[("x-request-timeout", "0.2")]).await;
+    assert_eq!(response["grpc-status"], (Code::DeadlineExceeded as i32).to_string().as_str());
+    assert!(
+        response["grpc-message"].to_str().unwrap().contains("longer%20than%20the%20request%20allows"),
+        "{response:?}"
+    );
+
     let long = [("ignore_eos", ParameterChoice::BoolParam(true)), ("max_tokens", ParameterChoice::Int64Param(900))];
     let late =
         ModelInferRequest { parameters: parameters(&long), ..typed("text_input", &[PROMPT; 16]) }.encode_to_vec();
@@ -282,6 +313,9 @@ async fn grpc_wants_a_key_and_knows_of_the_end() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(!client.server_ready(proto::ServerReadyRequest {}).await.unwrap().into_inner().ready);
     assert_eq!(client.model_infer(with_key(short())).await.unwrap_err().code(), Code::Unavailable);
+    let response = stopped(&served.base, &[("authorization", "Bearer sesame")]).await;
+    let code = (Code::Unavailable as i32).to_string();
+    assert_eq!(response["grpc-status"], code.as_str(), "before its body is there");
     drop(stream);
     tokio::time::timeout(Duration::from_secs(20), served.serving).await.unwrap().unwrap().unwrap();
 }
