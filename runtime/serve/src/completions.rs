@@ -268,7 +268,7 @@ fn variables(body: &mut Body) -> Result<Map<String, Value>, Refusal> {
     };
     let is_said = |name: &&str| all.get(*name).is_some_and(|value| *name != "add_generation_prompt" || *value != true);
     match ChatTemplate::OWN.iter().find(|name| is_said(name)) {
-        Some(name) => Err(Refusal::field(format!("{field}.{name}"), "is what the server says")),
+        Some(name) => Err(Refusal::field(format!("{field}.{name}"), "is set by the server")),
         None => Ok(all),
     }
 }

@@ -34,9 +34,9 @@ pub(crate) struct Intake {
 impl Intake {
     pub(crate) fn new(bodies_bytes_max: usize, connections_max: usize) -> Self {
         Self {
-            bodies: Room::new(bodies_bytes_max, "as many bytes of requests are held as may"),
-            open: Room::new(OPEN_MAX, "as many requests wait as may"),
-            connections: Room::new(connections_max, "as many connections are open as may"),
+            bodies: Room::new(bodies_bytes_max, "bytes of requests"),
+            open: Room::new(OPEN_MAX, "requests"),
+            connections: Room::new(connections_max, "connections"),
             readers: Readers(Arc::new(Mutex::new(Turns::new(READERS_MAX, origin_max(READERS_MAX))))),
         }
     }
@@ -101,8 +101,8 @@ impl Drop for Turn {
 #[derive(Clone, Debug)]
 pub(crate) struct Room {
     most: usize,
-    /// What is said when there is no more.
-    full: &'static str,
+    /// What it is for.
+    things: &'static str,
     /// Held for a moment, to take a part or to give it back.
     taken: Arc<Mutex<Taken>>,
 }
@@ -123,8 +123,8 @@ pub(crate) struct Part {
 }
 
 impl Room {
-    fn new(most: usize, full: &'static str) -> Self {
-        Self { most, full, taken: Arc::default() }
+    fn new(most: usize, things: &'static str) -> Self {
+        Self { most, things, taken: Arc::default() }
     }
 
     /// A part with nothing in it yet.
@@ -143,12 +143,12 @@ impl Part {
     pub(crate) fn take(&mut self, more: usize) -> Result<(), Refusal> {
         let mut taken = self.room.taken.lock();
         let of_origin = taken.by.get(&self.origin).copied().unwrap_or(0) + more;
-        let full = |whose: &str| Err(Refusal::plain(429, format!("{}{whose}; try again", self.room.full)));
+        let full = |whose: &str| Err(Refusal::plain(429, format!("too many {}{whose}; try again", self.room.things)));
         if taken.all + more > self.room.most {
             return full("");
         }
         if of_origin > origin_max(self.room.most) {
-            return full(" of one client");
+            return full(" from this client");
         }
         taken.all += more;
         taken.by.insert(self.origin.clone(), of_origin);
@@ -176,13 +176,17 @@ mod tests {
 
     #[test]
     fn one_origin_leaves_room_for_others_and_what_is_dropped_is_there_again() {
-        let room = Room::new(8, "full");
+        let room = Room::new(8, "apples");
         let (mut one, mut more, mut other) = (room.part("one"), room.part("one"), room.part("other"));
         one.take(5).unwrap();
-        assert_eq!(more.take(2), Err(Refusal::plain(429, "full of one client; try again")), "three quarters");
+        assert_eq!(
+            more.take(2),
+            Err(Refusal::plain(429, "too many apples from this client; try again")),
+            "three quarters"
+        );
         more.take(1).unwrap();
         other.take(2).unwrap();
-        assert_eq!(other.take(1), Err(Refusal::plain(429, "full; try again")), "all of it");
+        assert_eq!(other.take(1), Err(Refusal::plain(429, "too many apples; try again")), "all of it");
         drop(one);
         other.take(4).unwrap();
         assert!(other.take(1).is_err(), "three quarters of whoever it is");

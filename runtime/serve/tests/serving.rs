@@ -65,8 +65,7 @@ async fn with_keys_only_who_shows_one_may_ask() {
                 assert_eq!(said["error"]["code"], "invalid_api_key", "{said}");
             }
         }
-        let status = ask(path, Some("sesame"), body).await.status().as_u16();
-        assert!(status == 200 || path == "/v2/models/demo", "{path}: {status}");
+        assert_eq!(ask(path, Some("sesame"), body).await.status(), 200, "{path}");
     }
     for path in ["/health", "/metrics", "/v2/health/live", "/v2/health/ready"] {
         assert_eq!(ask(path, None, None).await.status(), 200, "{path}");
@@ -306,12 +305,11 @@ async fn who_does_not_read_is_cut_and_computed_for_no_longer() {
     while served.decoder.figures().made_tokens.load(Ordering::Relaxed) == 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let begin = Instant::now();
     let (_, answer) = served.answer(TEXT, json!({"model": "demo", "prompt": "On", "max_tokens": 4})).await;
     assert_eq!(answer["usage"]["completion_tokens"], 4, "others are answered meanwhile");
     served.idle().await;
     let made = served.decoder.figures().made_tokens.load(Ordering::Relaxed);
-    println!("{made} tokens were made for nobody, within {:?}", begin.elapsed());
+    assert!(made < 16 * 900, "all {made} tokens were made for nobody");
     // Whatever the kernel holds for it may still be read; then the connection ends before the answer does.
     let mut rest = Vec::new();
     let _ = slow.read_to_end(&mut rest).await;
@@ -365,14 +363,14 @@ async fn connections_beyond_the_bound_are_told_others_find_the_rest_and_silent_o
     }
     let beyond = told("127.0.0.2").await;
     assert!(beyond.starts_with("HTTP/1.1 503 ") && beyond.contains("retry-after: 1\r\n"), "{beyond}");
-    assert!(beyond.contains("as many connections are open as may of one client; try again"), "{beyond}");
+    assert!(beyond.contains("too many connections from this client; try again"), "{beyond}");
     let mut other = connect("127.0.0.3").await;
     other.write_all(b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
     let mut line = [0; 15];
     other.read_exact(&mut line).await.unwrap();
     assert_eq!(&line, b"HTTP/1.1 200 OK");
     let beyond = told("127.0.0.4").await;
-    assert!(beyond.contains("as many connections are open as may; try again"), "{beyond}");
+    assert!(beyond.contains("too many connections; try again"), "{beyond}");
     for mut silent in silent {
         let read = tokio::time::timeout(Duration::from_secs(20), silent.read(&mut [0; 9])).await;
         assert_eq!(read.unwrap().unwrap_or(0), 0, "it said nothing for too long");
@@ -596,11 +594,12 @@ async fn a_collector_is_told_of_each_request_and_one_that_is_gone_is_waited_for_
         response.into_body().collect().await.unwrap();
     }
     served.get("/health").await;
+    served.answer("/tokenize", json!({"prompt": "a"})).await;
     let mut left = served.ask(CHAT, endless(json!({"stream": true}))).await;
     left.frame().await.unwrap().unwrap();
     drop(left);
-    let spans = tokio::time::timeout(Duration::from_secs(20), collected(&collector, 4)).await.unwrap();
-    assert_eq!(spans.len(), 4, "what is not sampled is not told, and health is nothing to tell: {spans:?}");
+    let spans = tokio::time::timeout(Duration::from_secs(20), collected(&collector, 5)).await.unwrap();
+    assert_eq!(spans.len(), 5, "what is not sampled is not told, and health is nothing to tell: {spans:?}");
     let whole = &spans[0];
     assert_eq!(
         (&whole["name"], &whole["kind"], &whole["parentSpanId"]),
@@ -617,9 +616,10 @@ async fn a_collector_is_told_of_each_request_and_one_that_is_gone_is_waited_for_
     assert_eq!((&spans[2]["traceId"], &spans[2]["parentSpanId"]), (&json!(trace), &json!("b7ad6b7169203331")));
     let finish = &attribute(&spans[2], "gen_ai.response.finish_reasons")["arrayValue"]["values"];
     assert_eq!(finish[0]["stringValue"], "stop", "{finish}");
-    assert_eq!(attribute(&spans[3], "error.type")["stringValue"], "client_left");
+    assert_eq!(attribute(&spans[4], "error.type")["stringValue"], "client_left");
     let (_, metrics) = served.get("/metrics").await;
-    assert!(metrics.contains("vllm:e2e_request_latency_seconds_count{model_name=\"demo\"} 3\n"), "{metrics}");
+    let latency = "vllm:e2e_request_latency_seconds_count{model_name=\"demo\"} 3\n";
+    assert!(metrics.contains(latency), "/tokenize makes no text: {metrics}");
 
     // Nobody listens there any more.
     drop(collector);
