@@ -89,7 +89,7 @@ impl Line {
 }
 
 /// What was said so far.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Talk {
     system: Option<Message>,
     said: Vec<Message>,
@@ -151,7 +151,7 @@ impl std::fmt::Display for Speed {
 
 struct Session {
     decoder: Arc<Decoder>,
-    templates: Option<Templates>,
+    templates: Option<Arc<Templates>>,
     world: World,
     flags: RunFlags,
     interrupt: Signal,
@@ -181,7 +181,7 @@ pub(crate) async fn run(flags: RunFlags) -> Result<()> {
     } else {
         None
     };
-    let templates = decoder.template().map(|one| Templates::new(one, TemplateProgram::default()));
+    let templates = decoder.template().map(|one| Arc::new(Templates::new(one, TemplateProgram::default())));
     let mut session = Session { decoder, templates, world, flags, interrupt, seed };
     match once {
         Some(prompt) if prompt.trim().is_empty() => bail!("the prompt is empty"),
@@ -253,17 +253,27 @@ impl Session {
     async fn say(&mut self, talk: &mut Talk, text: String) -> Result<bool> {
         talk.said.push(message("user", text));
         let decoder = self.decoder.clone();
-        let (tokenizer, templates) = (decoder.tokenizer(), self.templates.as_ref());
+        let templates = self.templates.clone();
         let context = decoder.config().context;
-        let tokens = |messages: &[Message]| match templates {
-            // The template writes the token that begins a text, where there is one.
-            Some(templates) => Ok(tokenizer.encode(&templates.render(messages, &Map::new())?, false)?),
-            // Without one there are no talks: what was said last is gone on from.
-            None => Ok(tokenizer.encode(&messages.last().expect("something was said").content, true)?),
+        let mut fitted = talk.clone();
+        let fitting = tokio::task::spawn_blocking(move || {
+            let tokenizer = decoder.tokenizer();
+            let fit = fitted.fit(context, |messages: &[Message]| match &templates {
+                // The template writes the token that begins a text, where there is one.
+                Some(templates) => Ok(tokenizer.encode(&templates.render(messages, &Map::new())?, false)?),
+                // Without one there are no talks: what was said last is gone on from.
+                None => Ok(tokenizer.encode(&messages.last().expect("something was said").content, true)?),
+            });
+            fit.map(|fit| (fit, fitted))
+        });
+        let fit = tokio::select! {
+            _ = self.interrupt.recv() => return Ok(true),
+            fit = fitting => fit.context("reading the prompt")??,
         };
-        let Some((prompt, forgotten)) = talk.fit(context, tokens)? else {
+        let (Some((prompt, forgotten)), fitted) = fit else {
             bail!("that is too long: prompt and answer may have {context} tokens together");
         };
+        *talk = fitted;
         if forgotten > 0 {
             eprintln!("(the first {forgotten} messages are forgotten: the talk is longer than the model's context)");
         }

@@ -246,26 +246,29 @@ fn weights_that_are_changed_under_a_server_are_told() {
     let folder = tempfile::tempdir().unwrap();
     let model = copied(folder.path());
     let (weights, new) = (model.join("model.safetensors"), model.join("new"));
-    let open = || std::fs::OpenOptions::new().write(true).open(&weights).unwrap();
-    let serving = Serving::start(&model, "demo", &[]);
+    let mut serving = Serving::start_telling(&model, "demo", &[], Stdio::piped());
+    let body = r#"{"model":"demo","prompt":"On","stream":true,"n":16,"max_tokens":900,"ignore_eos":true}"#;
+    let mut stream = TcpStream::connect(&serving.address).unwrap();
+    write!(stream, "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n{body}", body.len()).unwrap();
+    stream.read_exact(&mut [0; 15]).unwrap();
     let bytes = std::fs::read(&weights).unwrap();
-    open().write_all(&bytes[..8]).unwrap();
-    eventually("health names the file", || {
-        let (status, said) = serving.get("/health");
-        let told = status == 503 && said.contains("model.safetensors was changed in place");
-        if told { Ok(()) } else { Err(format!("{status} {said}")) }
-    });
-    assert_eq!((serving.get("/v1/models").0, serving.get("/v2/health/live").0), (200, 503));
+    std::fs::OpenOptions::new().write(true).open(&weights).unwrap().write_all(&bytes[..8]).unwrap();
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("the server is ending") && !rest.contains("[DONE]"), "{rest}");
+    let ended = serving.child.wait().unwrap();
+    let mut said = String::new();
+    serving.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(ended.code(), Some(1), "{said}");
+    assert_has(&said, &format!("{}: somebody wrote into it", weights.display()));
 
     // What is mapped stays what it was when another file takes its place.
     let flags = ["--cache-dir", folder.path().to_str().unwrap()];
     let mut serving = Serving::start_telling(&model, "demo", &flags, Stdio::piped());
-    let of_opened = open();
     std::fs::copy(&weights, &new).unwrap();
     std::fs::rename(&new, &weights).unwrap();
     assert_eq!(serving.get("/health").0, 200);
-    // But nothing can be read that is not there.
-    of_opened.set_len(0).unwrap();
+    // But nothing can be read that is not there: of what is kept of the weights nobody watches the files.
     for file in
         std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file())
     {

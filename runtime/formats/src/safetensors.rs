@@ -6,10 +6,10 @@
 //! nothing is allocated by a number the file claims. An index (`model.safetensors.index.json`, transformers) names the
 //! shard of each tensor; shards lie beside it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::marker::PhantomData;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -75,17 +75,34 @@ fn open_file(path: &Path) -> Result<Tensors, FormatError> {
     Ok(Tensors { path: path.to_owned(), named: tensors.collect() })
 }
 
-fn open_shards(path: &Path) -> Result<Tensors, FormatError> {
+/// The shard of each tensor, by an index: the names of files beside it.
+fn read_index(path: &Path) -> Result<BTreeMap<String, String>, FormatError> {
     let wrong = |reason: String| FormatError::File { path: path.to_owned(), reason };
     let read = |source| FormatError::Read { path: path.to_owned(), source };
     let index: Index = serde_json::from_slice(&file::read(path, HEADER_BYTES_MAX).map_err(read)?)
         .map_err(|error| wrong(format!("is no index of shards: {error}")))?;
-    let (mut shards, mut named) = (BTreeMap::new(), BTreeMap::new());
-    for (name, shard) in index.weight_map.0 {
-        if shard.is_empty() || shard.contains('/') || shard.starts_with('.') {
+    let shards = index.weight_map.0;
+    match shards.iter().find(|(_, shard)| shard.is_empty() || shard.contains('/') || shard.starts_with('.')) {
+        Some((name, shard)) => {
             let reason = format!("is said to lie in {shard:?}, which is no file beside the index");
-            return Err(FormatError::Tensor { path: path.to_owned(), tensor: name, reason });
+            Err(FormatError::Tensor { path: path.to_owned(), tensor: name.clone(), reason })
         }
+        None => Ok(shards),
+    }
+}
+
+/// The files that [`open`] maps.
+pub(crate) fn files(path: &Path) -> Result<Vec<PathBuf>, FormatError> {
+    if path.extension().is_none_or(|extension| extension != "json") {
+        return Ok(vec![path.to_owned()]);
+    }
+    let shards: BTreeSet<String> = read_index(path)?.into_values().collect();
+    Ok(shards.iter().map(|shard| path.with_file_name(shard)).collect())
+}
+
+fn open_shards(path: &Path) -> Result<Tensors, FormatError> {
+    let (mut shards, mut named) = (BTreeMap::new(), BTreeMap::new());
+    for (name, shard) in read_index(path)? {
         if !shards.contains_key(&shard) {
             let opened = open_file(&path.with_file_name(&shard))?;
             shards.insert(shard.clone(), opened);

@@ -146,6 +146,11 @@ impl Tensors {
         safetensors::open(path)
     }
 
+    /// The files that hold what is at `path`: itself, or the shards that an index names.
+    pub fn files(path: &Path) -> Result<Vec<PathBuf>, FormatError> {
+        safetensors::files(path)
+    }
+
     /// The file they came from, for messages.
     pub fn path(&self) -> &Path {
         &self.path

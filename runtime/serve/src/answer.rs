@@ -1,7 +1,6 @@
 //! Requests to answers: who may ask, what is asked, and the answer over HTTP.
 
 use std::io;
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
@@ -32,7 +31,6 @@ use crate::talk::{Ask, Asked, Piece, Talk};
 use crate::telemetry::{Telemetry, Watch};
 use crate::tls::Failures;
 use crate::trace::Notes;
-use crate::weights::Weights;
 use crate::{auth, grpc, v2};
 
 /// A model, and what answers requests for it.
@@ -42,8 +40,6 @@ pub(crate) struct Server {
     engine: OnceLock<Engine>,
     pub(crate) intake: Intake,
     pub(crate) metrics: Arc<Metrics>,
-    /// A file of its weights that was changed in place.
-    changed: OnceLock<PathBuf>,
     /// Held while somebody is told of it.
     registry: Mutex<Registry>,
     pub(crate) life: Life,
@@ -67,7 +63,6 @@ impl Server {
         Self {
             options,
             engine: OnceLock::new(),
-            changed: OnceLock::new(),
             intake,
             metrics,
             registry: Mutex::new(registry),
@@ -83,25 +78,6 @@ impl Server {
         let figures = Figures { engine: engine.clone(), model: self.options.name.clone(), no_gpu };
         self.registry.lock().register_collector(Box::new(figures));
         Ok(self.engine.get_or_init(|| engine))
-    }
-
-    /// Answers nobody any more once a file of the weights was changed in place.
-    pub(crate) fn watch_weights(self: Arc<Self>) -> impl Future<Output = ()> + Send {
-        // From now on, and not from when somebody polls this.
-        let weights = Weights::watch(&self.options.model_files);
-        async move {
-            let changed = async { weights?.changed().await };
-            let file = match changed.await {
-                Ok(file) => file,
-                Err(error) => {
-                    tracing::warn!(%error, "weights that are changed while they are served will not be noticed");
-                    return;
-                }
-            };
-            tracing::error!(?file, "was changed in place while it is served; nobody is answered until the next start");
-            // This is the only one who says it.
-            let _ = self.changed.set(file);
-        }
     }
 
     /// What the model is asked through; refused while it is being opened.
@@ -300,13 +276,8 @@ impl Server {
         Ok(response)
     }
 
-    /// Whether somebody computes, or will, and with the weights that were opened; refused when nobody does any more.
+    /// Whether somebody computes, or will; refused when nobody does any more.
     pub(crate) fn lives(&self) -> Result<bool, Refusal> {
-        if let Some(file) = self.changed.get() {
-            let name = file.file_name().unwrap_or_default().display();
-            let reason = format!("{name} was changed in place while it is served; the server has to be started again");
-            return Err(Refusal::plain(503, reason));
-        }
         let ended = || Refusal::plain(503, "the inference thread has ended");
         self.engine.get().is_none_or(Engine::is_served).then_some(true).ok_or_else(ended)
     }

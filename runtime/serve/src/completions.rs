@@ -251,7 +251,7 @@ pub(crate) fn talk(body: &mut Body, to: &Talk) -> Result<Vec<u32>, Refusal> {
     let variables = variables(body)?;
     let text = templates.render(&messages, &variables).map_err(|error| match error {
         TemplateError::Template(_) => Refusal::field("messages", error.to_string()),
-        TemplateError::Start(_) => Refusal::plain(500, error.to_string()),
+        TemplateError::Process(_) => Refusal::plain(500, error.to_string()),
     })?;
     // The template writes the token that begins a text, where there is one.
     let tokens = to.decoder.tokenizer().encode(&text, false);

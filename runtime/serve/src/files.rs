@@ -54,22 +54,25 @@ fn mark(file: &Path) -> Mark {
 
 /// Reads things again whenever their files change or the signal comes; never ends.
 pub(crate) async fn follow(things: Vec<Arc<dyn FromFiles>>, mut hangup: Signal) {
+    // A file system that does not answer must not stop the requests.
     let marks = || {
-        things.iter().map(|thing| thing.files().iter().map(|file| mark(file)).collect::<Vec<_>>()).collect::<Vec<_>>()
+        let things = things.clone();
+        let of = |thing: &Arc<dyn FromFiles>| thing.files().iter().map(|file| mark(file)).collect::<Vec<_>>();
+        let looked = tokio::task::spawn_blocking(move || things.iter().map(of).collect::<Vec<_>>());
+        async { looked.await.expect("looking at files does not panic") }
     };
-    let mut seen = marks();
+    let mut seen = marks().await;
     loop {
         let asked = tokio::select! {
             _ = hangup.recv() => true,
             () = tokio::time::sleep(LOOK_EVERY) => false,
         };
-        let now = marks();
+        let now = marks().await;
         for ((thing, before), now) in things.iter().zip(&seen).zip(&now) {
             if !asked && before == now {
                 continue;
             }
             let files = thing.files();
-            // A file system that does not answer must not stop the requests.
             let (this, again) = (thing.clone(), |this: Arc<dyn FromFiles>| move || this.read_again());
             match tokio::task::spawn_blocking(again(this)).await.unwrap_or_else(|error| Err(error.to_string())) {
                 Ok(()) => tracing::info!(?files, "read again"),

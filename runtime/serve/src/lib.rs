@@ -39,6 +39,7 @@ use std::time::{Duration, SystemTime};
 use kedge_engine::model::Location;
 use kedge_engine::{DecoderOptions, EngineError};
 use kedge_world::{Net, RealNet};
+use nix::sys::resource::{Resource, getrlimit};
 use tokio::signal::unix::SignalKind;
 use tokio::sync::oneshot;
 
@@ -118,6 +119,9 @@ pub enum ServeError {
     /// A thread could not be started.
     #[error("starting a thread: {0}")]
     Thread(std::io::Error),
+    /// Somebody wrote into the weights, and nobody can be answered out of them any more.
+    #[error("{}: somebody wrote into it while it was served, or cut it", .0.display())]
+    Changed(PathBuf),
     /// The engine panicked; what it was asked got an error.
     #[error("the inference thread has ended")]
     EngineEnded,
@@ -161,7 +165,7 @@ pub async fn run(options: InferOptions) -> Result<(), ServeError> {
             let _ = sender.send(open(&model, &placement, decoder));
         });
         opening.map_err(ServeError::Thread)?;
-        let opened = opened.await.expect("opening a model does not panic")?;
+        let opened = opened.await.map_err(|_| ServeError::EngineEnded)??;
         tell(&opened, &name, &address);
         Ok(opened)
     };
@@ -203,15 +207,8 @@ fn tell(Opened { model, on, .. }: &Opened, name: &str, address: &str) {
 
 /// Connections for which there are file descriptors.
 fn connections_possible() -> usize {
-    #[allow(clippy::disallowed_methods, reason = "what the kernel says of this process is no file of anybody's")]
-    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    files_open_max(&limits).map_or(usize::MAX, |most| most.saturating_sub(FILES_OF_ITS_OWN).max(1))
-}
-
-/// The most files this process may have open, from the text of `/proc/self/limits`.
-fn files_open_max(limits: &str) -> Option<usize> {
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
-    line.split_whitespace().next()?.parse().ok()
+    let most = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+    usize::try_from(most).unwrap_or(usize::MAX).saturating_sub(FILES_OF_ITS_OWN).max(1)
 }
 
 /// When the weights were written, in seconds since 1970; 0 when nobody can tell.
@@ -233,13 +230,5 @@ mod tests {
         for path in [folder.path(), &file] {
             assert!(super::created(path) > 1_700_000_000, "{path:?}");
         }
-    }
-
-    #[test]
-    fn the_limit_of_open_files_is_the_one_that_counts_now() {
-        let limits = "Limit                     Soft Limit           Hard Limit           Units\n\
-                      Max open files            1024                 524288               files\n";
-        assert_eq!(super::files_open_max(limits), Some(1024));
-        assert_eq!(super::files_open_max(""), None);
     }
 }

@@ -25,7 +25,6 @@ use kedge_engine::{Capabilities, Decoder, Encoder};
 use kedge_world::{BoxedListener, BoxedStream, Listener};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 
@@ -39,6 +38,7 @@ use crate::socket::Patient;
 use crate::telemetry::TelemetryOptions;
 use crate::templates::TemplateProgram;
 use crate::tls::{FIRST_BYTES, Tls, speaks_http};
+use crate::weights::Weights;
 
 /// How long a peer that was told that its connection ends has to end it.
 const GOODBYE_MAX: Duration = Duration::from_secs(2);
@@ -68,7 +68,7 @@ pub struct ServeOptions {
     pub tls: Option<Arc<Tls>>,
     /// Where spans of requests are told; none for nowhere.
     pub telemetry: Option<TelemetryOptions>,
-    /// Files of the weights: once one was changed in place, nobody is answered any more.
+    /// Files of the weights: once somebody writes into one, the server ends.
     pub model_files: Vec<PathBuf>,
     /// What runs the model's chat template.
     pub template_program: TemplateProgram,
@@ -155,10 +155,8 @@ pub async fn serve_once_open(
 ) -> Result<(), ServeError> {
     let connections = Flights::new();
     let server = Arc::new(Server::new(options));
-    let mut watching = JoinSet::new();
-    if !server.options.model_files.is_empty() {
-        watching.spawn(server.clone().watch_weights());
-    }
+    let files = server.options.model_files.clone();
+    let mut weights = watched(&files);
     let mut signals = pin!(signals.chain(futures::stream::pending()));
     let engine = tokio::select! {
         biased;
@@ -166,21 +164,30 @@ pub async fn serve_once_open(
         _ = signals.next() => return Ok(()),
         never = accept(&server, &*listener, &connections) => match never {},
     };
-    let result = tokio::select! {
+    // Another file may have come in the place of one, and be the one that was opened.
+    if let Some(weights) = &mut weights {
+        weights.watch(&files).unwrap_or_else(|error| unwatched(&error));
+    }
+    let mut result = tokio::select! {
         never = accept(&server, &*listener, &connections) => match never {},
         _ = signals.next() => Ok(()),
         () = engine.ended() => Err(ServeError::EngineEnded),
+        file = changed(weights.as_ref()) => Err(ServeError::Changed(file)),
     };
-    // Connections are still taken, so that probes and clients are told, and not left to guess.
-    server.life.enter(Phase::Draining);
-    tokio::select! {
-        never = accept(&server, &*listener, &connections) => match never {},
-        drained = timeout(server.options.drain_timeout, server.life.flights.none()) => {
-            if drained.is_err() {
-                tracing::warn!("some answers were not whole at the end of the drain time; they are told so");
+    // Out of changed weights nobody is answered any more.
+    if !matches!(result, Err(ServeError::Changed(_))) {
+        // Connections are still taken, so that probes and clients are told, and not left to guess.
+        server.life.enter(Phase::Draining);
+        tokio::select! {
+            never = accept(&server, &*listener, &connections) => match never {},
+            drained = timeout(server.options.drain_timeout, server.life.flights.none()) => {
+                if drained.is_err() {
+                    tracing::warn!("some answers were not whole at the end of the drain time; they are told so");
+                }
             }
+            _ = signals.next() => tracing::warn!("told to end at once; answers that are not whole are told so"),
+            file = changed(weights.as_ref()) => result = Err(ServeError::Changed(file)),
         }
-        _ = signals.next() => tracing::warn!("told to end at once; answers that are not whole are told so"),
     }
     server.life.enter(Phase::Ending);
     drop(listener);
@@ -194,6 +201,32 @@ pub async fn serve_once_open(
         }
     }
     result
+}
+
+/// Those files, watched from now on.
+fn watched(files: &[PathBuf]) -> Option<Weights> {
+    let watched = || {
+        let mut weights = Weights::new()?;
+        weights.watch(files)?;
+        Ok(weights)
+    };
+    watched().map_err(|error| unwatched(&error)).ok()
+}
+
+fn unwatched(error: &io::Error) {
+    tracing::warn!(%error, "weights into which somebody writes while they are served will not be noticed");
+}
+
+/// Resolves with a file of the weights that was changed.
+async fn changed(weights: Option<&Weights>) -> PathBuf {
+    match weights {
+        Some(weights) => match weights.changed().await {
+            Ok(file) => return file,
+            Err(error) => unwatched(&error),
+        },
+        None => {}
+    }
+    std::future::pending().await
 }
 
 /// Takes connections.

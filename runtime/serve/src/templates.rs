@@ -3,8 +3,8 @@
 //! A template comes with a model, and what runs it counts steps and neither bytes nor the depth of what it prints: one that
 //! doubles a list or prints a cycle would end the server and every answer under way. So the server only parses it; what
 //! runs it is this program again, under [`TEMPLATE_VERB`], with bounds that the kernel keeps. What must hold: whatever a
-//! template does, the server gets a text or a reason within [`PATIENCE`] for each of the [`WORKERS_MAX`]; a process that
-//! broke a bound is gone, and the next talk finds a new one.
+//! template does, the server gets a text or a reason within [`PATIENCE`] once it is its turn, of which there are
+//! [`WORKERS_MAX`] at once; a process that broke a bound is gone, and the next talk finds a new one.
 //!
 //! Both talk over a socket that is the other's standard input: the template's parts first, then for each talk a [`Job`] and its
 //! answer, all in JSON after their length.
@@ -30,7 +30,7 @@ use serde_json::{Map, Value};
 /// What `kedge` is called with to run templates.
 pub const TEMPLATE_VERB: &str = "run-chat-template";
 
-/// Processes at once; those that keep another waiting are bounded in time.
+/// Processes at once.
 const WORKERS_MAX: usize = 2;
 /// Longest time on the clock that a process may take for one talk, when others have the processors.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -67,9 +67,9 @@ pub enum TemplateError {
     /// The template refused it, or broke a bound.
     #[error("chat template {0}")]
     Template(String),
-    /// There is no process to run it.
-    #[error("starting the process that runs the chat template: {0}")]
-    Start(io::Error),
+    /// There is no process to run it, or it was ended by somebody else.
+    #[error("the process that runs the chat template: {0}")]
+    Process(io::Error),
 }
 
 /// A talk and the variables beside it.
@@ -129,15 +129,14 @@ impl Templates {
 
     /// What the template says, and the process that said it.
     fn work(&self, idle: Option<Worker>, job: &[u8]) -> Result<(Result<String, String>, Worker), TemplateError> {
-        let mut worker = match idle.and_then(Worker::alive) {
-            Some(worker) => worker,
-            None => Worker::start(&self.program, &self.opening)?,
-        };
-        let sent = send(&mut worker.socket, job);
-        match sent.and_then(|()| receive(&mut worker.socket)) {
-            Ok(answer) => Ok((answer, worker)),
-            Err(error) => Err(worker.end(error)),
+        if let Some(worker) = idle.and_then(Worker::alive) {
+            match worker.ask(job) {
+                // Somebody else ended it, maybe before it was asked.
+                Err(TemplateError::Process(_)) => {}
+                done => return done,
+            }
         }
+        Worker::start(&self.program, &self.opening)?.ask(job)
     }
 }
 
@@ -157,10 +156,17 @@ impl Worker {
                 .spawn()?;
             Ok(Self { child, socket })
         };
-        let mut worker = begin().map_err(TemplateError::Start)?;
+        let mut worker = begin().map_err(TemplateError::Process)?;
         match send(&mut worker.socket, opening) {
             Ok(()) => Ok(worker),
             Err(error) => Err(worker.end(error)),
+        }
+    }
+
+    fn ask(mut self, job: &[u8]) -> Result<(Result<String, String>, Self), TemplateError> {
+        match send(&mut self.socket, job).and_then(|()| receive(&mut self.socket)) {
+            Ok(answer) => Ok((answer, self)),
+            Err(error) => Err(self.end(error)),
         }
     }
 
@@ -181,10 +187,10 @@ impl Worker {
                     Some(Ok(Signal::SIGABRT | Signal::SIGSEGV)) => {
                         format!("takes more than {MEMORY_MIB_MAX} MiB of memory, or recurses too deeply")
                     }
-                    Some(_) => format!("was ended by {status}: for lack of memory, most likely"),
-                    None => return TemplateError::Start(io::Error::other(format!("it ended with {status}"))),
+                    // Also where memory was short, but no bound of its own was met.
+                    _ => return TemplateError::Process(io::Error::other(format!("it ended with {status}"))),
                 },
-                Err(error) => return TemplateError::Start(error),
+                Err(error) => return TemplateError::Process(error),
             },
             _ => error.to_string(),
         };
@@ -352,7 +358,7 @@ mod tests {
         for (program, says) in [("/none", "No such file"), ("false", "it ended with exit status: 1")] {
             let program = TemplateProgram { program: program.into(), arguments: Vec::new() };
             let error = Templates::new(&template, program).render(&[], &Map::new()).unwrap_err();
-            assert!(matches!(error, TemplateError::Start(_)) && error.to_string().contains(says), "{error}");
+            assert!(matches!(error, TemplateError::Process(_)) && error.to_string().contains(says), "{error}");
         }
     }
 }

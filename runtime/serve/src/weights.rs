@@ -1,11 +1,9 @@
-//! The files that a model was opened from, which are mapped while it is served: somebody may change them in place.
+//! The files that a model was opened from, which are mapped while it is served: somebody may write into them.
 //!
-//! What must hold: whoever is answered out of changed weights could be told anything, so nobody is. Another file in the place
-//! of one changes nothing, since the one that was opened is still what is mapped.
+//! What must hold: nobody is answered out of weights that were changed, since it could be anything: the server ends. Another
+//! file in the place of one changes nothing: the one that was opened is still what is mapped. Not seen are writes by another
+//! machine that shares the file system, and those of whoever has mapped the file.
 
-#![allow(clippy::disallowed_methods, reason = "this is the shell that reads which files are a model's")]
-
-use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -13,29 +11,15 @@ use std::path::{Path, PathBuf};
 use kedge_engine::model::Location;
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
-use serde::Deserialize;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Which shard has which tensor.
-#[derive(Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, PathBuf>,
-}
-
-/// The files of the weights at `model`: the one there, or what an index of shards names. Where they cannot be read, opening
-/// them says so.
+/// The files of the model at that path. Where they cannot be read, opening them says so.
 pub(crate) fn files(model: &Path) -> Vec<PathBuf> {
-    let Ok(Location { weights, .. }) = Location::of(model) else { return Vec::new() };
-    if weights.extension().is_none_or(|kind| kind != "json") {
-        return vec![weights];
-    }
-    let index = std::fs::read(&weights).ok().and_then(|text| serde_json::from_slice::<Index>(&text).ok());
-    let shards = index.map_or_else(BTreeSet::new, |index| index.weight_map.into_values().collect());
-    shards.into_iter().map(|shard| weights.with_file_name(shard)).collect()
+    Location::of(model).and_then(|at| at.mapped()).unwrap_or_default()
 }
 
-/// Watches the files themselves, and not their names.
+/// Watches files themselves, and not their names.
 pub(crate) struct Weights {
     inotify: AsyncFd<Watch>,
     files: Vec<(WatchDescriptor, PathBuf)>,
@@ -50,22 +34,28 @@ impl AsRawFd for Watch {
 }
 
 impl Weights {
-    /// From now on; files that are not there are not watched, since opening them says so. Wants a runtime around it.
-    pub(crate) fn watch(files: &[PathBuf]) -> io::Result<Self> {
+    /// Watches none. Wants a runtime around it.
+    pub(crate) fn new() -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-        let watch = |file: &PathBuf| match inotify.add_watch(file, AddWatchFlags::IN_MODIFY) {
-            Ok(watched) => Some(Ok((watched, file.clone()))),
-            Err(Errno::ENOENT) => None,
-            Err(error) => Some(Err(error)),
-        };
-        let files = files.iter().filter_map(watch).collect::<Result<_, _>>()?;
         #[allow(deprecated, reason = "sound here: the registration owns the descriptor, so it cannot be closed before")]
         let inotify = AsyncFd::with_interest(Watch(inotify), Interest::READABLE)?;
-        Ok(Self { inotify, files })
+        Ok(Self { inotify, files: Vec::new() })
+    }
+
+    /// Watches the files of these names, beside those that it watches. One that is not there is none.
+    pub(crate) fn watch(&mut self, files: &[PathBuf]) -> io::Result<()> {
+        for file in files {
+            match self.inotify.get_ref().0.add_watch(file, AddWatchFlags::IN_MODIFY) {
+                Ok(watched) => self.files.push((watched, file.clone())),
+                Err(Errno::ENOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     /// Resolves with a file into which somebody wrote, or which was cut.
-    pub(crate) async fn changed(self) -> io::Result<PathBuf> {
+    pub(crate) async fn changed(&self) -> io::Result<PathBuf> {
         loop {
             let mut ready = self.inotify.readable().await?;
             let events = match ready.get_inner().0.read_events() {
@@ -75,10 +65,10 @@ impl Weights {
                 }
                 events => events?,
             };
-            // What is gone altogether is an event, too.
-            let changed = events.iter().filter(|event| event.mask.contains(AddWatchFlags::IN_MODIFY));
-            let changed = changed.flat_map(|event| self.files.iter().find(|(watched, _)| *watched == event.wd));
-            if let Some((_, file)) = changed.into_iter().next() {
+            // That a file is gone is an event, too.
+            let written = events.iter().filter(|event| event.mask.contains(AddWatchFlags::IN_MODIFY));
+            let mut files = written.flat_map(|event| self.files.iter().find(|(watched, _)| *watched == event.wd));
+            if let Some((_, file)) = files.next() {
                 return Ok(file.clone());
             }
         }
@@ -86,6 +76,7 @@ impl Weights {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tests use the real disk")]
 mod tests {
     use std::fs;
 
@@ -103,6 +94,8 @@ mod tests {
         assert_eq!(files(folder.path()), [at("model.safetensors")]);
         fs::write(at("model.safetensors.index.json"), index).unwrap();
         assert_eq!(files(folder.path()), [at("1.safetensors"), at("2.safetensors")]);
+        fs::write(at("model.safetensors.index.json"), index.replace("2.s", "/etc/2.s")).unwrap();
+        assert_eq!(files(folder.path()), Vec::<PathBuf>::new());
     }
 
     #[tokio::test]
@@ -114,7 +107,9 @@ mod tests {
             all.iter().for_each(|file| fs::write(file, "abc").unwrap());
             let opened = fs::OpenOptions::new().write(true).open(at("3")).unwrap();
             std::os::unix::fs::symlink(at("3"), at(how)).unwrap();
-            let weights = Weights::watch(&[at("1"), at("2"), at(how), at("none")]).unwrap();
+            let mut weights = Weights::new().unwrap();
+            weights.watch(&[at("1"), at("2"), at("none")]).unwrap();
+            weights.watch(&[at("2"), at(how)]).unwrap();
             fs::write(at("new"), "b").unwrap();
             fs::rename(at("new"), at("1")).unwrap();
             fs::remove_file(at("2")).unwrap();

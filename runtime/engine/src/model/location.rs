@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use kedge_formats::FormatError;
+use kedge_formats::{FormatError, Tensors};
 
 use crate::EngineError;
 
@@ -35,6 +35,11 @@ impl Location {
         }
         let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         Ok(Self { folder: folder.to_owned(), weights: path.to_owned() })
+    }
+
+    /// The files that are mapped while the model is used: the weights, or the shards of their index.
+    pub fn mapped(&self) -> Result<Vec<PathBuf>, EngineError> {
+        Ok(Tensors::files(&self.weights)?)
     }
 
     /// Whether one file is all of it.
