@@ -156,9 +156,11 @@ fn work(
             }
             Err(error) => {
                 failures += u32::from(matches!(error, EngineError::Device { .. }));
-                // The receiver may have gone in the meantime; nobody is left to tell.
-                tasks.drain(..).for_each(|task| drop(task.job.answer.send(Err(error.to_string()))));
-                idle.store(0, Ordering::Relaxed);
+                let mut shares = shares.into_iter();
+                for failed in tasks.extract_if(.., |_| shares.next() > Some(0)) {
+                    // The receiver may have gone in the meantime; nobody is left to tell.
+                    drop(failed.job.answer.send(Err(error.to_string())));
+                }
             }
         }
         for done in tasks.extract_if(.., |task| task.rest().is_empty()) {
@@ -322,6 +324,32 @@ mod tests {
         assert!(!slow.is_finished());
         drop(go);
         assert_eq!(slow.await.unwrap().unwrap().len(), 100);
+    }
+
+    #[tokio::test]
+    async fn an_error_is_of_those_alone_that_had_a_part_in_the_batch() {
+        let (began, mut begun) = mpsc::unbounded_channel();
+        let (go, going) = std::sync::mpsc::channel::<()>();
+        let queue = Queue::start(move |inputs| {
+            let _ = began.send(inputs.len());
+            let _ = going.recv();
+            let wrong = || EngineError::Tokens { index: 0, reason: "a defect".into() };
+            if inputs.iter().any(|tokens| tokens.ids[0] == 9) { Err(wrong()) } else { one_number(inputs) }
+        });
+        let queue = queue.unwrap();
+        let ask = |token| {
+            let queue = queue.clone();
+            tokio::spawn(async move { queue.embed("a", texts(token, 1)).await.is_ok() })
+        };
+        let mut all = vec![ask(1)];
+        begun.recv().await.unwrap();
+        all.extend((0..40).map(|index| ask(if index == 7 { 9 } else { 1 })));
+        while queue.waiting() < 40 {
+            tokio::task::yield_now().await;
+        }
+        drop(go);
+        let answered = futures::future::join_all(all).await.into_iter().filter(|answered| *answered.as_ref().unwrap());
+        assert_eq!(answered.count(), 1 + 40 - BATCH_TEXTS);
     }
 
     #[tokio::test]
