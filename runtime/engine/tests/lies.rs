@@ -37,10 +37,10 @@ fn encoder(path: &Path, text: &str) -> String {
     vectors.map_or_else(|error| error.to_string(), |_| "answers".into())
 }
 
-/// Sets what a path leads to in a JSON file, which need not be there.
+/// Sets what a path leads to in a JSON file, which need not be there; all of it where the path is empty.
 fn set(path: &Path, field: &str, value: Value) {
     let mut json: Value = std::fs::read(path).map_or(json!({}), |bytes| serde_json::from_slice(&bytes).unwrap());
-    *field.split('/').fold(&mut json, |json, part| match part.parse::<usize>() {
+    *field.split('/').filter(|part| !part.is_empty()).fold(&mut json, |json, part| match part.parse::<usize>() {
         Ok(index) => &mut json[index],
         Err(_) => &mut json[part],
     }) = value;
@@ -57,7 +57,7 @@ fn check(all: Vec<(String, String, &str)>) {
 
 #[test]
 fn a_folder_of_a_decoder() {
-    let config = "config.json";
+    let (config, settings) = ("config.json", "tokenizer_config.json");
     let mut all = Vec::new();
     for (file, field, value, expected) in [
         (config, "eos_token_id", json!(79), "answers"),
@@ -129,12 +129,116 @@ fn a_folder_of_a_decoder() {
         ("tokenizer.json", "model/vocab/w7", json!(8), "answers"),
         ("tokenizer_config.json", "eos_token", json!("w3"), "answers"),
         ("tokenizer_config.json", "added_tokens_decoder", json!({"4294967295": {"content": "x"}}), "answers"),
-        ("tokenizer_config.json", "bos_token", json!([1]), "answers"),
+        (
+            settings,
+            "bos_token",
+            json!([1]),
+            "tokenizer_config.json: bos_token: must be a text, or an object whose content is one, is [1]",
+        ),
+        (settings, "bos_token", json!(null), "answers"),
+        (settings, "eos_token", json!(7), "tokenizer_config.json: eos_token: must be a text, or an object"),
+        (
+            settings,
+            "eos_token",
+            json!({"text": "w3"}),
+            "tokenizer_config.json: eos_token: must be a text, or an object",
+        ),
+        (settings, "eos_token", json!({"content": "w3", "lstrip": false}), "answers"),
+        (
+            settings,
+            "eos_token",
+            json!("</s>"),
+            "tokenizer_config.json: eos_token: \"</s>\" is no token of tokenizer.json",
+        ),
+        (settings, "eos_token", json!(null), "answers"),
+        (
+            settings,
+            "chat_template",
+            json!(7),
+            "tokenizer_config.json: chat_template: must be a text, or a list of objects with name and template, is 7",
+        ),
+        (
+            settings,
+            "chat_template",
+            json!([{"name": "default"}]),
+            "tokenizer_config.json: chat_template: must be a text",
+        ),
+        (settings, "chat_template", json!({"default": "x"}), "tokenizer_config.json: chat_template: must be a text"),
+        (
+            settings,
+            "chat_template",
+            json!([{"name": "default", "template": "{{"}, {"name": "tool_use", "template": "x"}]),
+            "chat template cannot be read",
+        ),
+        (settings, "chat_template", json!([{"name": "tool_use", "template": "{{"}]), "answers"),
+        (settings, "chat_template", json!(null), "answers"),
+        (config, "architectures", json!("LlamaForCausalLM"), "config.json: architectures: must be a list, is \"Llama"),
+        (
+            config,
+            "tie_word_embeddings",
+            json!("false"),
+            "config.json: tie_word_embeddings: must be true or false, is \"false\"",
+        ),
+        (config, "tie_word_embeddings", json!(null), "answers"),
+        (config, "hidden_act", json!(7), "config.json: hidden_act: must be a text, is 7"),
+        (config, "rope_scaling", json!("linear"), "config.json: rope_scaling: must be an object, is \"linear\""),
+        (config, "rope_parameters", json!(7), "config.json: rope_parameters: must be an object, is 7"),
+        (
+            config,
+            "rope_parameters",
+            json!({"full_attention": "default"}),
+            "config.json: rope_parameters.full_attention: must be an object",
+        ),
+        (
+            config,
+            "rope_parameters",
+            json!({"rope_type": 7}),
+            "config.json: rope_parameters.rope_type: must be a text, is 7",
+        ),
+        (
+            config,
+            "rope_scaling",
+            json!({"type": "yarn", "factor": 2, "truncate": 0}),
+            "config.json: rope_scaling.truncate: must be true or false, is 0",
+        ),
+        (
+            config,
+            "rope_scaling",
+            json!({
+                "type": "longrope", "original_max_position_embeddings": 64,
+                "long_factor": [1, 1, 1, 1, 1, 1, 1, 1, "1"],
+            }),
+            "config.json: rope_scaling.long_factor: must be 8 numbers",
+        ),
+        ("modules.json", "", json!([{"type": 7}]), "modules.json: [0].type: must be a text, is 7"),
+        (settings, "", json!([]), "tokenizer_config.json: invalid type: sequence, expected a map"),
+        ("generation_config.json", "", json!([]), "generation_config.json: invalid type: sequence, expected a map"),
     ] {
         let folder = tempfile::tempdir().unwrap();
         write_model(folder.path(), "LlamaForCausalLM", &json!({}), Dtype::F32);
         set(&folder.path().join(file), field, value.clone());
         all.push((format!("{file} {field} {value}"), decoder(folder.path(), "w1 w2"), expected));
+    }
+    check(all);
+}
+
+#[test]
+fn settings_of_some_families_are_of_their_type() {
+    let mut all = Vec::new();
+    for (family, field, value, expected) in [
+        ("Qwen3MoeForCausalLM", "norm_topk_prob", json!(1), "config.json: norm_topk_prob: must be true or false, is 1"),
+        ("Qwen3MoeForCausalLM", "norm_topk_prob", json!(null), "answers"),
+        ("Qwen3MoeForCausalLM", "mlp_only_layers", json!(0), "config.json: mlp_only_layers: must be a list, is 0"),
+        ("Qwen3MoeForCausalLM", "mlp_only_layers", json!([]), "answers"),
+        ("Gemma3ForCausalLM", "layer_types", json!("full_attention"), "config.json: layer_types: must be a list, is"),
+        ("Gemma3ForCausalLM", "layer_types", json!([7]), "config.json: layer_types: only full attention in each"),
+        ("Gemma3ForCausalLM", "layer_types", json!(null), "answers"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let (_, _, more) = as_gguf::cases().into_iter().find(|(_, other, _)| *other == family).unwrap();
+        write_model(folder.path(), family, &more, Dtype::F32);
+        set(&folder.path().join("config.json"), field, value.clone());
+        all.push((format!("{family} {field} {value}"), decoder(folder.path(), "w1 w2"), expected));
     }
     check(all);
 }
@@ -237,6 +341,7 @@ fn a_gguf_file_of_a_decoder() {
             Meta::Texts(vec!["A".into()]),
             "m.gguf: tokenizer.ggml.token_type: has 80 kinds for 1",
         ),
+        ("tokenizer.ggml.pre".into(), Meta::Unsigned(7), "m.gguf: tokenizer.ggml.pre: is no text"),
         (
             "tokenizer.ggml.token_type".into(),
             Meta::Signed(vec![1; 79]),
@@ -323,6 +428,7 @@ fn a_folder_of_an_encoder() {
             json!(384),
             "word_embedding_dimension: 384 is not the model's",
         ),
+        ("modules.json", "1/path", json!(7), "modules.json: [1].path: must be a text, is 7"),
         ("modules.json", "1/path", json!("../../m"), "modules.json: [1].path: \"../../m\" is no folder of the model"),
         (
             "tokenizer.json",

@@ -22,7 +22,7 @@ use crate::graph::{Graph, PAGE_TOKENS, Pages};
 use crate::model::DecoderConfig;
 use crate::model::Location;
 use crate::model::decoder_graph::graph;
-use crate::model::settings::{self, Fields, if_there, read_json};
+use crate::model::settings::{self, Fields, if_there};
 use crate::model::source::Source;
 use crate::plan::{Plan, Shape};
 
@@ -369,25 +369,26 @@ impl Files {
         let config = DecoderConfig::of_json(&folder.join("config.json"))?;
         let tokenizer = TextTokenizer::of_model(&folder.join("tokenizer.json"), config.vocabulary)?;
         let source = Source::folder(Tensors::open_safetensors(&at.weights)?);
-        let optional = |name: &str| -> Result<Fields, EngineError> {
-            let path = folder.join(name);
-            Ok(Fields { json: if_there(read_json(&path))?.unwrap_or_default(), path })
-        };
+        let optional = |name: &str| Fields::open_if_there(&folder.join(name));
         let settings = optional("tokenizer_config.json")?;
         let text_of = |field: &str| {
-            let token = &settings.json[field];
-            token.as_str().or(token["content"].as_str()).unwrap_or_default().to_owned()
+            let read = |token: &Value| token.as_str().or(token["content"].as_str()).map(str::to_owned);
+            settings.maybe(field, "a text, or an object whose content is one", read)
         };
-        let (bos, eos) = (text_of("bos_token"), text_of("eos_token"));
-        let mut stop: Vec<u32> = tokenizer.id(&eos).into_iter().collect();
-        if let Some(id) = stop.iter().find(|id| **id as usize >= config.vocabulary) {
-            let reason = format!("{eos:?} has the id {id}; those of the model are below {}", config.vocabulary);
-            return Err(settings.wrong("eos_token", reason));
+        let (bos, eos) = (text_of("bos_token")?.unwrap_or_default(), text_of("eos_token")?.unwrap_or_default());
+        let mut stop = Vec::new();
+        if !eos.is_empty() {
+            let id = match tokenizer.id(&eos) {
+                Some(id) if (id as usize) < config.vocabulary => Ok(id),
+                Some(id) => Err(format!("{eos:?} has the id {id}; those of the model are below {}", config.vocabulary)),
+                None => Err(format!("{eos:?} is no token of tokenizer.json")),
+            };
+            stop.push(id.map_err(|reason| settings.wrong("eos_token", reason))?);
         }
         for file in [optional("config.json")?, optional(defaults::FILE)?] {
             stop.extend(file.tokens("eos_token_id", config.vocabulary)?);
         }
-        let template = match template_of(&settings.json["chat_template"]) {
+        let template = match template_of(&settings)? {
             None => read_template(folder)?,
             told => told,
         };
@@ -427,10 +428,14 @@ impl Files {
 }
 
 /// A template as it stands, or the one called `default` of several.
-fn template_of(value: &Value) -> Option<String> {
-    let named = |entry: &&Value| entry["name"] == "default";
-    let one = value.as_str().or_else(|| value.as_array()?.iter().find(named)?["template"].as_str())?;
-    Some(one.to_owned())
+fn template_of(settings: &Fields) -> Result<Option<String>, EngineError> {
+    let named = |entry: &Value| Some((entry["name"].as_str()?.to_owned(), entry["template"].as_str()?.to_owned()));
+    let read = |told: &Value| match told {
+        Value::Array(list) => list.iter().map(named).collect::<Option<Vec<_>>>(),
+        one => Some(vec![("default".to_owned(), one.as_str()?.to_owned())]),
+    };
+    let all = settings.maybe("chat_template", "a text, or a list of objects with name and template", read)?;
+    Ok(all.into_iter().flatten().find(|(name, _)| name == "default").map(|(_, template)| template))
 }
 
 fn read_template(folder: &Path) -> Result<Option<String>, EngineError> {

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::sample::Sampling;
 use crate::EngineError;
-use crate::model::settings::{if_there, read_json};
+use crate::model::settings::Fields;
 
 /// The file beside weights.
 pub(super) const FILE: &str = "generation_config.json";
@@ -55,7 +55,7 @@ impl Defaults {
     /// Those of a model in that folder.
     pub(super) fn of_folder(folder: &Path) -> Result<Self, EngineError> {
         let path = folder.join(FILE);
-        let Some(json) = if_there(read_json::<Value>(&path))? else { return Ok(Self::default()) };
+        let json = Fields::open_if_there(&path)?.json;
         let read = |field: &str| match &json[field] {
             Value::Null => Ok(None),
             value => match value.as_f64() {

@@ -140,7 +140,7 @@ impl<'a> Words<'a> {
 }
 
 fn byte_level(file: &Gguf, words: &Words) -> Result<Value, EngineError> {
-    let pre = file.text("tokenizer.ggml.pre").unwrap_or("default");
+    let pre = text_if_there(file, "tokenizer.ggml.pre")?.unwrap_or("default");
     let split = split_of(pre).ok_or_else(|| {
         let reason = format!("{pre:?} is not supported; a tokenizer.json beside the file is");
         wrong(file.tensors.path(), "tokenizer.ggml.pre", reason)
@@ -394,12 +394,16 @@ fn bos_of(file: &Gguf) -> Result<Option<u32>, EngineError> {
     let wanted = match file.has("tokenizer.ggml.add_bos_token") {
         true => file.flag("tokenizer.ggml.add_bos_token")?,
         false => {
-            let is = |key: &str, wanted: &str| file.text(key).is_ok_and(|found| found == wanted);
-            is("tokenizer.ggml.pre", "llama-bpe") || is("tokenizer.ggml.model", "llama")
+            text_if_there(file, "tokenizer.ggml.pre")? == Some("llama-bpe")
+                || text_if_there(file, "tokenizer.ggml.model")? == Some("llama")
         }
     };
     let bos = token_of(file, "tokenizer.ggml.bos_token_id", file.texts("tokenizer.ggml.tokens")?.len())?;
     Ok(bos.filter(|_| wanted))
+}
+
+fn text_if_there<'a>(file: &'a Gguf, key: &str) -> Result<Option<&'a str>, EngineError> {
+    if file.has(key) { Ok(Some(file.text(key)?)) } else { Ok(None) }
 }
 
 fn wrong(path: &Path, field: &str, reason: String) -> EngineError {

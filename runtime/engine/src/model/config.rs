@@ -9,7 +9,7 @@ use std::path::{Component, Path};
 use kedge_formats::Gguf;
 use serde_json::Value;
 
-use super::settings::{Fields, Keys, if_there, read_json};
+use super::settings::{Fields, Keys, if_there};
 use crate::EngineError;
 use crate::graph::Pooling;
 
@@ -53,8 +53,7 @@ pub struct EncoderConfig {
 impl EncoderConfig {
     /// Reads the settings of the model in `directory`.
     pub fn read(directory: &Path) -> Result<Self, EngineError> {
-        let path = directory.join("config.json");
-        let file = Fields { json: read_json(&path)?, path };
+        let file = Fields::open(&directory.join("config.json"))?;
         file.must_be("model_type", &ENCODERS)?;
         let family = ENCODERS.into_iter().find(|family| file.json["model_type"] == *family).expect("it is one of them");
         file.must_be("hidden_act", &["gelu"])?;
@@ -151,51 +150,46 @@ impl EncoderConfig {
 }
 
 /// The type of a module of sentence-transformers', and the last part of its name.
-fn module_type(module: &Value) -> (&str, &str) {
-    let kind = module["type"].as_str().unwrap_or_default();
-    (kind, kind.rsplit('.').next().unwrap_or_default())
+fn module_type(module: &Fields) -> Result<(&str, &str), EngineError> {
+    let kind = module.text("type")?.unwrap_or_default();
+    Ok((kind, kind.rsplit('.').next().unwrap_or_default()))
 }
 
 /// Refuses a decoder that sentence-transformers makes vectors with (Qwen3-Embedding): its folder names the class of one that
 /// makes text, and `modules.json` what becomes of it.
 pub(super) fn refuse_pooled(directory: &Path) -> Result<(), EngineError> {
-    let path = directory.join("modules.json");
-    let modules: Vec<Value> = if_there(read_json(&path))?.unwrap_or_default();
-    match modules.iter().map(module_type).position(|(_, last)| last == "Pooling") {
-        None => Ok(()),
-        Some(index) => {
-            let reason =
-                format!("Pooling makes a vector of a text; of such models {} are supported", ENCODERS.join(", "));
-            Err(EngineError::Field { path, field: format!("[{index}].type"), reason })
+    let modules = if_there(Fields::open_list(&directory.join("modules.json")))?;
+    for module in modules.iter().flatten() {
+        if module_type(module)?.1 == "Pooling" {
+            let all = ENCODERS.join(", ");
+            let reason = format!("Pooling makes a vector of a text; of such models {all} are supported");
+            return Err(module.wrong("type", reason));
         }
     }
+    Ok(())
 }
 
 /// Pooling and normalisation from `modules.json`. A bare transformers model has none: it is pooled by mean,
 /// as sentence-transformers does when it meets one.
 fn read_modules(directory: &Path, hidden: usize) -> Result<(Pooling, bool), EngineError> {
     let path = directory.join("modules.json");
-    let Some(modules) = if_there(read_json::<Vec<Value>>(&path))? else { return Ok((Pooling::Mean, false)) };
+    let Some(modules) = if_there(Fields::open_list(&path))? else { return Ok((Pooling::Mean, false)) };
     let (mut pooling, mut normalize) = (None, false);
-    for (index, module) in modules.iter().enumerate() {
-        let (kind, last) = module_type(module);
+    for module in &modules {
+        let (kind, last) = module_type(module)?;
         match last {
             "Transformer" => {}
             "Pooling" => {
-                let folder = Path::new(module["path"].as_str().unwrap_or("1_Pooling"));
+                let folder = Path::new(module.text("path")?.unwrap_or("1_Pooling"));
                 if !folder.components().all(|part| matches!(part, Component::Normal(_))) {
-                    let (field, reason) = (format!("[{index}].path"), format!("{folder:?} is no folder of the model"));
-                    return Err(EngineError::Field { path, field, reason });
+                    return Err(module.wrong("path", format!("{folder:?} is no folder of the model")));
                 }
                 pooling = Some(read_pooling(&directory.join(folder).join("config.json"), hidden)?);
             }
             "Normalize" => normalize = true,
             _ => {
-                return Err(EngineError::Field {
-                    path,
-                    field: format!("[{index}].type"),
-                    reason: format!("{kind:?} is not supported; Transformer, Pooling and Normalize are"),
-                });
+                let reason = format!("{kind:?} is not supported; Transformer, Pooling and Normalize are");
+                return Err(module.wrong("type", reason));
             }
         }
     }
@@ -208,7 +202,7 @@ fn read_modules(directory: &Path, hidden: usize) -> Result<(Pooling, bool), Engi
 }
 
 fn read_pooling(path: &Path, hidden: usize) -> Result<Pooling, EngineError> {
-    let file = Fields { json: read_json(path)?, path: path.to_owned() };
+    let file = Fields::open(path)?;
     let width = &file.json["word_embedding_dimension"];
     if !width.is_null() && width != hidden {
         return Err(file.wrong("word_embedding_dimension", format!("{width} is not the model's hidden_size {hidden}")));
@@ -237,9 +231,7 @@ fn read_pooling(path: &Path, hidden: usize) -> Result<Pooling, EngineError> {
 }
 
 fn read_sequence_max(directory: &Path) -> Result<Option<usize>, EngineError> {
-    let path = directory.join("sentence_bert_config.json");
-    let Some(json) = if_there(read_json(&path))? else { return Ok(None) };
-    let file = Fields { json, path };
+    let file = Fields::open_if_there(&directory.join("sentence_bert_config.json"))?;
     if file.json["max_seq_length"].is_null() {
         return Ok(None);
     }

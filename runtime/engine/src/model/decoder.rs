@@ -12,7 +12,7 @@ use serde_json::Value as Json;
 use super::config::refuse_pooled;
 use super::family::{FAMILIES, Family, Window};
 use super::rope::Turning;
-use super::settings::{Fields, Keys, read_json};
+use super::settings::{Fields, Keys};
 use crate::EngineError;
 use crate::generate::sample::VOCABULARY_MAX;
 use crate::graph::{Activation, Heads, Rope};
@@ -73,9 +73,9 @@ pub struct Experts {
 impl DecoderConfig {
     /// From the `config.json` at `path`.
     pub fn of_json(path: &Path) -> Result<Self, EngineError> {
-        let file = Fields { json: read_json(path)?, path: path.to_owned() };
-        let name = file.json["architectures"][0].as_str().unwrap_or_default().to_owned();
-        let family = Family::of_class(&name).ok_or_else(|| {
+        let file = Fields::open(path)?;
+        let name = file.list("architectures")?.first().and_then(Json::as_str).unwrap_or_default();
+        let family = Family::of_class(name).ok_or_else(|| {
             let known = FAMILIES.each_ref().map(|family| family.hugging_face).join(", ");
             file.wrong("architectures", format!("{name:?} is not supported; {known} and BertModel are"))
         })?;
@@ -83,7 +83,6 @@ impl DecoderConfig {
         let heads = file.number("num_attention_heads")?;
         let hidden = file.number("hidden_size")?;
         let width = file.number_or("head_dim", family.head_dim.unwrap_or(hidden / heads))?;
-        let optional = |field: &str| if file.json[field].is_null() { Ok(None) } else { file.positive(field).map(Some) };
         if width > HEAD_MAX {
             return Err(file.wrong("head_dim", format!("heads of {width} are wider than every model's")));
         }
@@ -101,7 +100,7 @@ impl DecoderConfig {
             Some(field) => Some(Experts {
                 count: file.number(field)?,
                 used: file.number("num_experts_per_tok")?,
-                normalize: file.json["norm_topk_prob"].as_bool().unwrap_or(family.normalize),
+                normalize: file.flag("norm_topk_prob")?.unwrap_or(family.normalize),
             }),
         };
         let inner = if experts.is_some() && !file.json["moe_intermediate_size"].is_null() {
@@ -109,7 +108,7 @@ impl DecoderConfig {
         } else {
             "intermediate_size"
         };
-        if experts.is_some() && file.json["mlp_only_layers"].as_array().is_some_and(|layers| !layers.is_empty()) {
+        if experts.is_some() && !file.list("mlp_only_layers")?.is_empty() {
             return Err(file.wrong("mlp_only_layers", "layers without experts among others are not supported"));
         }
         let config = Self {
@@ -121,15 +120,15 @@ impl DecoderConfig {
             vocabulary: file.number("vocab_size")?,
             context,
             epsilon: file.epsilon("rms_norm_eps")?,
-            scale: optional("query_pre_attn_scalar")?.unwrap_or(width as f64).powf(-0.5),
+            scale: file.positive_if_there("query_pre_attn_scalar")?.unwrap_or(width as f64).powf(-0.5),
             rope: turning.all,
             rope_window: turning.window,
             window: file.window(family)?,
-            softcap: optional("attn_logit_softcapping")?,
-            softcap_logits: optional("final_logit_softcapping")?,
+            softcap: file.positive_if_there("attn_logit_softcapping")?,
+            softcap_logits: file.positive_if_there("final_logit_softcapping")?,
             activation: activation(&file)?,
             experts,
-            tied: file.json["tie_word_embeddings"].as_bool().unwrap_or(family.gemma),
+            tied: file.flag("tie_word_embeddings")?.unwrap_or(family.gemma),
         };
         config.check(|(field, _), reason| file.wrong(field, reason))
     }
@@ -261,9 +260,9 @@ impl Fields {
         }
         if let Window::AllBut(every) = family.window {
             let pattern = self.number_or("sliding_window_pattern", every)?;
-            let types = self.json["layer_types"].as_array().into_iter().flatten().enumerate();
+            let mut types = self.list("layer_types")?.iter().enumerate();
             let expected = |layer| if family.is_windowed(layer) { "sliding_attention" } else { "full_attention" };
-            if pattern != every || types.clone().any(|(layer, kind)| kind != expected(layer)) {
+            if pattern != every || types.any(|(layer, kind)| kind != expected(layer)) {
                 return Err(
                     self.wrong("layer_types", format!("only full attention in each {every}th layer is supported"))
                 );
@@ -325,7 +324,7 @@ impl Keys<'_> {
 
 fn activation(file: &Fields) -> Result<Activation, EngineError> {
     let field = if file.json["hidden_activation"].is_null() { "hidden_act" } else { "hidden_activation" };
-    match file.json[field].as_str() {
+    match file.text(field)? {
         Some("silu") => Ok(Activation::Silu),
         Some("gelu_pytorch_tanh") => Ok(Activation::GeluTanh),
         Some("gelu") => Ok(Activation::Gelu),

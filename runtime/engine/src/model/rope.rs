@@ -104,83 +104,58 @@ fn long_magnitude(factor: f64, original: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() }
 }
 
-/// Settings of one kind of layer, at their place in `config.json`.
-struct Settings<'a> {
-    file: &'a Fields,
-    place: String,
-    json: &'a Json,
-}
-
-impl Settings<'_> {
-    fn wrong(&self, field: &str, reason: impl Into<String>) -> EngineError {
-        let place = if self.place.is_empty() { field.to_owned() } else { format!("{}.{field}", self.place) };
-        self.file.wrong(&place, reason)
-    }
-
-    fn maybe(&self, field: &str) -> Result<Option<f64>, EngineError> {
-        if self.json[field].is_null() {
-            return Ok(None);
-        }
-        positive(self.json[field].as_f64()).map(Some).map_err(|reason| self.wrong(field, reason))
-    }
-
-    fn number(&self, field: &str) -> Result<f64, EngineError> {
-        positive(self.maybe(field)?).map_err(|reason| self.wrong(field, reason))
-    }
-
+/// Settings of one kind of layer.
+impl Fields {
     /// A divisor for each pair.
     fn divisors(&self, field: &str, pairs: usize) -> Result<Vec<f64>, EngineError> {
-        let all = self.json[field].as_array().map(|list| list.iter().filter_map(Json::as_f64).collect::<Vec<_>>());
+        let all = self.list(field)?.iter().map(Json::as_f64).collect::<Option<Vec<_>>>();
         let all = all.filter(|all| all.len() == pairs && all.iter().all(|divisor| positive(Some(*divisor)).is_ok()));
         all.ok_or_else(|| self.wrong(field, format!("must be {pairs} numbers above zero, one for each pair")))
     }
 
-    /// The scaling; `pairs` are turned, and texts may be as long as `context`.
-    fn scaling(&self, pairs: usize, context: f64) -> Result<Scaling, EngineError> {
-        let kind = if self.json["rope_type"].is_null() { &self.json["type"] } else { &self.json["rope_type"] };
-        let original = match self.maybe("original_max_position_embeddings")? {
-            None => self.file.json["original_max_position_embeddings"].as_f64().filter(|tokens| *tokens > 0.0),
-            told => told,
-        };
-        Ok(match kind.as_str() {
+    /// The scaling; `pairs` are turned, and texts may be as long as `context`. Some of it may be at the `top` of the file.
+    fn scaling(&self, top: &Self, pairs: usize, context: f64) -> Result<Scaling, EngineError> {
+        let original = "original_max_position_embeddings";
+        let original = self.positive_if_there(original)?.or(top.positive_if_there(original)?);
+        Ok(match self.text("rope_type")?.or(self.text("type")?) {
             Some("default") => Scaling::None,
-            None if kind.is_null() && self.place == "rope_parameters" => Scaling::None,
-            Some("linear") => Scaling::Linear(self.number("factor")?),
+            None if self.place == "rope_parameters" => Scaling::None,
+            Some("linear") => Scaling::Linear(self.positive("factor")?),
             Some("llama3") => Scaling::Llama3 {
-                factor: self.number("factor")?,
-                low: self.number("low_freq_factor")?,
-                high: self.number("high_freq_factor")?,
-                original: self.number("original_max_position_embeddings")?,
+                factor: self.positive("factor")?,
+                low: self.positive("low_freq_factor")?,
+                high: self.positive("high_freq_factor")?,
+                original: self.positive("original_max_position_embeddings")?,
             },
             Some("yarn") => {
-                let factor = self.number("factor")?;
-                let magnitude = match (self.maybe("mscale")?, self.maybe("mscale_all_dim")?) {
+                let factor = self.positive("factor")?;
+                let magnitude = match (self.positive_if_there("mscale")?, self.positive_if_there("mscale_all_dim")?) {
                     (Some(own), Some(all)) => yarn_magnitude(factor, own) / yarn_magnitude(factor, all),
                     _ => yarn_magnitude(factor, 1.0),
                 };
                 Scaling::Yarn {
                     factor,
                     original: original.unwrap_or(context),
-                    fast: self.maybe("beta_fast")?.unwrap_or(32.0),
-                    slow: self.maybe("beta_slow")?.unwrap_or(1.0),
-                    whole: self.json["truncate"].as_bool().unwrap_or(true),
-                    magnitude: self.maybe("attention_factor")?.unwrap_or(magnitude),
+                    fast: self.positive_if_there("beta_fast")?.unwrap_or(32.0),
+                    slow: self.positive_if_there("beta_slow")?.unwrap_or(1.0),
+                    whole: self.flag("truncate")?.unwrap_or(true),
+                    magnitude: self.positive_if_there("attention_factor")?.unwrap_or(magnitude),
                 }
             }
             Some("longrope" | "su") => {
                 let original =
                     original.ok_or_else(|| self.wrong("original_max_position_embeddings", "is not there"))?;
-                let factor = self.maybe("factor")?.unwrap_or(context / original);
+                let factor = self.positive_if_there("factor")?.unwrap_or(context / original);
                 let long = context > original;
                 Scaling::Divisors {
                     divisors: self.divisors(if long { "long_factor" } else { "short_factor" }, pairs)?,
-                    magnitude: self.maybe("attention_factor")?.unwrap_or(long_magnitude(factor, original)),
+                    magnitude: self.positive_if_there("attention_factor")?.unwrap_or(long_magnitude(factor, original)),
                 }
             }
             kind => {
                 let kind = kind.map_or_else(|| "a scaling without a type".to_owned(), |kind| format!("{kind:?}"));
                 let reason = format!("{kind} is not supported; default, linear, llama3, yarn and longrope are");
-                return Err(self.file.wrong(&self.place, reason));
+                return Err(top.wrong(&self.place, reason));
             }
         })
     }
@@ -190,37 +165,34 @@ impl Turning {
     /// From `config.json`: `rope_parameters` as newer files have it, of all layers or by their kind; else `rope_theta`
     /// and `rope_scaling`. Heads are `width` wide.
     pub(super) fn of_json(file: &Fields, width: usize, context: usize) -> Result<Self, EngineError> {
-        let top = Settings { file, place: String::new(), json: &file.json };
-        let one = |place: &str, json: &Json, theta: Option<f64>| -> Result<Rope, EngineError> {
-            let settings = Settings { file, place: place.to_owned(), json };
-            let share = settings.maybe("partial_rotary_factor")?.or(top.maybe("partial_rotary_factor")?);
+        let one = |settings: Option<&Fields>, theta: Option<f64>| -> Result<Rope, EngineError> {
+            let own = |field: &str| settings.map_or(Ok(None), |settings| settings.positive_if_there(field));
+            let share = own("partial_rotary_factor")?.or(file.positive_if_there("partial_rotary_factor")?);
             let share = share.unwrap_or(1.0);
             if share > 1.0 {
-                return Err(settings.wrong("partial_rotary_factor", format!("{share} is more than the whole head")));
+                let reason = format!("{share} is more than the whole head");
+                return Err(settings.unwrap_or(file).wrong("partial_rotary_factor", reason));
             }
             let turned = (width as f64 * share) as usize;
-            let scaling = if json.is_null() { Scaling::None } else { settings.scaling(turned / 2, context as f64)? };
-            let theta = settings.maybe("rope_theta")?.or(theta).unwrap_or(THETA);
-            Ok(scaling.rope(theta, turned, Pairs::Halves))
+            let scaling = settings.map(|settings| settings.scaling(file, turned / 2, context as f64)).transpose()?;
+            let theta = own("rope_theta")?.or(theta).unwrap_or(THETA);
+            Ok(scaling.unwrap_or(Scaling::None).rope(theta, turned, Pairs::Halves))
         };
-        let (newer, theta) = (&file.json["rope_parameters"], top.maybe("rope_theta")?);
-        let local = top.maybe("rope_local_base_freq")?;
-        let plain = |theta: f64| one("rope_local_base_freq", &Json::Null, Some(theta));
-        if newer["full_attention"].is_object() {
-            return Ok(Self {
-                all: one("rope_parameters.full_attention", &newer["full_attention"], theta)?,
-                window: match &newer["sliding_attention"] {
-                    Json::Null => local.map(plain).transpose()?,
-                    own => Some(one("rope_parameters.sliding_attention", own, local)?),
-                },
-            });
+        let theta = file.positive_if_there("rope_theta")?;
+        let local = file.positive_if_there("rope_local_base_freq")?;
+        let plain = |theta: f64| one(None, Some(theta));
+        let newer = file.object("rope_parameters")?;
+        if let Some(newer) = &newer
+            && let Some(full) = newer.object("full_attention")?
+        {
+            let window = match newer.object("sliding_attention")? {
+                None => local.map(plain).transpose()?,
+                Some(own) => Some(one(Some(&own), local)?),
+            };
+            return Ok(Self { all: one(Some(&full), theta)?, window });
         }
-        let all = if newer.is_null() {
-            one("rope_scaling", &file.json["rope_scaling"], theta)?
-        } else {
-            one("rope_parameters", newer, theta)?
-        };
-        Ok(Self { all, window: local.map(plain).transpose()? })
+        let settings = if newer.is_some() { newer } else { file.object("rope_scaling")? };
+        Ok(Self { all: one(settings.as_ref(), theta)?, window: local.map(plain).transpose()? })
     }
 
     /// From the metadata of a GGUF file of that family; its first `turned` numbers of a head are turned.
@@ -316,7 +288,7 @@ mod tests {
     use super::*;
 
     fn of_json(settings: Json) -> Turning {
-        Turning::of_json(&Fields { json: settings, path: "config.json".into() }, 16, 256).unwrap()
+        Turning::of_json(&Fields { json: settings, path: "config.json".into(), place: String::new() }, 16, 256).unwrap()
     }
 
     fn of_gguf(metadata: &[(&str, Meta)], tensors: &[(&str, &[f32])]) -> Turning {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use kedge_formats::{FormatError, Gguf, file};
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::EngineError;
 
@@ -61,15 +61,81 @@ fn epsilon(value: f64) -> Result<f64, String> {
     if value >= *FLOATS.start() && value < 1.0 { Ok(value) } else { Err(format!("{value} is not between 0 and 1")) }
 }
 
-/// A JSON object and the file it came from, so that every complaint names both.
+/// Letters of a value that a complaint has.
+const TOLD_MAX: usize = 80;
+
+/// A JSON object and where it came from, so that every complaint names its file and its place there. A null is as good as
+/// nothing; what is there and of another type than it should be is refused.
 pub(crate) struct Fields {
     pub(crate) json: Value,
     pub(crate) path: PathBuf,
+    /// Where it is in the file; empty for all of it.
+    pub(super) place: String,
 }
 
 impl Fields {
+    /// Those of a file.
+    pub(crate) fn open(path: &Path) -> Result<Self, EngineError> {
+        let json: Map<String, Value> = read_json(path)?;
+        Ok(Self { json: json.into(), path: path.to_owned(), place: String::new() })
+    }
+
+    /// Those of a file that a model need not have; none then.
+    pub(crate) fn open_if_there(path: &Path) -> Result<Self, EngineError> {
+        let none = || Self { json: Value::Null, path: path.to_owned(), place: String::new() };
+        Ok(if_there(Self::open(path))?.unwrap_or_else(none))
+    }
+
+    /// Those of each object of a file that is a list.
+    pub(super) fn open_list(path: &Path) -> Result<Vec<Self>, EngineError> {
+        let list: Vec<Map<String, Value>> = read_json(path)?;
+        let one = |(index, json): (usize, Map<_, _>)| Self {
+            json: json.into(),
+            path: path.to_owned(),
+            place: format!("[{index}]"),
+        };
+        Ok(list.into_iter().enumerate().map(one).collect())
+    }
+
+    fn at(&self, field: &str) -> String {
+        if self.place.is_empty() { field.to_owned() } else { format!("{}.{field}", self.place) }
+    }
+
     pub(crate) fn wrong(&self, field: &str, reason: impl Into<String>) -> EngineError {
-        EngineError::Field { path: self.path.clone(), field: field.into(), reason: reason.into() }
+        EngineError::Field { path: self.path.clone(), field: self.at(field), reason: reason.into() }
+    }
+
+    /// What is read of a field, which has to be `what`; none where it is not there.
+    pub(crate) fn maybe<'a, T>(
+        &'a self,
+        field: &str,
+        what: &str,
+        read: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>, EngineError> {
+        let value = &self.json[field];
+        let told = || value.to_string().chars().take(TOLD_MAX).collect::<String>();
+        match value {
+            Value::Null => Ok(None),
+            _ => read(value).map(Some).ok_or_else(|| self.wrong(field, format!("must be {what}, is {}", told()))),
+        }
+    }
+
+    pub(super) fn flag(&self, field: &str) -> Result<Option<bool>, EngineError> {
+        self.maybe(field, "true or false", Value::as_bool)
+    }
+
+    pub(super) fn text(&self, field: &str) -> Result<Option<&str>, EngineError> {
+        self.maybe(field, "a text", Value::as_str)
+    }
+
+    /// Nothing where the field is not there.
+    pub(super) fn list(&self, field: &str) -> Result<&[Value], EngineError> {
+        Ok(self.maybe(field, "a list", Value::as_array)?.map_or(&[], Vec::as_slice))
+    }
+
+    pub(super) fn object(&self, field: &str) -> Result<Option<Self>, EngineError> {
+        let json = self.maybe(field, "an object", |value| value.is_object().then(|| value.clone()))?;
+        Ok(json.map(|json| Self { json, path: self.path.clone(), place: self.at(field) }))
     }
 
     /// A count.
@@ -86,6 +152,11 @@ impl Fields {
 
     pub(crate) fn positive(&self, field: &str) -> Result<f64, EngineError> {
         positive(self.json[field].as_f64()).map_err(|reason| self.wrong(field, reason))
+    }
+
+    /// None where the field is not there.
+    pub(super) fn positive_if_there(&self, field: &str) -> Result<Option<f64>, EngineError> {
+        if self.json[field].is_null() { Ok(None) } else { self.positive(field).map(Some) }
     }
 
     /// What is added to a variance.
