@@ -56,6 +56,9 @@ pub enum EngineError {
         /// What is wrong.
         reason: String,
     },
+    /// A panic or the loss of its device has ended the thread that computes.
+    #[error("the decoder's thread has ended")]
+    Ended,
     /// A plan and its inputs do not belong together.
     #[error("running a plan for {expected}: got {actual}")]
     Shape {

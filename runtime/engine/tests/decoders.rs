@@ -8,6 +8,7 @@ mod tiny_decoders;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
 
 use kedge_engine::backend::{Prepared, Step};
 use kedge_engine::generate::{End, Request, Sampling};
@@ -261,14 +262,38 @@ fn a_decoder_whose_device_is_lost_for_good_ends() {
     let frail = Frail { cpu: Cpu::new(Some(1)).unwrap(), steps: Arc::new(AtomicUsize::new(2)) };
     let options = DecoderOptions { tokens_kept: Some(512), rows_max: 24, running_max: 8, ..DecoderOptions::default() };
     let alone = Decoder::open(&path, &frail, options).unwrap();
-    for attempt in 1..=4 {
+    let (sender, ended) = channel();
+    let told = |who: &'static str| {
+        let sender = sender.clone();
+        move || sender.send(who).unwrap()
+    };
+    alone.when_ended(told("first"));
+    alone.when_ended(told("second"));
+    for attempt in 1..=3 {
         let (_, end) = alone.complete(request(1, 30)).unwrap();
-        let expected = if attempt < 4 { "frail: it fell off the bus" } else { "the decoder's thread has ended" };
-        assert_eq!(end, End::Failed(expected.into()), "attempt {attempt}");
+        assert_eq!(end, End::Failed("frail: it fell off the bus".into()), "attempt {attempt}");
     }
-    while alone.is_served() {
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
+    assert_eq!([ended.recv(), ended.recv()], [Ok("first"), Ok("second")]);
+    assert!(!alone.is_served());
+    alone.when_ended(told("late"));
+    assert_eq!(ended.try_recv(), Ok("late"));
+    let refused = alone.submit(request(1, 30), Box::new(|_| true)).unwrap_err();
+    assert!(matches!(refused, EngineError::Ended), "{refused}");
+    assert!(matches!(alone.complete(request(1, 30)), Err(EngineError::Ended)));
+    assert_eq!(alone.figures().open.load(Ordering::Relaxed), 0, "nothing is left open");
+}
+
+#[test]
+fn whoever_waits_for_the_end_is_told_when_a_decoder_is_dropped() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    write_gguf(&path, Dtype::Q8_0);
+    let (sender, ended) = channel();
+    let decoder = decoder(path, 64);
+    decoder.when_ended(move || sender.send(()).unwrap());
+    assert!(decoder.is_served() && ended.try_recv().is_err());
+    drop(decoder);
+    assert_eq!(ended.try_recv(), Ok(()));
 }
 
 #[test]

@@ -3,7 +3,8 @@
 //! Clients that wait when the thread becomes free share its next batch, each with as many texts as the others, and the
 //! requests of one of them share its part, so that much does not hold up little. What must hold: the queue is bounded in
 //! requests, and one request in texts, so memory is bounded; the thread ends when the last [`Queue`] is dropped, or
-//! when the engine panics. The latter nobody mends from within: [`Queue::ended`] tells, and the server ends too.
+//! when the engine panics or its device is lost for good. The latter nobody mends from within: [`Queue::ended`] tells, and
+//! the server ends too.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

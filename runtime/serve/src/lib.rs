@@ -122,7 +122,7 @@ pub enum ServeError {
     /// Somebody wrote into the weights, and nobody can be answered out of them any more.
     #[error("{}: somebody wrote into it while it was served, or cut it", .0.display())]
     Changed(PathBuf),
-    /// The engine panicked; what it was asked got an error.
+    /// The engine panicked, or lost its device for good; what it was asked got an error.
     #[error("the inference thread has ended")]
     EngineEnded,
     /// The process cannot be told to stop.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use kedge_formats::{Gguf, Tensors};
@@ -98,22 +98,36 @@ enum Command {
     Cancel(RequestId),
 }
 
-/// What is called when a decoder's thread ends, whatever ended it. Held for a moment, to put it in or to take it out.
-#[derive(Clone, Default)]
-struct WhenEnded(Arc<Mutex<Option<Call>>>);
+/// The way to a decoder's thread, and what is called when it ends, whatever ended it.
+struct Line {
+    commands: Sender<Command>,
+    when_ended: Vec<Call>,
+}
 
 type Call = Box<dyn FnOnce() + Send>;
 
-impl WhenEnded {
-    fn call(&self) {
-        let taken = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        taken.into_iter().for_each(|call| call());
+impl Line {
+    fn send(&self, command: Command) {
+        let sent = self.commands.send(command);
+        assert!(sent.is_ok(), "the thread takes its line away before its inbox goes");
     }
+}
+
+/// None once the thread has ended: nothing is sent then, and whoever asks for the end is told at once. Held for a moment.
+type Open = Arc<Mutex<Option<Line>>>;
+
+fn lock(open: &Open) -> MutexGuard<'_, Option<Line>> {
+    open.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.when_ended.call();
+        let line = lock(&self.open).take();
+        // Nobody asks from here on, and who did is told by its listener's end.
+        for count in [&self.figures.open, &self.figures.waiting, &self.figures.running] {
+            count.store(0, Ordering::Relaxed);
+        }
+        line.into_iter().flat_map(|line| line.when_ended).for_each(|call| call());
     }
 }
 
@@ -129,9 +143,8 @@ pub struct Decoder {
     placed: Arc<Placed>,
     figures: Arc<Figures>,
     next_id: AtomicU64,
-    commands: Mutex<Option<Sender<Command>>>,
+    open: Open,
     worker: Option<JoinHandle<()>>,
-    when_ended: WhenEnded,
 }
 
 /// What a model's files say beside its weights.
@@ -163,7 +176,7 @@ impl Decoder {
         let (commands, inbox) = channel();
         let schedule = Schedule::new(limits, pages as u32);
         let plans = HashMap::new();
-        let when_ended = WhenEnded::default();
+        let open = Arc::new(Mutex::new(Some(Line { commands, when_ended: Vec::new() })));
         let mut worker = Worker {
             graph,
             placed: placed.clone(),
@@ -172,12 +185,13 @@ impl Decoder {
             plans,
             listeners: HashMap::new(),
             figures: figures.clone(),
-            when_ended: when_ended.clone(),
+            open: open.clone(),
+            inbox,
             ended: 0,
             failures: 0,
         };
         let thread = std::thread::Builder::new().name("kedge-decoder".into());
-        let worker = thread.spawn(move || worker.work(&inbox));
+        let worker = thread.spawn(move || worker.work());
         let worker = worker.map_err(|source| EngineError::Threads { index: 0, source })?;
         let config = DecoderConfig { context, ..config };
         Ok(Self {
@@ -191,9 +205,8 @@ impl Decoder {
             placed,
             figures,
             next_id: AtomicU64::new(0),
-            commands: Mutex::new(Some(commands)),
+            open,
             worker: Some(worker),
-            when_ended,
         })
     }
 
@@ -258,18 +271,19 @@ impl Decoder {
 
     /// Whether its thread still computes.
     pub fn is_served(&self) -> bool {
-        self.worker.as_ref().is_some_and(|worker| !worker.is_finished())
+        lock(&self.open).is_some()
     }
 
-    /// Has something called when its thread ends, which before its decoder does means that the engine panicked.
+    /// Has something called when its thread ends: when the decoder is dropped, and before that when the engine panicked or
+    /// its device was lost without a spare. At once where it has ended.
     pub fn when_ended(&self, call: impl FnOnce() + Send + 'static) {
-        *self.when_ended.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(call));
-        if !self.is_served() {
-            self.when_ended.call();
+        if let Some(line) = &mut *lock(&self.open) {
+            return line.when_ended.push(Box::new(call));
         }
+        call();
     }
 
-    /// Puts a request in line; `listener` is told of every event, on the decoder's thread.
+    /// Puts a request in line; `listener` is told of every event, on the decoder's thread, and dropped when that ends.
     pub fn submit(&self, request: Request, listener: Listener) -> Result<RequestId, EngineError> {
         let wrong = |reason: String| EngineError::Tokens { index: 0, reason };
         if request.prompt.is_empty() {
@@ -282,22 +296,18 @@ impl Decoder {
         if let Some(id) = request.prompt.iter().find(|id| **id as usize >= self.config.vocabulary) {
             return Err(wrong(format!("id {id} is not below the vocabulary's {}", self.config.vocabulary)));
         }
+        // The thread counts what ends under this lock, too: no request is left open behind its end.
+        let open = lock(&self.open);
+        let line = open.as_ref().ok_or(EngineError::Ended)?;
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         self.figures.open.fetch_add(1, Ordering::Relaxed);
-        self.send(Command::Push(id, Box::new(request), listener));
+        line.send(Command::Push(id, Box::new(request), listener));
         Ok(id)
     }
 
     /// Lets go of a request.
     pub fn cancel(&self, id: RequestId) {
-        self.send(Command::Cancel(id));
-    }
-
-    fn send(&self, command: Command) {
-        let commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
-        let sent = commands.as_ref().expect("it is taken when the decoder is dropped").send(command);
-        // The thread ends before its decoder only by a panic; a request's listener is dropped then, which tells.
-        drop(sent);
+        lock(&self.open).iter().for_each(|line| line.send(Command::Cancel(id)));
     }
 
     /// Runs one request to its end: the tokens, and why it ended.
@@ -310,7 +320,7 @@ impl Decoder {
                 Ok(Event::Begin { .. }) => {}
                 Ok(Event::Token(choice)) => tokens.push(choice.token),
                 Ok(Event::End(end)) => return Ok((tokens, end)),
-                Err(_) => return Ok((tokens, End::Failed("the decoder's thread has ended".into()))),
+                Err(_) => return Err(EngineError::Ended),
             }
         }
     }
@@ -318,11 +328,13 @@ impl Decoder {
 
 impl Drop for Decoder {
     fn drop(&mut self) {
-        *self.commands.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let line = lock(&self.open).take();
+        let calls = line.map(|Line { when_ended, .. }| when_ended);
         if let Some(worker) = self.worker.take() {
             // A panic was told by its message; there is nobody to pass it on to.
             let _ = worker.join();
         }
+        calls.into_iter().flatten().for_each(|call| call());
     }
 }
 
@@ -453,7 +465,8 @@ struct Worker {
     plans: HashMap<Shape, Plan>,
     listeners: HashMap<RequestId, Listener>,
     figures: Arc<Figures>,
-    when_ended: WhenEnded,
+    open: Open,
+    inbox: Receiver<Command>,
     /// Requests that ended since they were last counted.
     ended: u64,
     /// Steps that the device failed, one after the other.
@@ -461,17 +474,17 @@ struct Worker {
 }
 
 impl Worker {
-    fn work(&mut self, inbox: &Receiver<Command>) {
+    fn work(&mut self) {
         let mut room = Vec::new();
         loop {
             // Sleeps while there is nothing to do; else takes what has come and goes on.
             if self.schedule.counts() == (0, 0) {
-                match inbox.recv() {
+                match self.inbox.recv() {
                     Ok(command) => self.obey(command),
                     Err(_) => return,
                 }
             }
-            while let Ok(command) = inbox.try_recv() {
+            while let Ok(command) = self.inbox.try_recv() {
                 self.obey(command);
             }
             if let Some(batch) = self.schedule.next_batch() {
