@@ -27,6 +27,9 @@ use crate::write::{self, Namespaced, api, revision};
 pub(crate) const LABEL: &str = "kedge.dev/modelservice";
 /// The port that the program listens on in its pod.
 pub(crate) const PORT: u16 = 8000;
+/// How long a pod has for what it took in, and then to end by itself.
+const DRAIN_SECONDS: u32 = 25;
+const END_SECONDS: u32 = 10;
 /// The user of the pods; nobody's, as distroless images have it.
 const USER: i64 = 65532;
 /// Field manager of what is applied.
@@ -365,9 +368,9 @@ fn objects(service: &ModelService, store: &std::path::Path, digest: &str, image:
     let metadata = json!({
         "name": name, "namespace": service.namespace().unwrap_or_default(), "labels": labels, "ownerReferences": owner,
     });
-    let probe = |delay: i32, period: i32, failures: i32| {
+    let probe = |path: &str, delay: i32, period: i32, failures: i32| {
         json!({
-            "httpGet": { "path": "/health", "port": "http" },
+            "httpGet": { "path": path, "port": "http" },
             "initialDelaySeconds": delay, "periodSeconds": period, "failureThreshold": failures,
         })
     };
@@ -375,13 +378,14 @@ fn objects(service: &ModelService, store: &std::path::Path, digest: &str, image:
         "name": "infer", "image": image, "imagePullPolicy": "Never",
         "args": [
             "infer", "--model", "/model", "--name", service.spec.model, "--listen", format!("0.0.0.0:{PORT}"),
-            "--cache-dir", "/cache",
+            "--cache-dir", "/cache", "--drain-timeout", DRAIN_SECONDS.to_string(),
         ],
         // Where a driver keeps what it made of the kernels.
         "env": [{ "name": "CUDA_CACHE_PATH", "value": "/cache/cuda" }],
         "ports": [{ "name": "http", "containerPort": PORT, "protocol": "TCP" }],
-        // Most models are ready within a second, and a question before that would be a warning.
-        "startupProbe": probe(1, 1, 600), "readinessProbe": probe(0, 5, 3), "livenessProbe": probe(0, 10, 6),
+        // Most models are ready within a second, and a question before that would be a warning. A large one on a slow disk
+        // may take an hour: it lives while it is opened, and is not ready.
+        "readinessProbe": probe("/health", 1, 2, 8), "livenessProbe": probe("/v2/health/live", 10, 10, 6),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
             "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": { "drop": ["ALL"] },
@@ -397,6 +401,7 @@ fn objects(service: &ModelService, store: &std::path::Path, digest: &str, image:
         "metadata": { "labels": labels, "annotations": { kedge_own::MODEL_DIGEST: digest } },
         "spec": {
             "automountServiceAccountToken": false, "enableServiceLinks": false,
+            "terminationGracePeriodSeconds": DRAIN_SECONDS + END_SECONDS,
             "securityContext": {
                 "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER, "seccompProfile": { "type": "RuntimeDefault" },
             },
@@ -440,6 +445,8 @@ async fn apply<K: Namespaced>(context: &Context, object: &Value, there: Option<&
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::Probe;
+
     use super::*;
 
     fn service(spec: Value) -> ModelService {
@@ -492,6 +499,14 @@ mod tests {
         assert_eq!(pod.volumes.unwrap()[0].host_path.as_ref().unwrap().path, "/d/model-store/00ff/files");
         let container = &pod.containers[0];
         assert_eq!(container.volume_mounts.as_ref().unwrap()[0].read_only, Some(true));
+        // An opening may take as long as it takes: nothing but readiness waits for it.
+        assert_eq!(container.startup_probe, None);
+        let asks = |probe: &Option<Probe>| probe.as_ref().unwrap().http_get.as_ref().unwrap().path.clone().unwrap();
+        assert_eq!(asks(&container.readiness_probe), "/health");
+        assert_eq!(asks(&container.liveness_probe), "/v2/health/live");
+        let args = container.args.as_ref().unwrap();
+        let drain = args.iter().skip_while(|arg| *arg != "--drain-timeout").nth(1).unwrap();
+        assert!(pod.termination_grace_period_seconds.unwrap() >= drain.parse::<i64>().unwrap() + 10);
         assert_eq!(container.resources.as_ref().unwrap().limits.as_ref().unwrap()["cpu"].0, "1");
         let front: Service = serde_json::from_value(made.service).unwrap();
         assert_eq!(front.spec.unwrap().ports.unwrap()[0].port, 8080);
