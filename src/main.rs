@@ -22,6 +22,7 @@ mod settings;
 mod site;
 mod uninstall;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -49,7 +50,8 @@ fn ended(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("kedge: {}", in_one_line(&error));
+            // Where nobody can be told, the exit code still says it.
+            let _ = writeln!(std::io::stderr(), "kedge: {}", in_one_line(&error));
             ExitCode::FAILURE
         }
     }

@@ -368,6 +368,13 @@ fn ten_thousand_connections_do_not_take_the_server_away() {
     assert!(begin.elapsed() < Duration::from_secs(120), "{:?}", begin.elapsed());
 }
 
+#[test]
+fn a_log_that_nobody_takes_ends_no_server() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let serving = Serving::start_telling(&demo(), "demo", &[], full.into());
+    assert_eq!(serving.chat("hello").0, 200);
+}
+
 /// Chat templates run in processes of their own, which a hostile one ends and nothing else, and which end with the server.
 #[test]
 fn a_chat_template_can_end_no_server() {

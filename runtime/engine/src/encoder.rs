@@ -25,6 +25,9 @@ use crate::plan::{Plan, Shape};
 pub const BATCH_MAX: usize = 32;
 /// Plans are made for multiples of so many tokens.
 const ROWS_STEP: usize = 256;
+/// Bytes of a text that are tokenized before the rest is looked at: most often all that counts, and while it is looked at,
+/// each takes some hundred bytes of memory.
+const BEGINNING_BYTES: usize = 64 << 10;
 /// Most plans kept; all are dropped when there would be more, which a steady load never reaches.
 const PLANS_KEPT_MAX: usize = 1024;
 
@@ -54,6 +57,12 @@ pub struct Embedding {
     pub vector: Vec<f32>,
     /// How many tokens were read, special tokens included.
     pub tokens: usize,
+}
+
+/// Whole words from the beginning of a text.
+fn beginning(text: &str) -> &str {
+    let first = &text[..text.floor_char_boundary(BEGINNING_BYTES)];
+    if first.len() == text.len() { text } else { first.rfind(char::is_whitespace).map_or("", |end| &first[..end]) }
 }
 
 impl Encoder {
@@ -92,9 +101,16 @@ impl Encoder {
 
     /// Tokens of one text, cut at the model's longest sequence; `index` is for the error.
     pub fn tokenize(&self, index: usize, text: &str) -> Result<Tokens, EngineError> {
-        let encoding = guarded(|| self.tokenizer.encode(text, true));
-        let encoding = encoding.and_then(|encoding| encoding.map_err(|error| error.to_string()));
-        let encoding = encoding.map_err(|reason| EngineError::Tokenize { index, reason })?;
+        let encode = |text: &str| {
+            let encoding = guarded(|| self.tokenizer.encode(text, true));
+            let encoding = encoding.and_then(|encoding| encoding.map_err(|error| error.to_string()));
+            encoding.map_err(|reason| EngineError::Tokenize { index, reason })
+        };
+        let mut encoding = encode(beginning(text))?;
+        // Where some of its beginning was cut off, the rest would have been, too.
+        if beginning(text).len() < text.len() && encoding.get_overflowing().is_empty() {
+            encoding = encode(text)?;
+        }
         let tokens = Tokens { ids: encoding.get_ids().to_vec(), types: encoding.get_type_ids().to_vec() };
         self.check(index, &tokens)?;
         Ok(tokens)

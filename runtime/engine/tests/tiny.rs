@@ -62,6 +62,19 @@ fn a_text_has_the_same_vector_alone_and_in_a_batch() {
 }
 
 #[test]
+fn of_a_long_text_what_counts_is_what_counts_in_a_shorter_one() {
+    let directory = tempfile::tempdir().unwrap();
+    tiny(directory.path(), "mean_tokens");
+    let encoder = Encoder::open(directory.path(), &Reference).unwrap();
+    let ids = |text: &str| encoder.tokenize(0, text).unwrap().ids;
+    let words = texts()[7].clone();
+    // More than is looked at first: of words, of nothing before them, and of one word without an end.
+    assert_eq!(ids(&format!("{words} ").repeat(20_000)), ids(&words));
+    assert_eq!(ids(&format!("{}{words}", " ".repeat(200_000))), ids(&words));
+    assert_eq!(ids(&"é".repeat(200_000)), ids(&"é".repeat(2_000)));
+}
+
+#[test]
 fn weights_are_those_that_are_named() {
     let folder = tempfile::tempdir().unwrap();
     tiny(folder.path(), "mean_tokens");

@@ -23,6 +23,13 @@ const ANSWERS_ALL_MAX: usize = 128;
 const _: () = assert!(ANSWERS_ALL_MAX <= origin_max(OPEN_MAX));
 /// Most texts that end an answer, as at OpenAI.
 const STOPS_MAX: usize = 16;
+/// Bytes of each: all of them are looked for in what was written last, token by token.
+const STOP_BYTES_MAX: usize = 1024;
+/// Bytes of a text that are tokenized before it is known whether all of it may fit: while it is looked at, each takes some
+/// hundred bytes of memory.
+const PIECE_BYTES: usize = 64 << 10;
+/// Tokens that a piece may have beyond those of the whole, since it begins and ends anywhere.
+const PIECE_TOKENS_MORE: usize = 16;
 /// What presence and frequency may cost.
 const PENALTY: RangeInclusive<f64> = -2.0..=2.0;
 /// Tokens of an answer to a prompt without `max_tokens`, as at OpenAI.
@@ -115,14 +122,35 @@ fn priority(body: &mut Body) -> Result<i32, Refusal> {
     Ok(body.whole("priority", &(-1e6..=1e6))?.map_or(0, |priority| -priority as i32))
 }
 
+fn too_long(field: &str, has: &str, context: usize) -> Refusal {
+    let reason = format!("{has}, and prompt and answer may have {context} together");
+    Refusal { code: Some("context_length_exceeded"), ..Refusal::field(field, reason) }
+}
+
+/// The tokens of a text; one that is far too long is refused before all of it was looked at.
+pub(crate) fn encode(decoder: &Decoder, field: &str, text: &str, begin: bool) -> Result<Vec<u32>, Refusal> {
+    let (tokenizer, context) = (decoder.tokenizer(), decoder.config().context);
+    let encode =
+        |text: &str, begin| tokenizer.encode(text, begin).map_err(|error| Refusal::field(field, error.to_string()));
+    let (mut rest, mut tokens) = (text, 0);
+    while rest.len() > PIECE_BYTES {
+        let (piece, after) = rest.split_at(rest.floor_char_boundary(PIECE_BYTES));
+        tokens += encode(piece, false)?.len().saturating_sub(PIECE_TOKENS_MORE);
+        if tokens > context {
+            return Err(too_long(field, &format!("has more than {tokens} tokens"), context));
+        }
+        rest = after;
+    }
+    encode(text, begin)
+}
+
 /// Most tokens of an answer.
 fn length(body: &mut Body, kind: Kind, prompts: &[Vec<u32>], decoder: &Decoder) -> Result<usize, Refusal> {
     let context = decoder.config().context;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or_default();
     let prompt_field = if kind == Kind::Chat { "messages" } else { "prompt" };
     if longest >= context {
-        let reason = format!("has {longest} tokens, and prompt and answer may have {context} together");
-        return Err(Refusal { code: Some("context_length_exceeded"), ..Refusal::field(prompt_field, reason) });
+        return Err(too_long(prompt_field, &format!("has {longest} tokens"), context));
     }
     let room = context - longest;
     let most = body.count("max_completion_tokens", 1, u64::from(u32::MAX))?;
@@ -251,11 +279,10 @@ pub(crate) fn talk(body: &mut Body, to: &Talk) -> Result<Vec<u32>, Refusal> {
     let variables = variables(body)?;
     let text = templates.render(&messages, &variables).map_err(|error| match error {
         TemplateError::Template(_) => Refusal::field("messages", error.to_string()),
-        TemplateError::Process(_) => Refusal::plain(500, error.to_string()),
+        TemplateError::Process(_) => Refusal::plain(503, error.to_string()),
     })?;
     // The template writes the token that begins a text, where there is one.
-    let tokens = to.decoder.tokenizer().encode(&text, false);
-    tokens.map_err(|error| Refusal::field("messages", error.to_string()))
+    encode(&to.decoder, "messages", &text, false)
 }
 
 /// What the template is told beside the talk.
@@ -319,10 +346,10 @@ fn read_message(index: usize, message: &Value) -> Result<Message, Refusal> {
 
 /// The tokens of each prompt.
 fn texts(body: &mut Body, decoder: &Decoder) -> Result<Vec<Vec<u32>>, Refusal> {
-    let (tokenizer, vocabulary) = (decoder.tokenizer(), decoder.config().vocabulary);
+    let vocabulary = decoder.config().vocabulary;
     let prompt = body.take("prompt").ok_or_else(|| Refusal::field("prompt", "is missing"))?;
     let text = |field: &str, text: &str| {
-        let tokens = tokenizer.encode(text, true).map_err(|error| Refusal::field(field, error.to_string()))?;
+        let tokens = encode(decoder, field, text, true)?;
         if tokens.is_empty() { Err(Refusal::field(field, "is empty")) } else { Ok(tokens) }
     };
     let tokens = |field: &str, list: &[Value]| {
@@ -360,8 +387,9 @@ fn stops(body: &mut Body) -> Result<Vec<String>, Refusal> {
         }
         Some(other) => return Err(Refusal::field("stop", format!("must be a text or a list of texts, is {other}"))),
     };
-    if list.len() > STOPS_MAX || list.iter().any(String::is_empty) {
-        return Err(Refusal::field("stop", format!("takes up to {STOPS_MAX} texts, none of them empty")));
+    if list.len() > STOPS_MAX || list.iter().any(|text| text.is_empty() || text.len() > STOP_BYTES_MAX) {
+        let reason = format!("takes up to {STOPS_MAX} texts of 1 to {STOP_BYTES_MAX} bytes");
+        return Err(Refusal::field("stop", reason));
     }
     Ok(list)
 }

@@ -154,7 +154,8 @@ pub async fn run(options: InferOptions) -> Result<(), ServeError> {
     let defaults = ServeOptions::new(options.name.clone(), created(&options.model));
     let connections_max = defaults.connections_max.min(connections_possible());
     let InferOptions { model, name, placement, decoder, request_timeout, drain_timeout, telemetry, .. } = options;
-    let model_files = weights::files(&model);
+    let mut model_files = weights::files(&model);
+    model_files.extend(placement.cache_dir.clone());
     let options =
         ServeOptions { keys, tls, telemetry, model_files, connections_max, request_timeout, drain_timeout, ..defaults };
     let opening = async move {

@@ -68,7 +68,7 @@ pub struct ServeOptions {
     pub tls: Option<Arc<Tls>>,
     /// Where spans of requests are told; none for nowhere.
     pub telemetry: Option<TelemetryOptions>,
-    /// Files of the weights: once somebody writes into one, the server ends.
+    /// Files of the weights, and the folder where packed ones are kept: once somebody writes into one, the server ends.
     pub model_files: Vec<PathBuf>,
     /// What runs the model's chat template.
     pub template_program: TemplateProgram,

@@ -177,10 +177,7 @@ impl Talk {
         body.model(&self.name)?;
         let special = body.whether("add_special_tokens")?;
         let tokens = match body.text("prompt")? {
-            Some(text) => {
-                let wrong = |error: kedge_engine::EngineError| Refusal::field("prompt", error.to_string());
-                self.decoder.tokenizer().encode(&text, special.unwrap_or(true)).map_err(wrong)?
-            }
+            Some(text) => completions::encode(&self.decoder, "prompt", &text, special.unwrap_or(true))?,
             None if special == Some(true) => {
                 let reason = "must not be true beside messages: the template writes those tokens";
                 return Err(Refusal::field("add_special_tokens", reason));

@@ -4,6 +4,7 @@
 //! file in the place of one changes nothing: the one that was opened is still what is mapped. Not seen are writes by another
 //! machine that shares the file system, and those of whoever has mapped the file.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -42,7 +43,8 @@ impl Weights {
         Ok(Self { inotify, files: Vec::new() })
     }
 
-    /// Watches the files of these names, beside those that it watches. One that is not there is none.
+    /// Watches the files of these names, or the packed weights in folders of these names, beside those that it watches. One
+    /// that is not there is none.
     pub(crate) fn watch(&mut self, files: &[PathBuf]) -> io::Result<()> {
         for file in files {
             match self.inotify.get_ref().0.add_watch(file, AddWatchFlags::IN_MODIFY) {
@@ -67,6 +69,9 @@ impl Weights {
             };
             // That a file is gone is an event, too.
             let written = events.iter().filter(|event| event.mask.contains(AddWatchFlags::IN_MODIFY));
+            // Of a folder only packed weights count.
+            let is_kept = |name: &OsString| Path::new(name).extension().is_some_and(|kind| kind == "packed");
+            let written = written.filter(|event| event.name.as_ref().is_none_or(is_kept));
             let mut files = written.flat_map(|event| self.files.iter().find(|(watched, _)| *watched == event.wd));
             if let Some((_, file)) = files.next() {
                 return Ok(file.clone());
@@ -102,19 +107,28 @@ mod tests {
     async fn another_file_is_no_change_and_a_write_into_one_is() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        for how in ["written", "cut"] {
+        for how in ["written", "cut", "packed"] {
             let all = ["1", "2", "3"].map(at);
             all.iter().for_each(|file| fs::write(file, "abc").unwrap());
             let opened = fs::OpenOptions::new().write(true).open(at("3")).unwrap();
             std::os::unix::fs::symlink(at("3"), at(how)).unwrap();
+            let kept = at("kept");
+            fs::create_dir_all(&kept).unwrap();
+            fs::write(kept.join("a.packed"), "abc").unwrap();
             let mut weights = Weights::new().unwrap();
             weights.watch(&[at("1"), at("2"), at("none")]).unwrap();
-            weights.watch(&[at("2"), at(how)]).unwrap();
+            weights.watch(&[at("2"), at(how), kept.clone()]).unwrap();
+            fs::write(kept.join("new"), "abc").unwrap();
             fs::write(at("new"), "b").unwrap();
             fs::rename(at("new"), at("1")).unwrap();
             fs::remove_file(at("2")).unwrap();
             fs::write(at("1"), "longer, but it is not what is served").unwrap();
             fs::read(at("3")).unwrap();
+            if how == "packed" {
+                fs::write(kept.join("a.packed"), "x").unwrap();
+                assert_eq!(weights.changed().await.unwrap(), kept);
+                continue;
+            }
             if how == "cut" {
                 opened.set_len(1).unwrap()
             } else {

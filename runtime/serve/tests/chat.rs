@@ -242,6 +242,9 @@ async fn what_cannot_be_answered_is_refused_by_field() {
         (json!({"n": 0}), 400, "n"),
         (json!({"max_tokens": 0}), 400, "max_tokens"),
         (json!({"stop": [""]}), 400, "stop"),
+        (json!({"stop": "a".repeat(1025)}), 400, "stop"),
+        // Two and a quarter thousand times the context, of which no more than the first piece is tokenized.
+        (json!({"messages": [{"role": "user", "content": "a ".repeat(900_000)}]}), 400, "messages"),
         (json!({"top_logprobs": 2}), 400, "top_logprobs"),
         (json!({"stop_token_ids": 7}), 400, "stop_token_ids"),
         (json!({"stop_token_ids": [100_000_000]}), 400, "stop_token_ids[0]"),
