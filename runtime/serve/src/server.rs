@@ -219,12 +219,11 @@ fn unwatched(error: &io::Error) {
 
 /// Resolves with a file of the weights that was changed.
 async fn changed(weights: Option<&Weights>) -> PathBuf {
-    match weights {
-        Some(weights) => match weights.changed().await {
+    if let Some(weights) = weights {
+        match weights.changed().await {
             Ok(file) => return file,
             Err(error) => unwatched(&error),
-        },
-        None => {}
+        }
     }
     std::future::pending().await
 }
