@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use kedge_engine::Decoder;
 use kedge_engine::generate::{Choice, End, Event, TextStream};
+use kedge_engine::{Decoder, EngineError};
 use kedge_world::World;
 use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, oneshot};
@@ -153,7 +153,11 @@ impl Talk {
                 sender.send((index, event)).is_ok()
             });
             let id = self.decoder.submit(request, listener);
-            maker.parts.push(Part::new(id.map_err(|error| Refusal::plain(400, error.to_string()))?));
+            let refused = |error: EngineError| {
+                let status = if matches!(error, EngineError::Ended) { 503 } else { 400 };
+                Refusal::plain(status, error.to_string())
+            };
+            maker.parts.push(Part::new(id.map_err(refused)?));
         }
         drop(sender);
         let mut running = Running { maker, events, first: None, ignored };
