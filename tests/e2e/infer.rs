@@ -262,25 +262,44 @@ fn weights_that_are_changed_under_a_server_are_told() {
     assert_eq!(ended.code(), Some(1), "{said}");
     assert_has(&said, &format!("{}: somebody wrote into it", weights.display()));
 
-    // What is mapped stays what it was when another file takes its place.
-    let flags = ["--cache-dir", folder.path().to_str().unwrap()];
-    let mut serving = Serving::start_telling(&model, "demo", &flags, Stdio::piped());
+    // What is mapped stays what it was when another file takes its place; packed weights are watched, too.
+    let kept = folder.path().join("kept");
+    let mut serving = Serving::start_telling(&model, "demo", &["--cache-dir", kept.to_str().unwrap()], Stdio::piped());
     std::fs::copy(&weights, &new).unwrap();
     std::fs::rename(&new, &weights).unwrap();
     assert_eq!(serving.get("/health").0, 200);
-    // But nothing can be read that is not there: of what is kept of the weights nobody watches the files.
-    for file in
-        std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file())
-    {
-        std::fs::OpenOptions::new().write(true).open(file).unwrap().set_len(0).unwrap();
-    }
-    let body = r#"{"model":"demo","prompt":"On"}"#;
-    let mut stream = TcpStream::connect(&serving.address).unwrap();
-    write!(stream, "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n{body}", body.len()).unwrap();
+    eventually("weights are kept", || {
+        let packed = std::fs::read_dir(&kept).unwrap().filter_map(|entry| Some(entry.unwrap().path()));
+        let packed: Vec<_> = packed.filter(|path| path.extension().is_some_and(|kind| kind == "packed")).collect();
+        let Some(path) = packed.first() else { return Err(format!("{packed:?}")) };
+        std::fs::OpenOptions::new().write(true).open(path).unwrap().write_all(&[1; 64]).unwrap();
+        Ok(())
+    });
     let ended = serving.child.wait().unwrap();
-    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&ended), Some(nix::libc::SIGBUS), "{ended}");
     let mut said = String::new();
     serving.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(ended.code(), Some(1), "{said}");
+    assert_has(&said, "somebody wrote into it");
+}
+
+#[test]
+fn a_mapped_file_that_is_cut_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = copied(folder.path());
+    let weights = model.join("model.safetensors");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kedge"));
+    command.args(["infer", "bench", "--requests", "1000", "--model"]).arg(&model);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let maps = format!("/proc/{}/maps", child.id());
+    eventually("the weights are mapped", || {
+        let maps = std::fs::read_to_string(&maps).unwrap();
+        if maps.contains("model.safetensors") { Ok(()) } else { Err(maps) }
+    });
+    std::fs::OpenOptions::new().write(true).open(&weights).unwrap().set_len(0).unwrap();
+    let ended = child.wait().unwrap();
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&ended), Some(nix::libc::SIGBUS), "{ended} {said}");
     let line = format!("kedge: a mapped file was cut or cannot be read any more: the weights of {}", model.display());
     assert_has(&said, &line);
 }
