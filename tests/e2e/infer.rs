@@ -269,7 +269,7 @@ fn weights_that_are_changed_under_a_server_are_told() {
     std::fs::rename(&new, &weights).unwrap();
     assert_eq!(serving.get("/health").0, 200);
     eventually("weights are kept", || {
-        let packed = std::fs::read_dir(&kept).unwrap().filter_map(|entry| Some(entry.unwrap().path()));
+        let packed = std::fs::read_dir(&kept).unwrap().map(|entry| entry.unwrap().path());
         let packed: Vec<_> = packed.filter(|path| path.extension().is_some_and(|kind| kind == "packed")).collect();
         let Some(path) = packed.first() else { return Err(format!("{packed:?}")) };
         std::fs::OpenOptions::new().write(true).open(path).unwrap().write_all(&[1; 64]).unwrap();
