@@ -1,4 +1,4 @@
-//! Files of models, opened and read: a name may turn out to be a pipe, a device or without end, and nobody waits for that.
+//! Files that people name, opened and read: a name may turn out to be a pipe, a device or without end, and nobody waits for that.
 
 #![allow(clippy::disallowed_methods, reason = "this file is the shell that opens the files of models")]
 

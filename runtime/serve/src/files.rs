@@ -5,9 +5,7 @@
     reason = "this is the shell that reads files people keep; nothing here is written"
 )]
 
-use std::fs::OpenOptions;
-use std::io::Read;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -29,18 +27,7 @@ pub(crate) trait FromFiles: Send + Sync {
 
 /// All of a file; the error is what the system says.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, String> {
-    // Opening a pipe would wait for who writes into it, and a device has no end.
-    let file = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path);
-    let file = file.map_err(|error| error.to_string())?;
-    if !file.metadata().map_err(|error| error.to_string())?.is_file() {
-        return Err("is no file".to_owned());
-    }
-    let mut bytes = Vec::new();
-    file.take(BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
-    if bytes.len() as u64 > BYTES_MAX {
-        return Err(format!("is longer than the {BYTES_MAX} bytes that are read"));
-    }
-    Ok(bytes)
+    kedge_formats::file::read(path, BYTES_MAX).map_err(|error| error.to_string())
 }
 
 /// What changes when somebody writes a file or puts another in its place: when it was written, its length and its inode. None
@@ -90,19 +77,6 @@ mod tests {
     use tokio::signal::unix::{SignalKind, signal};
 
     use super::*;
-
-    #[test]
-    fn what_is_no_file_is_not_waited_for() {
-        let folder = tempfile::tempdir().unwrap();
-        let pipe = folder.path().join("pipe");
-        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        for path in [pipe.as_path(), Path::new("/dev/zero"), folder.path()] {
-            assert_eq!(read(path), Err("is no file".to_owned()), "{}", path.display());
-        }
-        let long = folder.path().join("long");
-        std::fs::File::create(&long).unwrap().set_len(BYTES_MAX + 1).unwrap();
-        assert!(read(&long).unwrap_err().contains("is longer"));
-    }
 
     struct Counted(PathBuf, AtomicUsize);
 

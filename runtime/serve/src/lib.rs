@@ -175,35 +175,23 @@ pub async fn run(options: InferOptions) -> Result<(), ServeError> {
 
 /// Says in the log what is served.
 fn tell(Opened { model, on, .. }: &Opened, name: &str, address: &str) {
-    match model {
-        Model::Encoder(_) => {
-            tracing::info!(
-                model = name,
-                address,
-                backend = on.name,
-                features = on.features,
-                threads = on.threads,
-                "serving"
-            );
-        }
-        // Under the names of the flags.
-        Model::Decoder(decoder) => {
-            let (limits, kv_cache_memory) = (decoder.limits(), decoder.kept_bytes());
-            let kv_cache_tokens = decoder.figures().tokens_kept.load(Ordering::Relaxed);
-            tracing::info!(
-                model = name,
-                address,
-                backend = on.name,
-                features = on.features,
-                threads = on.threads,
-                max_num_seqs = limits.running_max,
-                max_model_len = limits.context,
-                kv_cache_memory,
-                kv_cache_tokens,
-                "serving"
-            );
-        }
-    }
+    let decoder = match model {
+        Model::Decoder(decoder) => Some(decoder),
+        Model::Encoder(_) => None,
+    };
+    // Under the names of the flags; what an encoder has not is not said.
+    tracing::info!(
+        model = name,
+        address,
+        backend = on.name,
+        features = on.features,
+        threads = on.threads,
+        max_num_seqs = decoder.map(|one| one.limits().running_max),
+        max_model_len = decoder.map(|one| one.limits().context),
+        kv_cache_memory = decoder.map(|one| one.kept_bytes()),
+        kv_cache_tokens = decoder.map(|one| one.figures().tokens_kept.load(Ordering::Relaxed)),
+        "serving"
+    );
 }
 
 /// Connections for which there are file descriptors.
