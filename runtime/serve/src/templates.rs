@@ -257,7 +257,10 @@ fn bound() -> io::Result<()> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
     let (_, hard) = getrlimit(Resource::RLIMIT_STACK)?;
     setrlimit(Resource::RLIMIT_STACK, STACK_BYTES_MAX.min(hard), hard)?;
-    setrlimit(Resource::RLIMIT_DATA, MEMORY_MIB_MAX << 20, MEMORY_MIB_MAX << 20)?;
+    // Who started this may have bounded it further.
+    let (_, hard) = getrlimit(Resource::RLIMIT_DATA)?;
+    let most = hard.min(MEMORY_MIB_MAX << 20);
+    setrlimit(Resource::RLIMIT_DATA, most, most)?;
     // Where memory is short, this process is what goes first. Where that cannot be said, the bound is still there.
     #[allow(clippy::disallowed_methods, reason = "what the kernel is told of this process is no file of anybody's")]
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
