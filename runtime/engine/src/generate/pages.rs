@@ -1,9 +1,10 @@
 //! Which pages of keys and values belong to whom.
 //!
-//! Full pages whose tokens are known are kept in a tree when their request ends: a request that begins with the same
-//! tokens takes them over, and nothing of that prefix is computed again. A page in the tree that nobody uses is given
-//! up, the longest unused first and leaves before what leads to them, when a new one is wanted. What must hold: a page is
-//! free, or in the tree, or a request's own, and never two of these but for requests that share a page of the tree.
+//! Full pages whose tokens are computed are known in a tree: a request that begins with the same tokens takes them over,
+//! while the one that computed them still runs and after it, and nothing of that prefix is computed again. A page in the
+//! tree that nobody uses is given up, the longest unused first and leaves before what leads to them, when a new one is
+//! wanted. What must hold: a page is free, or in the tree, or a request's own, and never two of these but for requests that
+//! share a page of the tree.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -131,10 +132,41 @@ impl PageTable {
         Some(())
     }
 
-    /// Takes back the pages of a request whose first tokens were `computed`: full pages stay known.
-    pub fn end(&mut self, owned: Owned, computed: &[u32]) {
+    /// Makes the full pages of a request whose first tokens were `computed` known to others. Where somebody computed the
+    /// same before, it goes on with theirs, and its own are free.
+    pub fn share(&mut self, owned: &mut Owned, computed: &[u32]) {
+        for tokens in computed.chunks_exact(PAGE_TOKENS).skip(owned.shared.len()) {
+            let (parent, at) = (owned.shared.last().copied().unwrap_or(ROOT), owned.shared.len());
+            let node = match self.by_tokens.get(&(parent, tokens.into())) {
+                Some(there) => {
+                    let entry = self.nodes.get_mut(there).expect("the tree is whole");
+                    if entry.users == 0 {
+                        self.idle -= 1;
+                        self.leaves.remove(&(entry.used, *there));
+                    }
+                    entry.users += 1;
+                    self.free.push(std::mem::replace(&mut owned.pages[at], entry.page));
+                    *there
+                }
+                None => {
+                    let Some(new) = self.unused_node() else { return };
+                    // Whoever has this page has those before it: nobody may give them up.
+                    if let Some(parent) = self.nodes.get_mut(&parent) {
+                        parent.children += 1;
+                    }
+                    self.by_tokens.insert((parent, tokens.into()), new);
+                    let (page, tokens) = (owned.pages[at], tokens.into());
+                    self.nodes.insert(new, Entry { parent, tokens, page, users: 1, children: 0, used: self.tick });
+                    new
+                }
+            };
+            owned.shared.push(node);
+        }
+    }
+
+    /// Takes back the pages of a request; those that others may know stay known.
+    pub fn end(&mut self, owned: Owned) {
         self.tick += 1;
-        let mut node = owned.shared.last().copied().unwrap_or(ROOT);
         for shared in &owned.shared {
             let entry = self.nodes.get_mut(shared).expect("nodes in use stay");
             entry.users -= 1;
@@ -144,36 +176,7 @@ impl PageTable {
                 self.leaves.insert((entry.used, *shared));
             }
         }
-        let known = owned.shared.len();
-        let mut chunks = computed.chunks_exact(PAGE_TOKENS).skip(known);
-        let mut on_path = true;
-        for page in owned.pages.into_iter().skip(known) {
-            let Some(tokens) = chunks.next().filter(|_| on_path) else {
-                self.free.push(page);
-                continue;
-            };
-            if let Some(there) = self.by_tokens.get(&(node, tokens.into())) {
-                // Somebody else computed the same meanwhile: theirs stays.
-                node = *there;
-                self.free.push(page);
-                continue;
-            }
-            let Some(new) = self.unused_node() else {
-                on_path = false;
-                self.free.push(page);
-                continue;
-            };
-            if let Some(parent) = self.nodes.get_mut(&node) {
-                parent.children += 1;
-                self.leaves.remove(&(parent.used, node));
-            }
-            self.by_tokens.insert((node, tokens.into()), new);
-            let entry = Entry { parent: node, tokens: tokens.into(), page, users: 0, children: 0, used: self.tick };
-            self.nodes.insert(new, entry);
-            self.idle += 1;
-            self.leaves.insert((self.tick, new));
-            node = new;
-        }
+        self.free.extend(&owned.pages[owned.shared.len()..]);
     }
 
     fn unused_node(&mut self) -> Option<Node> {
@@ -202,14 +205,30 @@ mod tests {
             table.grow(&mut first).unwrap();
         }
         let pages = first.pages().to_vec();
-        table.end(first, &prompt(100, 0));
+        let mut beside = table.begin(&prompt(100, 0)).0;
+        while beside.room() < 96 {
+            table.grow(&mut beside).unwrap();
+        }
+        table.share(&mut first, &prompt(100, 0));
+        assert_eq!((first.pages(), table.available()), (&pages[..], 1));
+        let (whole, known) = table.begin(&prompt(100, 2));
+        assert_eq!((known, whole.pages()), (64, &pages[..2]), "while the first still runs");
+        table.share(&mut beside, &prompt(70, 0));
+        assert_eq!(
+            (&beside.pages()[..2], table.available()),
+            (&pages[..2], 3),
+            "one that computed the same has its pages"
+        );
+        for owned in [first, beside, whole] {
+            table.end(owned);
+        }
         assert_eq!(table.available(), 8);
         let (second, known) = table.begin(&prompt(100, 1));
         assert_eq!((known, second.pages()), (64, &pages[..2]), "the first 64 tokens are the same");
         let (third, known) = table.begin(&prompt(64, 0));
         assert_eq!(known, 32, "the last token is computed again");
-        table.end(second, &prompt(64, 1));
-        table.end(third, &prompt(64, 0));
+        table.end(second);
+        table.end(third);
     }
 
     #[test]
@@ -218,7 +237,8 @@ mod tests {
         let (mut owned, _) = table.begin(&prompt(96, 0));
         while table.grow(&mut owned).is_some() {}
         assert_eq!(owned.room(), 96);
-        table.end(owned, &prompt(96, 0));
+        table.share(&mut owned, &prompt(96, 0));
+        table.end(owned);
         let (mut other, _) = table.begin(&[7; 40]);
         table.grow(&mut other).unwrap();
         let (_kept, known) = table.begin(&prompt(96, 0));
@@ -232,10 +252,10 @@ mod tests {
     }
 
     proptest! {
-        /// Many random requests that begin, grow and end: pages are never lost nor given out twice, and the leaf that is
+        /// Many random requests that begin, grow, share and end: pages are never lost nor given out twice, and the leaf that is
         /// given up is the one that was longest unused.
         #[test]
-        fn every_page_has_one_owner(steps in proptest::collection::vec((0u8..4, 0usize..8, 1usize..200), 1..120)) {
+        fn every_page_has_one_owner(steps in proptest::collection::vec((0u8..6, 0usize..8, 1usize..200), 1..120)) {
             const PAGES: u32 = 12;
             let mut table = PageTable::new(PAGES);
             let mut running: Vec<(Owned, Vec<u32>)> = Vec::new();
@@ -255,11 +275,14 @@ mod tests {
                         prop_assert_eq!(table.nodes.len(), before - usize::from(given_up.is_some()));
                         prop_assert!(given_up.is_none_or(|(_, node)| !table.nodes.contains_key(&node)));
                     }
-                    _ if !running.is_empty() => {
-                        let (owned, prompt) = running.swap_remove(which % running.len());
-                        let computed = prompt.len().min(owned.room());
-                        table.end(owned, &prompt[..computed]);
+                    3 | 4 if !running.is_empty() => {
+                        let index = which % running.len();
+                        let (owned, prompt) = &mut running[index];
+                        let computed = prompt.len().min(owned.room()).min(length);
+                        table.share(owned, &prompt[..computed]);
+                        prop_assert!(owned.shared.len() >= computed / PAGE_TOKENS);
                     }
+                    _ if !running.is_empty() => table.end(running.swap_remove(which % running.len()).0),
                     _ => {}
                 }
                 let mut owners = vec![0; PAGES as usize];

@@ -186,30 +186,24 @@ impl Schedule {
     /// Ends all requests, as after a failure of the device.
     pub fn clear(&mut self) -> Vec<RequestId> {
         self.news.clear();
-        let ids = self.waiting.drain(..).map(|waiting| waiting.id).collect::<Vec<_>>();
-        let running = self.running.iter().map(|running| running.id).collect::<Vec<_>>();
-        while !self.running.is_empty() {
-            // What the pages hold is not known any more.
-            self.running[0].computed = 0;
-            self.leave(0);
-        }
-        ids.into_iter().chain(running).collect()
+        self.start_over();
+        self.waiting.drain(..).map(|waiting| waiting.id).collect()
     }
 
     /// Has everything computed again, as after pages were lost: whoever ran waits, and what pages held is not known.
     pub fn start_over(&mut self) {
         while !self.running.is_empty() {
-            self.running[0].computed = 0;
-            let again = self.leave(0);
+            let mut again = self.leave(0);
+            again.computed = 0;
             self.waiting.push(again);
         }
         self.pages = PageTable::new(self.pages.available() as u32);
     }
 
-    /// Takes a request out and gives its pages back; what is in them stays known.
+    /// Takes a request out and gives its pages back; what full ones hold stays known.
     fn leave(&mut self, index: usize) -> Running {
         let mut running = self.running.remove(index);
-        self.pages.end(std::mem::take(&mut running.owned), &running.tokens[..running.computed]);
+        self.pages.end(std::mem::take(&mut running.owned));
         running
     }
 
@@ -308,7 +302,7 @@ impl Schedule {
         // All of its tokens and one page to go on, unless it is alone: then it gets what there is.
         let wanted = waiting.tokens.len().saturating_sub(known).div_ceil(PAGE_TOKENS) + 1;
         if self.pages.available() < wanted && !self.running.is_empty() {
-            self.pages.end(owned, &waiting.tokens[..known]);
+            self.pages.end(owned);
             return None;
         }
         let mut running = self.waiting.remove(best);
@@ -375,6 +369,7 @@ impl Schedule {
             if let Some(index) = self.position(*id) {
                 let running = &mut self.running[index];
                 running.computed += rows;
+                self.pages.share(&mut running.owned, &running.tokens[..running.computed]);
             }
         }
         for (id, choice) in batch.answers.iter().zip(chosen) {
@@ -556,6 +551,27 @@ mod tests {
         let chosen = model.run(&batch);
         assert_eq!(schedule.done(&batch, chosen)[0], (2, Event::Begin { cached_tokens: 288 }));
         assert_eq!(schedule.totals(), Totals { prompt_tokens: 600, cached_tokens: 288, preemptions: 0 });
+    }
+
+    #[test]
+    fn a_shared_beginning_is_computed_once_while_whoever_had_it_first_still_runs() {
+        let mut schedule = Schedule::new(Limits { rows_max: 64, running_max: 16, context: 1000 }, 64);
+        let mut model = Model::default();
+        let prompt: Vec<u32> = (0..300).collect();
+        (0..16).for_each(|id| schedule.push(id, request(prompt.clone(), 50, "a")));
+        let (mut rows, mut begun) = (0, 0);
+        while begun < 16 {
+            let batch = schedule.next_batch().unwrap();
+            rows += batch.step.ids.len();
+            let chosen = model.run(&batch);
+            let told = schedule.done(&batch, chosen);
+            begun += told.iter().filter(|(_, event)| matches!(event, Event::Begin { .. })).count();
+            assert!(told.iter().all(|(_, event)| !matches!(event, Event::End(_))), "nobody has ended yet");
+        }
+        // 288 of 300 are full pages; who is admitted in the step that computes the last of them has fewer.
+        assert!(rows < 300 + 16 * (12 + 64) + 200, "{rows} rows");
+        assert!(schedule.totals().cached_tokens >= 14 * 256, "{:?}", schedule.totals());
+        assert!(schedule.pages.available() >= 64 - 10 - 16 * 2, "they have the full pages in common");
     }
 
     #[test]
