@@ -150,6 +150,32 @@ fn weights_are_those_that_are_named() {
 }
 
 #[test]
+fn weights_in_shards_are_those_of_one_file() {
+    let [whole, shards] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    for folder in [&whole, &shards] {
+        write_model(folder.path(), "Qwen2ForCausalLM", &json!({}), Dtype::F32);
+    }
+    let single = shards.path().join("model.safetensors");
+    let bytes = std::fs::read(&single).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut map = serde_json::Map::new();
+    let mut parts = [Vec::new(), Vec::new()];
+    for (index, (name, view)) in tensors.iter().enumerate() {
+        map.insert(name.to_owned(), format!("model-{}-of-2.safetensors", index % 2 + 1).into());
+        parts[index % 2].push((name.to_owned(), view));
+    }
+    for (index, part) in parts.into_iter().enumerate() {
+        let path = shards.path().join(format!("model-{}-of-2.safetensors", index + 1));
+        std::fs::write(path, safetensors::serialize(part, None).unwrap()).unwrap();
+    }
+    std::fs::remove_file(&single).unwrap();
+    std::fs::write(shards.path().join("model.safetensors.index.json"), json!({ "weight_map": map }).to_string())
+        .unwrap();
+    let of = |folder: &Path| graph_of(folder).weights.iter().map(|weight| weight.bytes().to_vec()).collect::<Vec<_>>();
+    assert_eq!(of(shards.path()), of(whole.path()));
+}
+
+#[test]
 fn every_quantisation_agrees_with_the_plain_backend() {
     for dtype in [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4K, Dtype::Q5K, Dtype::Q6K, Dtype::F16] {
         let folder = tempfile::tempdir().unwrap();
