@@ -82,30 +82,36 @@ impl Dense {
         self.outputs.div_ceil(PANEL)
     }
 
-    /// Products of the rows of `x` (as many as `tile` has, at most [`TILE_ROWS`]) with a panel.
-    pub(crate) fn tile(&self, simd: Simd, x: &[f32], panel: usize, tile: &mut [[f32; PANEL]]) {
+    /// The bytes of a panel; none of one that there is not.
+    pub(crate) fn panel(&self, panel: usize) -> &[u8] {
+        let length = PANEL * self.inputs * self.kind.bytes();
+        self.panels.get(panel * length..(panel + 1) * length).unwrap_or(&[])
+    }
+
+    /// Products of the rows of `x` (as many as `tile` has, at most [`TILE_ROWS`]) with a panel. Meanwhile the memory is asked
+    /// for what comes next.
+    pub(crate) fn tile(&self, simd: Simd, x: &[f32], panel: usize, next: &[u8], tile: &mut [[f32; PANEL]]) {
         assert!(tile.len() <= TILE_ROWS && x.len() == tile.len() * self.inputs && panel < self.panels());
-        let (length, inputs) = (PANEL * self.inputs * self.kind.bytes(), self.inputs);
-        let panel = &self.panels[panel * length..][..length];
+        let (panel, inputs) = (self.panel(panel), self.inputs);
         let two = |b: &[u8]| [b[0], b[1]];
         match self.kind {
             Kind::F32 => dispatch!(
                 simd,
                 plain(x, inputs, panel, |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]), tile),
-                avx2::tile::<avx2::F32>(x, inputs, panel.as_ptr(), tile),
-                avx512::tile::<avx512::F32>(x, inputs, panel.as_ptr(), tile)
+                avx2::tile::<avx2::F32>(x, inputs, panel.as_ptr(), next, tile),
+                avx512::tile::<avx512::F32>(x, inputs, panel.as_ptr(), next, tile)
             ),
             Kind::F16 => dispatch!(
                 simd,
                 plain(x, inputs, panel, |b| half::f16::from_le_bytes(two(b)).to_f32(), tile),
-                avx2::tile::<avx2::F16>(x, inputs, panel.as_ptr(), tile),
-                avx512::tile::<avx512::F16>(x, inputs, panel.as_ptr(), tile)
+                avx2::tile::<avx2::F16>(x, inputs, panel.as_ptr(), next, tile),
+                avx512::tile::<avx512::F16>(x, inputs, panel.as_ptr(), next, tile)
             ),
             Kind::Bf16 => dispatch!(
                 simd,
                 plain(x, inputs, panel, |b| half::bf16::from_le_bytes(two(b)).to_f32(), tile),
-                avx2::tile::<avx2::Bf16>(x, inputs, panel.as_ptr(), tile),
-                avx512::tile::<avx512::Bf16>(x, inputs, panel.as_ptr(), tile)
+                avx2::tile::<avx2::Bf16>(x, inputs, panel.as_ptr(), next, tile),
+                avx512::tile::<avx512::Bf16>(x, inputs, panel.as_ptr(), next, tile)
             ),
         }
     }
@@ -148,12 +154,12 @@ macro_rules! tiles {
         /// # Safety
         /// The panel must have `PANEL` elements for each input.
         #[target_feature(enable = $features)]
-        pub(super) unsafe fn tile<E: Element>(x: &[f32], inputs: usize, panel: *const u8, tile: &mut [[f32; PANEL]]) {
+        pub(super) unsafe fn tile<E: Element>(x: &[f32], inputs: usize, panel: *const u8, next: &[u8], tile: &mut [[f32; PANEL]]) {
             for (x, tile) in x.chunks($rows_max * inputs).zip(tile.chunks_mut($rows_max)) {
                 // SAFETY: the caller's panel is as long as that.
                 unsafe {
                     match tile.len() {
-                        $($rows => rows::<$rows, E>(x, inputs, panel, tile),)*
+                        $($rows => rows::<$rows, E>(x, inputs, panel, next, tile),)*
                         _ => {}
                     }
                 }
@@ -163,11 +169,13 @@ macro_rules! tiles {
         /// # Safety
         /// As for `tile`.
         #[target_feature(enable = $features)]
-        unsafe fn rows<const R: usize, E: Element>(x: &[f32], inputs: usize, panel: *const u8, tile: &mut [[f32; PANEL]]) {
+        unsafe fn rows<const R: usize, E: Element>(x: &[f32], inputs: usize, panel: *const u8, next: &[u8], tile: &mut [[f32; PANEL]]) {
             assert!(tile.len() == R && x.len() == R * inputs);
+            let step = next.len() / inputs;
             for first in (0..PANEL).step_by(WIDE * $lanes) {
                 let mut sums = [[$zero(); WIDE]; R];
                 for input in 0..inputs {
+                    _mm_prefetch::<_MM_HINT_T1>(next.as_ptr().wrapping_add(input * step).cast());
                     // SAFETY: the panel has PANEL elements for each input, and first + WIDE · lanes ≤ PANEL.
                     let weights: [$vector; WIDE] = unsafe {
                         let from = panel.add((input * PANEL + first) * E::BYTES);
@@ -242,7 +250,7 @@ mod tests {
                     for level in Simd::available() {
                         for panel in 0..packed.panels() {
                             let mut tile = vec![[9.0; PANEL]; rows];
-                            packed.tile(level, &x, panel, &mut tile);
+                            packed.tile(level, &x, panel, packed.panel(panel + 1), &mut tile);
                             for (row, output) in (0..rows).flat_map(|row| (0..PANEL).map(move |output| (row, output))) {
                                 let column = panel * PANEL + output;
                                 let of =

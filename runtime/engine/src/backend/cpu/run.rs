@@ -435,8 +435,11 @@ impl<'a> Run<'a> {
                 (scratch.values[x].read(first * inputs, rows * inputs), bytes)
             };
             let bias = part.bias.map(|bias| self.on.vector(bias));
-            for panel in at * chunk..matrix.panels().min((at + 1) * chunk) {
-                matrix.panel(self.on.simd, x, bytes, rows, panel, &mut |products| {
+            let (panels, others) =
+                (at * chunk..matrix.panels().min((at + 1) * chunk), chunk * (self.on.pool.threads() - 1));
+            for panel in panels.clone() {
+                let next = if panel + 1 < panels.end { panel + 1 } else { panel + 1 + others };
+                matrix.panel(self.on.simd, x, bytes, rows, panel, next, &mut |products| {
                     let Products { row, output, width: count, lanes, sums } = products;
                     let bias = bias.map_or(&[][..], |bias| &bias[output..output + count]);
                     self.on.simd.settle(lanes, bias, activation, sums);

@@ -81,7 +81,9 @@ impl Matrix {
         }
     }
 
-    /// Products of `rows` rows, at most [`PRODUCT_ROWS`], with a panel: calls `put` with a few rows at a time.
+    /// Products of `rows` rows, at most [`PRODUCT_ROWS`], with a panel: calls `put` with a few rows at a time. `next` is the
+    /// panel that this thread most likely wants after it, if there is one of that number.
+    #[allow(clippy::too_many_arguments, reason = "what it multiplies, and with what")]
     pub(super) fn panel(
         &self,
         simd: Simd,
@@ -89,16 +91,20 @@ impl Matrix {
         bytes: Option<Rows>,
         rows: usize,
         panel: usize,
+        next: usize,
         put: &mut dyn FnMut(Products),
     ) {
         match self {
             Self::Dense(dense) => {
                 let width = dense::PANEL.min(dense.outputs - panel * dense::PANEL);
+                // With few rows the first tile is all there is, and the memory has no time to spare.
+                let next = if rows > dense::TILE_ROWS { dense.panel(next) } else { &[] };
                 for first in (0..rows).step_by(dense::TILE_ROWS) {
                     let count = dense::TILE_ROWS.min(rows - first);
                     let mut tile = [[0.0; dense::PANEL]; dense::TILE_ROWS];
                     let x = &x[first * dense.inputs..(first + count) * dense.inputs];
-                    dense.tile(simd, x, panel, &mut tile[..count]);
+                    let next = &next[next.len() * first / rows..next.len() * (first + count) / rows];
+                    dense.tile(simd, x, panel, next, &mut tile[..count]);
                     let sums = tile[..count].as_flattened_mut();
                     put(Products { row: first, output: panel * dense::PANEL, width, lanes: dense::PANEL, sums });
                 }
