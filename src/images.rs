@@ -13,6 +13,7 @@ use kedge_world::World;
 
 use crate::folders;
 use crate::lock::{self, Role};
+use crate::output::{self, say};
 use crate::settings::Folders;
 
 /// What can be done with images.
@@ -93,16 +94,16 @@ async fn act(verb: ImageVerb, runtime: &Containerd) -> Result<()> {
     match verb {
         ImageVerb::Import { file, .. } => {
             for image in runtime.import_archive(&file).await? {
-                println!("{}", names(&image));
+                say!("{}", names(&image))?;
             }
         }
-        ImageVerb::List { .. } => print!("{}", table(&runtime.list_images().await?)),
+        ImageVerb::List { .. } => output::write(format_args!("{}", table(&runtime.list_images().await?)))?,
         ImageVerb::Remove { names: wanted, unused, .. } => {
             let used = runtime.observe().await?.containers.into_iter().map(|found| found.image_id).collect();
             let here = runtime.list_images().await?;
             for image in doomed(here, &used, if unused { None } else { Some(&wanted) })? {
                 runtime.remove_image(&image.id).await?;
-                println!("removed {}", names(&image));
+                say!("removed {}", names(&image))?;
             }
         }
     }

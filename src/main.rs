@@ -16,6 +16,7 @@ mod logs;
 mod models;
 mod node;
 mod notify;
+mod output;
 mod server;
 mod service;
 mod settings;

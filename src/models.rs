@@ -17,6 +17,7 @@ use kedge_runtimes::Layout;
 use tokio::sync::OnceCell;
 
 use crate::node::RuntimeSlot;
+use crate::output::say;
 
 /// The repository that the image of this program is named in; nothing is ever pulled from there.
 const REPOSITORY: &str = "kedge.dev/infer";
@@ -36,7 +37,7 @@ pub(crate) enum ModelVerb {
 /// Answers it.
 pub(crate) fn run(verb: ModelVerb) -> Result<()> {
     match verb {
-        ModelVerb::Digest { folder } => println!("{}", kedge_models::read_folder(&folder)?.digest()),
+        ModelVerb::Digest { folder } => say!("{}", kedge_models::read_folder(&folder)?.digest())?,
     }
     Ok(())
 }

@@ -16,6 +16,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::sync::watch;
 
 use crate::folders;
+use crate::output::say;
 use crate::settings::DATA_DIR;
 
 /// What can be done about sites.
@@ -104,15 +105,15 @@ pub(crate) async fn run(verb: SiteVerb) -> Result<()> {
             // A token is worth one site: it is not spent on a directory that no cluster is in.
             folders::api(&world, &data_dir)?;
             match kedge_site::join(&world, &data_dir, &hub, &token).await? {
-                Joined::Now(site) => println!("joined as site {site}"),
-                Joined::Before(site) => println!("already site {site} of this hub; the token was not used"),
+                Joined::Now(site) => say!("joined as site {site}")?,
+                Joined::Before(site) => say!("already site {site} of this hub; the token was not used")?,
             }
             Ok(())
         }
         SiteVerb::Leave { data_dir } => {
             match kedge_site::leave(&world, &folders::absolute(&data_dir)?)? {
-                Some(site) => println!("left the hub (site {site}); models that came from it stay"),
-                None => println!("this cluster is no site"),
+                Some(site) => say!("left the hub (site {site}); models that came from it stay")?,
+                None => say!("this cluster is no site")?,
             }
             Ok(())
         }
@@ -127,7 +128,7 @@ async fn create_token(world: &World, flags: TokenFlags) -> Result<()> {
     let labels: BTreeMap<String, String> = flags.label.into_iter().collect();
     let invitation = Invitation { site: flags.name, labels, lasts: flags.ttl.0 };
     let (token, site) = kedge_hub::create_token(world, &client, authority, &invitation).await?;
-    println!("{token}");
+    say!("{token}")?;
     eprintln!("A cluster becomes the site {site} with:\n  kedge site join --hub {} --token {token}", flags.hub_url);
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! `kedge uninstall`: ends everything of a node and removes what it left on the machine.
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -9,6 +9,7 @@ use kedge_runtimes::private::killall::remove_shared_folders;
 use kedge_world::World;
 
 use crate::lock::Role;
+use crate::output::{self, say};
 use crate::settings::{DATA_DIR, Folders, KUBECONFIG};
 use crate::{folders, infer, killall, service};
 
@@ -52,12 +53,12 @@ pub(crate) async fn run(flags: UninstallFlags) -> Result<()> {
     }
     doomed.extend(infer::cache_dir().filter(|_| is_installed));
     let doomed: Vec<PathBuf> = doomed.into_iter().filter(|path| path.exists()).collect();
-    println!("This ends the server and all pods of {}, and removes:", data_dir.display());
+    say!("This ends the server and all pods of {}, and removes:", data_dir.display())?;
     for path in &doomed {
-        println!("  {}", path.display());
+        say!("  {}", path.display())?;
     }
     if !flags.yes && !agreed()? {
-        println!("nothing was changed");
+        say!("nothing was changed")?;
         return Ok(());
     }
     if is_installed {
@@ -80,7 +81,7 @@ pub(crate) async fn run(flags: UninstallFlags) -> Result<()> {
     // Others may hold on to a namespace; what is ours alone goes all the same, and the failure is told at the end.
     let unpinned = namespace.map_or(Ok(()), |name| {
         kedge_network::node::delete(&name).with_context(|| format!("cannot remove the network namespace {name}"))?;
-        println!("removed the network namespace {name}");
+        say!("removed the network namespace {name}")?;
         anyhow::Ok(())
     });
     // All of it is looked at before any of it goes.
@@ -90,12 +91,12 @@ pub(crate) async fn run(flags: UninstallFlags) -> Result<()> {
     }
     for path in &doomed {
         mounts::remove_tree(path)?;
-        println!("removed {}", path.display());
+        say!("removed {}", path.display())?;
     }
     if is_installed {
         service::reload();
     } else if program.starts_with("/usr/local/bin") {
-        println!("{} stays, for others may use it; `kedge uninstall` removes it", program.display());
+        say!("{} stays, for others may use it; `kedge uninstall` removes it", program.display())?;
     }
     unpinned
 }
@@ -104,8 +105,7 @@ fn agreed() -> Result<bool> {
     if !io::stdin().is_terminal() {
         bail!("nobody can be asked here; say --yes");
     }
-    print!("Go on? [y/N] ");
-    io::stdout().flush()?;
+    output::write(format_args!("Go on? [y/N] "))?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))

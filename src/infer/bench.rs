@@ -13,6 +13,7 @@ use kedge_world::World;
 use serde::Serialize;
 
 use super::Output;
+use crate::output::{self, say};
 
 /// Settings of `kedge infer bench`.
 #[derive(Args, Clone, Debug)]
@@ -114,8 +115,8 @@ pub(crate) async fn run(flags: BenchFlags) -> Result<()> {
     let measured = tokio::task::spawn_blocking(move || measure(&flags, &decoder, no_gpu)).await;
     let found = measured.context("measuring")??;
     match output {
-        Output::Table => print!("{}", table(&found)),
-        Output::Json => println!("{}", serde_json::to_string_pretty(&found).context("writing what was found")?),
+        Output::Table => output::write(format_args!("{}", table(&found)))?,
+        Output::Json => say!("{}", serde_json::to_string_pretty(&found).context("writing what was found")?)?,
     }
     Ok(())
 }

@@ -19,6 +19,7 @@ use kedge_serve::{Candidate, Device, InferOptions, Model, Opened, Placement, Tel
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::logs;
+use crate::output::say;
 use crate::settings::host_port;
 
 /// `kedge infer`, with a verb or as a server.
@@ -237,12 +238,12 @@ fn devices(flags: &DevicesFlags) -> Result<()> {
     let all = kedge_serve::candidates()?;
     if flags.output == Output::Json {
         let list: Vec<_> = all.iter().map(Candidate::to_json).collect();
-        println!("{}", serde_json::to_string_pretty(&list).context("writing what was found")?);
+        say!("{}", serde_json::to_string_pretty(&list).context("writing what was found")?)?;
         return Ok(());
     }
-    println!("{:<8}{:<8}DESCRIPTION", "DEVICE", "USABLE");
+    say!("{:<8}{:<8}DESCRIPTION", "DEVICE", "USABLE")?;
     for one in all {
-        println!("{:<8}{:<8}{}", one.device, if one.usable { "yes" } else { "no" }, one.description);
+        say!("{:<8}{:<8}{}", one.device, if one.usable { "yes" } else { "no" }, one.description)?;
     }
     Ok(())
 }

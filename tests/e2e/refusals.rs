@@ -116,3 +116,17 @@ fn full_and_read_only_disks() {
     unmount();
     names(&read_only, &["--data-dir", "Read-only"]);
 }
+
+/// What a verb found and could not tell is an error of the verb, in one line.
+#[test]
+fn a_standard_output_that_takes_nothing() {
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/images/demo-decoder");
+    for arguments in [&["infer", "devices"][..], &["model", "digest", demo]] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut kedge = Command::new(env!("CARGO_BIN_EXE_kedge"));
+        let output = kedge.args(arguments).stdout(full).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), text.lines().count()), (Some(1), 1), "{text}");
+        names(&text, &["kedge: writing to standard output", "No space left"]);
+    }
+}
