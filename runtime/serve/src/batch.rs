@@ -15,9 +15,10 @@ use kedge_engine::{Embedding, EngineError, Tokens};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::ServeError;
+use crate::intake::OPEN_MAX;
 
-/// Most requests that wait.
-const QUEUE_REQUESTS_MAX: usize = 256;
+/// Most requests that wait: as many as are open. It is full where some were given up that the thread has not seen yet.
+const QUEUE_REQUESTS_MAX: usize = OPEN_MAX;
 /// Texts in one batch.
 const BATCH_TEXTS: usize = 32;
 /// Requests that the thread has taken: all that wait, so that it sees every client.

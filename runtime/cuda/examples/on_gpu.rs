@@ -1,4 +1,4 @@
-//! How fast the kernels are on this machine's device: `cargo run --release -p kedge-cuda --example speed`.
+//! How fast the kernels are on this machine's device: `cargo run --release -p kedge-cuda --example on_gpu`.
 //!
 //! A chain of products with matrices of their own, more of them than a cache holds, for each type and number of rows; and
 //! attention to contexts of some lengths. Times are the least of several runs, the copy of the answer included.
