@@ -140,22 +140,29 @@ impl<'a> Words<'a> {
 }
 
 fn byte_level(file: &Gguf, words: &Words) -> Result<Value, EngineError> {
-    let pre = text_if_there(file, "tokenizer.ggml.pre")?.unwrap_or("default");
-    let split = split_of(pre).ok_or_else(|| {
-        let reason = format!("{pre:?} is not supported; a tokenizer.json beside the file is");
-        wrong(file.tensors.path(), "tokenizer.ggml.pre", reason)
-    })?;
+    let (path, key) = (file.tensors.path(), "tokenizer.ggml.pre");
+    let word = text_if_there(file, key)?.unwrap_or_else(|| {
+        let file = path.display();
+        tracing::warn!(%file, "{key} is not there: texts are cut as llama.cpp does then, and answers may be worse");
+        "default"
+    });
+    let Some(cut) = Cut::of(word) else {
+        return Err(wrong(path, key, format!("{word:?} is not supported; a tokenizer.json beside the file is")));
+    };
+    let mut cuts = Vec::new();
+    for expression in cut.expressions {
+        let pattern = json!({ "Regex": expression });
+        cuts.push(json!({ "type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false }));
+    }
+    cuts.push(json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false }));
     let merges = file.texts("tokenizer.ggml.merges")?;
     Ok(json!({
         "version": "1.0",
         "added_tokens": words.added(),
-        "pre_tokenizer": { "type": "Sequence", "pretokenizers": [
-            { "type": "Split", "pattern": { "Regex": split }, "behavior": "Isolated", "invert": false },
-            { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false },
-        ] },
+        "pre_tokenizer": { "type": "Sequence", "pretokenizers": cuts },
         "decoder": { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true },
         "model": {
-            "type": "BPE", "vocab": words.ids, "merges": merges, "ignore_merges": pre == "llama-bpe", "fuse_unk": false,
+            "type": "BPE", "vocab": words.ids, "merges": merges, "ignore_merges": cut.whole, "fuse_unk": false,
             "byte_fallback": false,
         },
     }))
@@ -394,8 +401,8 @@ fn bos_of(file: &Gguf) -> Result<Option<u32>, EngineError> {
     let wanted = match file.has("tokenizer.ggml.add_bos_token") {
         true => file.flag("tokenizer.ggml.add_bos_token")?,
         false => {
-            text_if_there(file, "tokenizer.ggml.pre")? == Some("llama-bpe")
-                || text_if_there(file, "tokenizer.ggml.model")? == Some("llama")
+            let cut = text_if_there(file, "tokenizer.ggml.pre")?.and_then(Cut::of);
+            text_if_there(file, "tokenizer.ggml.model")? == Some("llama") || cut.is_some_and(|cut| cut.begins)
         }
     };
     let bos = token_of(file, "tokenizer.ggml.bos_token_id", file.texts("tokenizer.ggml.tokens")?.len())?;
@@ -410,21 +417,58 @@ fn wrong(path: &Path, field: &str, reason: String) -> EngineError {
     EngineError::Field { path: path.to_owned(), field: field.to_owned(), reason }
 }
 
-/// How text is cut before pairs are merged, by the names that GGUF has for it (llama.cpp `llama-vocab.cpp`).
-fn split_of(pre: &str) -> Option<&'static str> {
-    match pre {
-        "default" | "gpt-2" | "gpt2" => {
-            Some(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
-        }
-        "llama-bpe" | "llama3" => Some(
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        ),
-        "qwen2" => Some(
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        ),
-        _ => None,
+/// How texts are cut before pairs are merged, by the words that GGUF has for it (`llama-vocab.cpp`). Known are those of
+/// families that can be served.
+struct Cut {
+    /// Each cuts what those before it left.
+    expressions: &'static [&'static str],
+    /// A piece that is a token is not made of others.
+    whole: bool,
+    /// Texts begin with the first token where the file does not say.
+    begins: bool,
+}
+
+impl Cut {
+    fn of(word: &str) -> Option<Self> {
+        let cut = |expressions| Self { expressions, whole: false, begins: false };
+        let llama_3 = |expressions| Self { expressions, whole: true, begins: true };
+        let cut = match word {
+            // What llama.cpp takes where it knows no better, also where there is no word.
+            "default" => cut(&[r"[\p{P}$+<=>\^\~|]+", GPT_2, r"\p{N}+", "[0-9]{3}"]),
+            "gpt-2" | "mellum" | "a.x-4.0" | "trillion" => cut(&[GPT_2]),
+            "smollm" | "minerva-7b" => cut(&[r"\p{N}", GPT_2]),
+            "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "pixtral" | "midm-2.0" => llama_3(&[LLAMA_3]),
+            "dbrx" | "smaug-bpe" => cut(&[LLAMA_3]),
+            "qwen2" | "deepseek-r1-qwen" | "megrez" => cut(&[QWEN_2]),
+            "tekken" => llama_3(&[TEKKEN]),
+            "gpt-4o" => cut(&[GPT_4O]),
+            _ => return None,
+        };
+        Some(cut)
     }
 }
+
+const GPT_2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+const LLAMA_3: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+);
+const QWEN_2: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+);
+/// The models' own. Of letters beyond `a` to `z` llama.cpp does not tell large from small, nor does it count marks as letters.
+const TEKKEN: &str = concat!(
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+);
+/// As [`TEKKEN`].
+const GPT_4O: &str = concat!(
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+);
 
 /// Tokens of one character: each has a byte of it at least.
 const CHARACTER_TOKENS_MAX: usize = 4;
