@@ -29,8 +29,10 @@ const MADE: &str = "runtime/cuda/ptx";
 const LEDGER: &str = "runtime/cuda/ptx/ledger.tsv";
 
 /// Each set of kernels with the architectures that run it.
-const SETS: [(&str, &[u32]); 2] =
-    [("75", &[75, 80, 86, 87, 89, 90, 100, 110, 120, 121]), ("80", &[80, 86, 87, 89, 90, 100, 110, 120, 121])];
+const SETS: [(&str, &[u32]); 2] = [
+    ("75", &[75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121]),
+    ("80", &[80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121]),
+];
 
 /// NVRTC writes the newest version of the language that it knows; the kernels need no more than this one, which drivers
 /// have taken since CUDA 11.4. That it suffices is for the assembler to say.
