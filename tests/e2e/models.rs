@@ -397,6 +397,14 @@ fn a_model_is_served_from_pods_and_leaves_nothing_behind() {
     let answer: Value = serde_json::from_str(&server.kubectl(&ask)).unwrap();
     let said = answer["choices"][0]["message"]["content"].as_str().unwrap();
     assert!(said.to_lowercase().contains("container"), "what a pod is: {said:?}");
+    // Through its Service, from another pod, by name.
+    cluster.run("client", "sleep 1000");
+    let body = r#"{"model":"demo-decoder","messages":[{"role":"user","content":"What\u0020is\u0020a\u0020pod?"}],"temperature":0,"max_tokens":60}"#;
+    let ask = "exec client -- /bin/busybox wget -q -O- --header content-type:application/json --post-data";
+    let same = server.kubectl(&format!("{ask} {body} http://assistant.default.svc.cluster.local/v1/chat/completions"));
+    let same: Value = serde_json::from_str(&same).unwrap();
+    assert_eq!(same["choices"][0]["message"]["content"], said);
+    server.kubectl("delete pod client --wait=true");
     eventually("the table tells how fast it was", || {
         let found = server.kubectl("get modelservice assistant -o jsonpath={.status.tokensPerSecond},{.status.queue}");
         if found.ends_with(",0") && found != "0,0" { Ok(()) } else { Err(found) }

@@ -33,6 +33,14 @@ const MODEL_FOLDER: &str = "target/models/minilm";
 const KUBERNETES: (&str, &str) = ("kubernetes", "target/python");
 const OPENAI: (&str, &str) = ("openai==3.57.0", "target/python-openai");
 
+/// The vector instructions that the engine has code for beside what every machine has, each with what Linux calls the
+/// parts of it (`runtime/engine/src/backend/cpu/simd`); each needs those above it.
+const LEVELS: [(&str, &[&str]); 3] = [
+    ("AVX2", &["avx2", "fma", "f16c"]),
+    ("AVX-512", &["avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"]),
+    ("AMX", &["amx_tile", "amx_int8"]),
+];
+
 /// Which steps to run.
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -55,8 +63,28 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     step("fuzz targets", fuzz::check)?;
     step("installer", check_installer)?;
     step("kernels", check_kernels)?;
+    step("vector instructions", || {
+        let cpus = std::fs::read_to_string("/proc/cpuinfo").context("/proc/cpuinfo")?;
+        levels(&cpus).iter().for_each(|line| println!("{line}"));
+        Ok(())
+    })?;
     // One run builds the binary and every test: unit tests, simulations from printed seeds, and the end-to-end tests.
     step("tests", || command(&mut tests()?))
+}
+
+/// Which vector instructions tests run on a machine whose `/proc/cpuinfo` says that.
+fn levels(cpus: &str) -> Vec<String> {
+    let flags =
+        cpus.lines().find_map(|line| line.strip_prefix("flags")?.split_once(':')).map_or("", |(_, flags)| flags);
+    let mut missing = None;
+    let level = |(name, parts): &(&str, &[&'static str])| {
+        missing = missing.or(parts.iter().copied().find(|part| !flags.split(' ').any(|flag| flag == *part)));
+        match missing {
+            None => format!("{name} is tested"),
+            Some(part) => format!("{name} is SKIPPED: this machine lacks {part}"),
+        }
+    };
+    LEVELS.iter().map(level).collect()
 }
 
 /// Every test of the workspace. What a test needs is there by now, so that none may pass by being left out.
@@ -193,4 +221,24 @@ fn on_path(program: &str) -> bool {
 fn is_root() -> bool {
     let id = Command::new("id").arg("-u").output();
     id.is_ok_and(|output| output.stdout.trim_ascii() == b"0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::levels;
+
+    #[test]
+    fn what_a_machine_lacks_is_told() {
+        let all = "avx2 fma f16c avx512f avx512bw avx512vl avx512dq avx512_vnni amx_tile amx_int8";
+        for (flags, skipped) in [
+            (all.to_owned(), [None, None, None]),
+            (all.replace(" amx_int8", ""), [None, None, Some("amx_int8")]),
+            (all.replace("avx512dq ", ""), [None, Some("avx512dq"), Some("avx512dq")]),
+            (String::new(), [Some("avx2"); 3]),
+        ] {
+            let told = levels(&format!("processor\t: 0\nflags\t\t: fpu {flags}\n"));
+            let lacking = told.iter().map(|line| line.split_once("lacks ").map(|(_, part)| part)).collect::<Vec<_>>();
+            assert_eq!(lacking, skipped, "{flags}: {told:?}");
+        }
+    }
 }
