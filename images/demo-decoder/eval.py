@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Reads model/ with numpy alone and runs it: a forward pass of its own, apart from train.py's, in 64 bit floats.
 
-  eval.py                     perplexity on corpus/held-out.txt (--dtype float32 is quicker)
+  eval.py                     perplexity on corpus/held-out.txt, compared with perplexity.json (--dtype float32 is quicker)
+  eval.py --gguf FILE         the same with the weights of a GGUF file of this model, read by the package gguf
   eval.py --generate PROMPT   the greedy answer to one user message; --raw goes on with the text as it is
   eval.py --answers           greedy answers to the questions of a held-out sample, compared with the corpus
   eval.py --logits            writes reference.json
@@ -13,6 +14,7 @@ import pathlib
 import random
 import re
 import struct
+import sys
 
 import jinja2
 import numpy as np
@@ -37,9 +39,10 @@ def safetensors(path):
 
 
 class Llama:
-    def __init__(self, folder, dtype, f32=None):
+    def __init__(self, folder, dtype, f32=None, gguf=None):
         self.c = json.loads((folder / "config.json").read_text())
-        self.w = {k: v.astype(dtype) for k, v in (unrounded(f32, self.c) if f32 else safetensors(folder / "model.safetensors")).items()}
+        weights = unrounded(f32, self.c) if f32 else of_gguf(gguf, self.c) if gguf else safetensors(folder / "model.safetensors")
+        self.w = {k: v.astype(dtype) for k, v in weights.items()}
         self.dtype, d = dtype, self.c["head_dim"]
         angle = np.arange(self.c["max_position_embeddings"])[:, None] * self.c["rope_theta"] ** (-np.arange(0, d, 2) / d)
         self.cos, self.sin = np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
@@ -104,6 +107,20 @@ def unrounded(path, c):
     return out | {"model.embed_tokens.weight": p["embed"], "model.norm.weight": p["norm"]}
 
 
+def of_gguf(path, c):
+    """The weights of a GGUF file under their names in model.safetensors: what gguf_out.py does, backwards."""
+    import gguf
+    from gguf_out import NAMES
+    parts, out = {v: k for k, v in NAMES.items()}, {}
+    for t in gguf.GGUFReader(path).tensors:
+        w = gguf.quants.dequantize(t.data, t.tensor_type)
+        layer, _, part = t.name.removeprefix("blk.").removesuffix(".weight").partition(".")
+        if part in ("attn_q", "attn_k"):
+            w = w.reshape(c["num_attention_heads" if part == "attn_q" else "num_key_value_heads"], -1, 2, w.shape[1]).swapaxes(1, 2).reshape(w.shape)
+        out[{"token_embd": "model.embed_tokens.weight", "output_norm": "model.norm.weight"}.get(layer) or f"model.layers.{layer}.{parts[part]}.weight"] = w
+    return out
+
+
 class Chat:
     def __init__(self, folder):
         self.tok = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -138,7 +155,7 @@ def documents(split):
 
 def perplexity(model, chat):
     """Over every token but the first of each document; then by part. A word of an answer is one after <|assistant|>, up
-    to and with <|end|>."""
+    to and with <|end|>. Returns the first and the number of tokens."""
     speakers = [chat.tok.token_to_id(f"<|{x}|>") for x in ("system", "user", "assistant")]
     sums = {}
     for doc in documents("held-out"):
@@ -159,6 +176,8 @@ def perplexity(model, chat):
                 a[0], a[1] = a[0] + 1, a[1] + n
     for p, (n, total) in sums.items():
         print(f"perplexity {np.exp(total / n):.4f} on {n} tokens: {p}")
+    n, total = sums["all"]
+    return np.exp(total / n), n
 
 
 def answers(model, chat, most):
@@ -224,8 +243,9 @@ def main():
     args.add_argument("--logits", action="store_true")
     args.add_argument("--dtype", choices=["float32", "float64"], default="float64")
     args.add_argument("--f32", metavar="FILE", help="weights kept by train.py --f32 in place of model.safetensors")
+    args.add_argument("--gguf", metavar="FILE", help="weights of a GGUF file in place of model.safetensors")
     args = args.parse_args()
-    model, chat = Llama(HERE / "model", np.dtype(args.dtype), args.f32), Chat(HERE / "model")
+    model, chat = Llama(HERE / "model", np.dtype(args.dtype), args.f32, args.gguf), Chat(HERE / "model")
     if args.generate is not None:
         ids = chat.tok.encode(args.generate).ids if args.raw else chat.ids(chat.text([{"role": "user", "content": args.generate}], True))
         print(chat.tok.decode(model.greedy(ids, args.most)))
@@ -234,7 +254,13 @@ def main():
     elif args.logits:
         reference(model, chat)
     else:
-        perplexity(model, chat)
+        found, tokens = perplexity(model, chat)
+        committed = json.loads((HERE / "perplexity.json").read_text())
+        exact = committed["stored as"]["F32"]
+        if args.f32 or args.gguf:
+            print(f"{found / exact:.4f} times the committed {exact} of model.safetensors")
+        elif tokens != committed["tokens"] or abs(found - exact) > 0.0002:
+            sys.exit(f"perplexity.json says {exact} on {committed['tokens']} tokens")
 
 
 if __name__ == "__main__":
