@@ -118,7 +118,7 @@ impl Fetcher {
         Self { net, roots: None }
     }
 
-    /// One that trusts what `config` says.
+    /// One that trusts what `config` says: tests come with an authority of their own.
     pub fn with_tls(net: Arc<dyn Net>, config: Arc<rustls::ClientConfig>) -> Self {
         Self { net, roots: Some(config) }
     }

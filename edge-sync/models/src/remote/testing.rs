@@ -1,8 +1,8 @@
-//! What tests of sources share: a server on loopback, and a fetch as the controller does it.
+//! What tests of sources share: a server on loopback, with and without TLS, and a fetch as the controller does it.
 #![allow(clippy::disallowed_methods, reason = "a test's server on loopback, and its files")]
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
@@ -10,6 +10,8 @@ use async_trait::async_trait;
 use kedge_fetch::Fetcher;
 use kedge_own::Source;
 use kedge_world::World;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use super::{Place, RemoteError, Secrets, Tools};
 use crate::controller::{self, Failure};
@@ -80,13 +82,26 @@ pub(crate) struct Web {
 impl Web {
     /// Serves what `reply` says, one request a connection; it is told how many asked for the same path before.
     pub(crate) fn serve(reply: impl Fn(&Asked, usize) -> Reply + Send + 'static) -> Self {
+        Self::serve_over(None, reply)
+    }
+
+    /// The same over TLS, as the one that `own` certifies. Who does not trust it asks for nothing.
+    pub(crate) fn serve_tls(own: &Certified, reply: impl Fn(&Asked, usize) -> Reply + Send + 'static) -> Self {
+        Self::serve_over(Some(own.server.clone()), reply)
+    }
+
+    fn serve_over(
+        tls: Option<Arc<rustls::ServerConfig>>,
+        reply: impl Fn(&Asked, usize) -> Reply + Send + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let host = listener.local_addr().unwrap().to_string();
         let log: Arc<Mutex<Vec<Asked>>> = Arc::default();
         let all = log.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let mut asked = read(&stream);
+                let Some(mut stream) = greeted(tls.clone(), stream) else { continue };
+                let mut asked = read(&mut stream);
                 let before = all.lock().unwrap().iter().filter(|other| other.path == asked.path).count();
                 let reply = reply(&asked, before);
                 asked.sent = reply.cut.unwrap_or(reply.body.len());
@@ -108,9 +123,24 @@ impl Web {
     }
 }
 
-fn read(stream: &TcpStream) -> Asked {
+/// What requests come over.
+trait Stream: Read + Write {}
+
+impl<T: Read + Write> Stream for T {}
+
+/// A connection after its handshake; none where the client does not like the certificate.
+fn greeted(tls: Option<Arc<rustls::ServerConfig>>, mut stream: TcpStream) -> Option<Box<dyn Stream>> {
+    let Some(tls) = tls else { return Some(Box::new(stream)) };
+    let mut connection = rustls::ServerConnection::new(tls).unwrap();
+    while connection.is_handshaking() {
+        connection.complete_io(&mut stream).ok()?;
+    }
+    Some(Box::new(rustls::StreamOwned::new(connection, stream)))
+}
+
+fn read(stream: &mut dyn Stream) -> Asked {
     let mut asked = Asked::default();
-    for line in BufReader::new(stream.try_clone().unwrap()).lines() {
+    for line in BufReader::new(stream).lines() {
         let line = line.unwrap_or_default();
         if line.is_empty() {
             break;
@@ -124,7 +154,7 @@ fn read(stream: &TcpStream) -> Asked {
     asked
 }
 
-fn answer(mut stream: TcpStream, reply: &Reply) {
+fn answer(mut stream: Box<dyn Stream>, reply: &Reply) {
     let length = if reply.endless { String::new() } else { format!("Content-Length: {}\r\n", reply.body.len()) };
     let head = format!("HTTP/1.1 {}\r\n{}{length}Connection: close\r\n\r\n", reply.status, reply.headers);
     let body = &reply.body[..reply.cut.unwrap_or(reply.body.len())];
@@ -133,6 +163,38 @@ fn answer(mut stream: TcpStream, reply: &Reply) {
     while reply.endless && going.is_ok() {
         going = stream.write_all(body);
     }
+    drop(stream.flush());
+}
+
+/// A certificate for a server of some name, and the authority that signed it.
+pub(crate) struct Certified {
+    /// What a machine that trusts it has in its list of authorities.
+    pub(crate) authority: String,
+    server: Arc<rustls::ServerConfig>,
+    client: Arc<rustls::ClientConfig>,
+}
+
+impl Certified {
+    /// One for a host, by an authority of that name that signs nothing else.
+    pub(crate) fn new(by: &str, host: &str) -> Self {
+        let (authority_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+        let mut authority = CertificateParams::new(Vec::new()).unwrap();
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        authority.distinguished_name.push(DnType::CommonName, by);
+        let root = authority.self_signed(&authority_key).unwrap();
+        let issuer = Issuer::new(authority, authority_key);
+        let leaf = CertificateParams::new(vec![host.to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let server = rustls::ServerConfig::builder_with_provider(provider.clone());
+        let server = server.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let server = server.with_single_cert(vec![CertificateDer::from(leaf.der().to_vec())], key).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from(root.der().to_vec())).unwrap();
+        let client = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let client = client.unwrap().with_root_certificates(roots).with_no_client_auth();
+        Self { authority: root.pem(), server: Arc::new(server), client: Arc::new(client) }
+    }
 }
 
 /// A place where models are fetched to.
@@ -140,6 +202,7 @@ pub(crate) struct Machine {
     _folder: tempfile::TempDir,
     pub(crate) store: ModelStore,
     world: World,
+    fetcher: Fetcher,
     pub(crate) secrets: Held,
 }
 
@@ -167,7 +230,14 @@ impl Machine {
         let folder = tempfile::tempdir().unwrap();
         let world = World::real();
         let store = ModelStore::open(folder.path(), world.random.clone()).unwrap();
-        Self { _folder: folder, store, world, secrets: Held::default() }
+        let fetcher = Fetcher::new(world.net.clone());
+        Self { _folder: folder, store, world, fetcher, secrets: Held::default() }
+    }
+
+    /// One whose list of authorities has that one alone.
+    pub(crate) fn trusting(certified: &Certified) -> Self {
+        let here = Self::new();
+        Self { fetcher: Fetcher::with_tls(here.world.net.clone(), certified.client.clone()), ..here }
     }
 
     /// A Secret of this name.
@@ -184,8 +254,7 @@ impl Machine {
 
     /// One attempt, as the controller makes it.
     pub(crate) async fn fetch(&self, source: &Source, pinned: Option<&str>) -> Result<Fetched, Failure> {
-        let fetcher = Fetcher::new(self.world.net.clone());
-        let tools = Tools { fetcher: &fetcher, world: &self.world, secrets: &self.secrets };
+        let tools = Tools { fetcher: &self.fetcher, world: &self.world, secrets: &self.secrets };
         let mut remote = super::open(source, &tools).await?.unwrap();
         let listing = controller::list(&mut *remote, pinned).await?;
         let identity = Self::identity(source);
