@@ -15,14 +15,18 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use tokio::time::Instant;
 
 use crate::engine::Engine;
 
 /// Seconds: vLLM's own from 0.3 on, and below what an encoder needs.
-const LATENCY_SECONDS: [f64; 23] = [
+const LATENCY_SECONDS: [f64; 29] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0,
-    40.0, 50.0, 60.0,
+    40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
 ];
+
+/// Tokens: vLLM's own, which end where the longest model does.
+const TOKENS: [f64; 18] = [1e0, 2e0, 5e0, 1e1, 2e1, 5e1, 1e2, 2e2, 5e2, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5];
 
 /// Answers by status code.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -55,6 +59,7 @@ pub(crate) struct Metrics {
     pub(crate) first_token: Histogram,
     /// From a token of an answer to the next.
     pub(crate) between_tokens: Histogram,
+    answers: Answers,
     pub(crate) ended: Family<Ended, Counter<u64, AtomicU64>>,
     pub(crate) responses: Family<Status, Counter<u64, AtomicU64>>,
     /// Connections beyond those that may be.
@@ -63,21 +68,83 @@ pub(crate) struct Metrics {
     pub(crate) spans_dropped: Counter<u64, AtomicU64>,
 }
 
+/// Of answers that ended by themselves: each is counted once, when its request is over.
+#[derive(Debug)]
+struct Answers {
+    prompt_tokens: Histogram,
+    tokens: Histogram,
+    /// Of the answers to one prompt the longest.
+    tokens_most: Histogram,
+    /// From the first token to the last.
+    decode: Histogram,
+    /// The same for each token but the first.
+    per_token: Histogram,
+}
+
+impl Answers {
+    fn new(of_model: &mut Registry) -> Self {
+        let mut made = |name: &str, help: &str, buckets: &[f64]| {
+            let histogram = Histogram::new(buckets.iter().copied());
+            of_model.register(name, help, histogram.clone());
+            histogram
+        };
+        let decode = "Seconds from the first token of an answer to its last";
+        let per_token = "Seconds of an answer for each token but the first";
+        Self {
+            prompt_tokens: made("vllm:request_prompt_tokens", "Tokens of the prompt of an answer", &TOKENS),
+            tokens: made("vllm:request_generation_tokens", "Tokens of an answer", &TOKENS),
+            tokens_most: made(
+                "vllm:request_max_num_generation_tokens",
+                "Tokens of the longest answer to a prompt",
+                &TOKENS,
+            ),
+            decode: made("vllm:request_decode_time_seconds", decode, &LATENCY_SECONDS),
+            per_token: made("vllm:request_time_per_output_token_seconds", per_token, &LATENCY_SECONDS),
+        }
+    }
+}
+
+/// An answer that ended by itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Answered {
+    pub(crate) tokens: usize,
+    /// When its first and its last token were there, where it has any.
+    pub(crate) made: Option<(Instant, Instant)>,
+}
+
 impl Metrics {
+    /// Counts the answers to a prompt of so many tokens, of which all have ended by themselves.
+    pub(crate) fn answered(&self, prompt_tokens: usize, answers: &[Answered]) {
+        let to = &self.answers;
+        for Answered { tokens, made } in answers {
+            to.prompt_tokens.observe(prompt_tokens as f64);
+            to.tokens.observe(*tokens as f64);
+            let Some((first, last)) = made else { continue };
+            let decode = (*last - *first).as_secs_f64();
+            to.decode.observe(decode);
+            if *tokens > 1 {
+                to.per_token.observe(decode / (*tokens - 1) as f64);
+            }
+        }
+        let most = answers.iter().map(|answer| answer.tokens).max();
+        most.into_iter().for_each(|tokens| to.tokens_most.observe(tokens as f64));
+    }
+
     /// All of them at zero, in that registry.
     pub(crate) fn new(registry: &mut Registry, model: &str) -> Self {
         let seconds = || Histogram::new(LATENCY_SECONDS);
+        let of_model = registry.sub_registry_with_label(("model_name".into(), model.to_owned().into()));
         let metrics = Self {
             prompt_tokens: Counter::default(),
             latency: seconds(),
             first_token: seconds(),
             between_tokens: seconds(),
+            answers: Answers::new(of_model),
             ended: Family::default(),
             responses: Family::default(),
             refused: Counter::default(),
             spans_dropped: Counter::default(),
         };
-        let of_model = registry.sub_registry_with_label(("model_name".into(), model.to_owned().into()));
         of_model.register("vllm:prompt_tokens", "Tokens read", metrics.prompt_tokens.clone());
         let help = "Seconds from the head of a request to the end of its answer";
         of_model.register("vllm:e2e_request_latency_seconds", help, metrics.latency.clone());

@@ -16,7 +16,7 @@ use crate::api::{Body, Refusal, object};
 use crate::completions::{self, Completion, Frame, Kind, Stops, Usage, Whole, logprobs, reason};
 use crate::intake::{Intake, Part as Place};
 use crate::life::Until;
-use crate::metrics::{Ended, Metrics};
+use crate::metrics::{Answered, Ended, Metrics};
 use crate::server::ServeOptions;
 use crate::telemetry::Watch;
 use crate::templates::Templates;
@@ -61,11 +61,18 @@ pub(crate) enum Piece {
     End,
 }
 
+/// What happened to one of the answers of a request, and when.
+struct News {
+    index: usize,
+    at: Instant,
+    event: Event,
+}
+
 /// An answer that has begun.
 pub(crate) struct Running {
     maker: Maker,
-    events: mpsc::UnboundedReceiver<(usize, Event)>,
-    first: Option<(usize, Event)>,
+    events: mpsc::UnboundedReceiver<News>,
+    first: Option<News>,
     /// Fields of the request that were left out of account.
     pub(crate) ignored: Vec<String>,
 }
@@ -80,6 +87,8 @@ struct Part {
     /// How many of the choices have been told.
     told: usize,
     tokens: usize,
+    /// When its first and its last token were there.
+    made: Option<(Instant, Instant)>,
     finish: Option<&'static str>,
 }
 
@@ -138,19 +147,19 @@ impl Talk {
         let mut maker =
             Maker { talk: self.clone(), completion, frame, parts: Vec::new(), cached, metrics: metrics.clone(), watch };
         // The decoder's thread must not wait for a client. As many events come as the answers may have tokens.
-        let (sender, events) = mpsc::unbounded_channel::<(usize, Event)>();
+        let (sender, events) = mpsc::unbounded_channel::<News>();
         for (index, mut request) in requests.into_iter().enumerate() {
             maker.watch.origin().clone_into(&mut request.client.origin);
             let (sender, place) = (sender.clone(), place.clone());
             // The decoder lets go of the place, and that is when it has forgotten the last of the request.
             let (between, mut last) = (metrics.between_tokens.clone(), None);
             let listener = Box::new(move |event| {
-                let _place = &place;
+                let (_place, at) = (&place, Instant::now());
                 if matches!(event, Event::Token(_)) {
-                    let before: Option<Instant> = last.replace(Instant::now());
-                    before.into_iter().for_each(|before| between.observe(before.elapsed().as_secs_f64()));
+                    let before: Option<Instant> = last.replace(at);
+                    before.into_iter().for_each(|before| between.observe((at - before).as_secs_f64()));
                 }
-                sender.send((index, event)).is_ok()
+                sender.send(News { index, at, event }).is_ok()
             });
             let id = self.decoder.submit(request, listener);
             let refused = |error: EngineError| {
@@ -163,8 +172,8 @@ impl Talk {
         let mut running = Running { maker, events, first: None, ignored };
         let first = loop {
             match running.next().await? {
-                (index, Event::Begin { cached_tokens }) => running.maker.begins(index, cached_tokens),
-                failed @ (_, Event::End(End::Failed(_))) => drop(running.maker.take(failed)?),
+                News { index, event: Event::Begin { cached_tokens }, .. } => running.maker.begins(index, cached_tokens),
+                failed @ News { event: Event::End(End::Failed(_)), .. } => drop(running.maker.take(failed)?),
                 first => break first,
             }
         };
@@ -217,6 +226,7 @@ impl Part {
             choices: Vec::new(),
             told: 0,
             tokens: 0,
+            made: None,
             finish: None,
         }
     }
@@ -228,7 +238,7 @@ impl Running {
         self.maker.completion.stream
     }
 
-    async fn next(&mut self) -> Result<(usize, Event), Refusal> {
+    async fn next(&mut self) -> Result<News, Refusal> {
         match self.first.take() {
             Some(first) => Ok(first),
             None => self.events.recv().await.ok_or_else(|| Refusal::plain(500, "the decoder's thread has ended")),
@@ -344,7 +354,7 @@ impl Maker {
     }
 
     /// One event: what a stream is told of it.
-    fn take(&mut self, (index, event): (usize, Event)) -> Result<Option<Value>, Refusal> {
+    fn take(&mut self, News { index, at, event }: News) -> Result<Option<Value>, Refusal> {
         let tokenizer = self.talk.decoder.tokenizer();
         let failed = |error: kedge_engine::EngineError| Refusal::plain(500, error.to_string());
         let part = &mut self.parts[index];
@@ -359,6 +369,7 @@ impl Maker {
             }
             Event::Token(choice) => {
                 part.tokens += 1;
+                part.made = Some((part.made.map_or(at, |(first, _)| first), at));
                 let text = part.stream.push(tokenizer, choice.token).map_err(failed)?;
                 part.choices.push(choice);
                 let (text, ended) = part.stops.push(within(part.tokens), &text);
@@ -423,6 +434,16 @@ impl Drop for Maker {
         for part in &self.parts {
             let finished_reason = part.finish.unwrap_or("abort");
             self.metrics.ended.get_or_create(&Ended { finished_reason }).inc();
+        }
+        // Where not all were taken in, none has ended by itself.
+        let prompts = &self.completion.prompts;
+        let each = (self.parts.len() / prompts.len()).max(1);
+        for (prompt_tokens, parts) in prompts.iter().zip(self.parts.chunks(each)) {
+            let of_itself = |part: &Part| matches!(part.finish, Some("stop" | "length"));
+            if parts.iter().all(of_itself) {
+                let answered = |part: &Part| Answered { tokens: part.tokens, made: part.made };
+                self.metrics.answered(*prompt_tokens, &parts.iter().map(answered).collect::<Vec<_>>());
+            }
         }
         let unfinished = self.parts.iter().filter(|part| part.finish.is_none());
         let unfinished = unfinished.map(|part| self.talk.decoder.cancel(part.id)).count();

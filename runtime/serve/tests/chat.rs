@@ -189,6 +189,12 @@ async fn tokens_are_counted_once_a_prompt_however_it_is_answered() {
     assert!(metrics.contains(&format!("vllm:prompt_tokens_total{{model_name=\"demo\"}} {counted}\n")), "{metrics}");
 }
 
+/// The first number of that name, whatever its labels are.
+fn number(metrics: &str, name: &str) -> f64 {
+    let line = metrics.lines().find(|line| line.starts_with(&format!("{name}{{"))).unwrap_or_else(|| panic!("{name}"));
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn metrics_have_vllm_s_names_and_are_the_same_for_all_who_ask_at_once() {
     let served = Served::start().await;
@@ -216,10 +222,6 @@ async fn metrics_have_vllm_s_names_and_are_the_same_for_all_who_ask_at_once() {
     ] {
         assert!(metrics.lines().any(|found| found == line), "{line}: {metrics}");
     }
-    let number = |text: &str, name: &str| -> f64 {
-        let line = text.lines().find(|line| line.starts_with(&format!("{name}{{"))).unwrap_or_else(|| panic!("{name}"));
-        line.rsplit(' ').next().unwrap().parse().unwrap()
-    };
     let between = number(metrics, "vllm:inter_token_latency_seconds_count");
     let made = number(metrics, "vllm:generation_tokens_total");
     assert!(between >= 4.0 && between <= made - 4.0, "{between} between {made}");
@@ -229,6 +231,58 @@ async fn metrics_have_vllm_s_names_and_are_the_same_for_all_who_ask_at_once() {
     assert!(sought == read / 3.0 * 4.0 && number(metrics, "vllm:prefix_cache_hits_total") < sought, "{metrics}");
     assert!(asked.iter().all(|(_, text)| number(text, "vllm:generation_tokens_total") == made));
     assert!(asked.iter().all(|(_, text)| text.contains("kedge_infer_device{device=\"cpu\"")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_say_of_answers_that_ended_by_themselves_what_they_took() {
+    let served = Served::start().await;
+    let hello = json!([{"role": "user", "content": "hello"}]);
+    let (_, answer) = served.answer(CHAT, chat(&hello, json!({"max_tokens": 40, "ignore_eos": true}))).await;
+    let prompt = answer["usage"]["prompt_tokens"].as_f64().unwrap();
+    let (_, metrics) = served.get("/metrics").await;
+    let sum = |metrics: &str, name: &str| number(metrics, &format!("vllm:{name}_sum"));
+    let (decode, between) =
+        (sum(&metrics, "request_decode_time_seconds"), sum(&metrics, "inter_token_latency_seconds"));
+    assert!(decode > 0.0 && (decode - between).abs() < 1e-6, "all from one token to the next: {decode}, {between}");
+    assert!(decode < sum(&metrics, "e2e_request_latency_seconds"), "{metrics}");
+    let each = sum(&metrics, "request_time_per_output_token_seconds");
+    assert!((each * 39.0 - decode).abs() < 1e-6, "{each} of {decode}");
+
+    // Two answers to one prompt, one whose first token is its last, one of two prompts, and two that are none.
+    for more in [json!({"max_tokens": 3, "n": 2, "ignore_eos": true}), json!({"max_tokens": 1}), json!({"n": 0})] {
+        served.answer(CHAT, chat(&hello, more)).await;
+    }
+    let text = json!({"model": "demo", "prompt": [[5, 6], [7]], "max_tokens": 2, "ignore_eos": true});
+    assert_eq!(served.answer(TEXT, text).await.0, 200);
+    let long = json!({"stream": true, "max_tokens": 900, "ignore_eos": true});
+    let mut left = served.ask(CHAT, chat(&hello, long)).await;
+    left.frame().await.unwrap().unwrap();
+    drop(left);
+    served.idle().await;
+    let (_, metrics) = served.get("/metrics").await;
+    for (name, count) in [
+        ("request_prompt_tokens", 6),
+        ("request_generation_tokens", 6),
+        ("request_max_num_generation_tokens", 5),
+        ("request_decode_time_seconds", 6),
+        ("request_time_per_output_token_seconds", 5),
+    ] {
+        assert_eq!(number(&metrics, &format!("vllm:{name}_count")), f64::from(count), "{name}");
+    }
+    assert_eq!(sum(&metrics, "request_prompt_tokens"), 4.0 * prompt + 2.0 + 1.0);
+    assert_eq!(sum(&metrics, "request_generation_tokens"), 40.0 + 3.0 + 3.0 + 1.0 + 2.0 + 2.0);
+    assert_eq!(sum(&metrics, "request_max_num_generation_tokens"), 40.0 + 3.0 + 1.0 + 2.0 + 2.0);
+    for (bucket, count) in [("1.0", 1), ("2.0", 3), ("5.0", 5), ("20.0", 5), ("50.0", 6), ("500000.0", 6)] {
+        let line = format!("vllm:request_generation_tokens_bucket{{model_name=\"demo\",le=\"{bucket}\"}} {count}");
+        assert!(metrics.lines().any(|found| found == line), "{line}: {metrics}");
+    }
+    // What a dashboard of vLLM's sums up over: buckets that it has, too.
+    for (name, le) in [("request_decode_time_seconds", "7680.0"), ("e2e_request_latency_seconds", "0.3")] {
+        assert!(
+            metrics.contains(&format!("vllm:{name}_bucket{{model_name=\"demo\",le=\"{le}\"}}")),
+            "{name}: {metrics}"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
