@@ -230,6 +230,22 @@ async fn text_over_grpc() {
         let status = client.model_infer(request).await.unwrap_err();
         assert!(status.code() == code && status.message().contains(says), "{says}: {status}");
     }
+    // What is no text: a letter that is cut, and a half of a pair.
+    let no_text = changed(&|r| {
+        r.inputs[0].contents.as_mut().unwrap().bytes_contents[1] = Bytes::from_static(b"caf\xc3");
+    });
+    let mut raw_no_text = raw(request.clone());
+    raw_no_text.raw_input_contents[0] = Bytes::from_static(b"\x01\0\0\0a\x03\0\0\0\xed\xa0\x80");
+    for (request, says) in [
+        (
+            no_text,
+            "inputs[0].contents.bytes_contents: element 1 is not UTF-8: incomplete utf-8 byte sequence from index 3",
+        ),
+        (raw_no_text, "raw_input_contents[0]: element 1 is not UTF-8: invalid utf-8 sequence of 1 bytes from index 0"),
+    ] {
+        let status = client.model_infer(request).await.unwrap_err();
+        assert_eq!((status.code(), status.message()), (Code::InvalidArgument, says));
+    }
     let asked = proto::ModelMetadataRequest { name: "other".into(), version: String::new() };
     assert_eq!(client.model_metadata(asked).await.unwrap_err().code(), Code::NotFound);
 
@@ -249,6 +265,22 @@ async fn text_over_grpc() {
     let http2: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
     let response = http2.request(broken.body(Full::from(&b"\0\0\0\0\x01\xff"[..])).unwrap()).await.unwrap();
     assert_eq!(response.headers()["grpc-status"], (Code::InvalidArgument as i32).to_string().as_str());
+
+    // Fields that are texts in the protocol itself, by their numbers there.
+    let of = |number: u8, text: &[u8]| [&[number << 3 | 2, text.len() as u8][..], text].concat();
+    for (message, names) in [
+        (of(1, b"de\xffmo"), "ModelInferRequest.model_name: "),
+        (of(5, &of(1, b"\xed\xa0\x80")), "InferInputTensor.name: ModelInferRequest.inputs: "),
+        (of(4, &[of(1, b"\xc0\xaf"), of(2, b"")].concat()), "ModelInferRequest.parameters: "),
+    ] {
+        let framed = [&[0, 0, 0, 0, message.len() as u8][..], &message].concat();
+        let request = http::Request::post(format!("{}/inference.GRPCInferenceService/ModelInfer", served.base));
+        let request = request.header("content-type", "application/grpc").header("te", "trailers");
+        let response = http2.request(request.body(Full::from(framed)).unwrap()).await.unwrap();
+        let said = response.headers()["grpc-message"].to_str().unwrap().replace("%20", " ");
+        assert_eq!(response.headers()["grpc-status"], (Code::InvalidArgument as i32).to_string().as_str(), "{said}");
+        assert!(said.contains(names) && said.contains("not UTF-8"), "{said}");
+    }
 
     let unknown = http::Request::post(format!("{}/inference.GRPCInferenceService/ModelList", served.base));
     let unknown = unknown.header("content-type", "application/grpc").header("te", "trailers");

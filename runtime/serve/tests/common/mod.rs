@@ -35,9 +35,17 @@ impl Served {
 
     /// One whose settings are changed first.
     pub(crate) async fn start_with(change: impl FnOnce(&mut ServeOptions)) -> Self {
-        let folder = folder().join("model");
         let options = DecoderOptions { tokens_kept: Some(8192), ..DecoderOptions::default() };
-        let decoder = Arc::new(Decoder::open(&folder, &Cpu::new(Some(2)).unwrap(), options).unwrap());
+        Self::start_of(&folder().join("model"), options, change).await
+    }
+
+    /// One of another model, or with other bounds.
+    pub(crate) async fn start_of(
+        model: &Path,
+        options: DecoderOptions,
+        change: impl FnOnce(&mut ServeOptions),
+    ) -> Self {
+        let decoder = Arc::new(Decoder::open(model, &Cpu::new(Some(2)).unwrap(), options).unwrap());
         let listener = RealNet.listen("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.address().unwrap());
         let mut options = ServeOptions::new("demo".into(), 0);
