@@ -1,6 +1,7 @@
 // llama.cpp, built for this machine, behind the protocol of the inference benchmark: `native MODEL THREADS` writes
 // "ready", then answers each line "prompt N" or "answer N" with the seconds it took. A prompt is N tokens that differ
-// from call to call; an answer is N tokens made one by one, greedily, after a prompt of eight.
+// from call to call, and one is made after it; an answer is N tokens made one by one, greedily, after a prompt of eight.
+// The clock runs from before the prompt until the last token is chosen, which no step follows.
 
 #include <algorithm>
 #include <chrono>
@@ -54,18 +55,17 @@ int main(int count, char ** arguments) {
         llama_memory_clear(llama_get_memory(context), true);
         const bool answer = std::strcmp(what, "answer") == 0;
         auto prompt = tokens(answer ? 8 : wanted);
-        double begin = now();
+        const int to_make = answer ? wanted : 1;
+        const double begin = now();
         must(llama_decode(context, llama_batch_get_one(prompt.data(), prompt.size())) == 0, "the prompt");
-        llama_token next = 0;
-        if (answer) {
-            begin = now();
-            for (int made = 0; made < wanted; made++) {
-                const float * logits = llama_get_logits_ith(context, -1);
-                next = std::max_element(logits, logits + words) - logits;
-                must(llama_decode(context, llama_batch_get_one(&next, 1)) == 0, "a token");
+        for (int made = 1;; made++) {
+            const float * logits = llama_get_logits_ith(context, -1);
+            llama_token next = std::max_element(logits, logits + words) - logits;
+            if (made == to_make) {
+                break;
             }
+            must(llama_decode(context, llama_batch_get_one(&next, 1)) == 0, "a token");
         }
-        llama_synchronize(context);
         std::printf("%.6f\n", now() - begin);
         std::fflush(stdout);
     }

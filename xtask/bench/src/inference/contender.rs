@@ -1,9 +1,11 @@
 //! The protocol by which engines are compared, and our side of it.
 //!
 //! A contender is a process that is given a model and a number of threads, writes "ready", and answers each line with the
-//! seconds it took: `prompt N` (N tokens are read and one is made), `answer N` (N tokens are made one by one, greedily,
-//! after a prompt of eight), `embed N` (N texts of 32 tokens become vectors). No two prompts begin alike, so that nothing
-//! is remembered. No HTTP on any side.
+//! seconds it took: `prompt N` (N tokens are read and one is made), `answer N` (a prompt of eight is read and N tokens are
+//! made one by one, greedily), `embed N` (N texts of 32 tokens become vectors). The clock runs on each side from when its
+//! engine is asked until it has the last token or vector, reading the prompt included: no engine's own account is taken,
+//! since they begin and end at different moments. No two prompts begin alike, so that nothing is remembered. No HTTP on
+//! any side.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};

@@ -1,6 +1,9 @@
 //! `kedge-bench inference`: our engine beside llama.cpp, mistral.rs and ONNX Runtime, on the same files with as many
-//! threads, all loaded at once and asked in turn. Medians of the rounds count, since a machine's speed drifts.
+//! threads, all loaded at once and asked in turn. Medians of the rounds count, since a machine's speed drifts; how fast it
+//! reads memory and what else runs on it is looked at between them.
 
+mod bandwidth;
+mod conditions;
 pub(crate) mod contender;
 mod models;
 mod report;
@@ -8,12 +11,13 @@ mod serving;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kedge_formats::Dtype;
 
 use crate::machine::median_of;
+use conditions::{Conditions, Watch};
 use contender::Contender;
 use models::{MIDDLE, SMALL, Shape};
 
@@ -75,8 +79,7 @@ struct Comparison {
 struct Found {
     threads: usize,
     rounds: usize,
-    /// Bytes a second that as many threads read from memory.
-    bandwidth: f64,
+    conditions: Conditions,
     decoders: Vec<Comparison>,
     encoder: Comparison,
     serving: serving::Figures,
@@ -88,19 +91,20 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
         Some(threads) => threads,
         None => std::thread::available_parallelism()?.get(),
     };
+    let mut watch = Watch::start(threads)?;
     let mut decoders = Vec::new();
     for (shape, dtype) in
         [SMALL, MIDDLE].into_iter().flat_map(|s| [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4K].map(|d| (s, d)))
     {
-        decoders.push(decoder(options, threads, shape, dtype)?);
+        decoders.push(decoder(options, &mut watch, threads, shape, dtype)?);
         eprintln!("{}", report::line(decoders.last().expect("it was just put there")));
     }
-    let encoder = encoder(options, threads)?;
+    let encoder = encoder(options, &mut watch, threads)?;
     eprintln!("{}", report::line(&encoder));
     let small = models::file(&options.folder, SMALL, Dtype::Q8_0)?;
     let kedge = std::path::absolute(&options.kedge)?;
     let serving = serving::measure(&kedge, &small, threads, &options.folder.join("served")).await?;
-    let found = Found { threads, rounds: options.rounds, bandwidth: bandwidth(threads), decoders, encoder, serving };
+    let found = Found { threads, rounds: options.rounds, conditions: watch.end()?, decoders, encoder, serving };
     let text = report::text(&crate::machine::Machine::look()?, &found);
     println!("{text}");
     crate::report::replace(&options.report, "inference", &text)
@@ -120,7 +124,7 @@ fn from_python(python: &Path, kind: &str, model: &Path, threads: usize) -> Comma
     command
 }
 
-fn decoder(options: &Options, threads: usize, shape: Shape, dtype: Dtype) -> Result<Comparison> {
+fn decoder(options: &Options, watch: &mut Watch, threads: usize, shape: Shape, dtype: Dtype) -> Result<Comparison> {
     let model = std::path::absolute(models::file(&options.folder, shape, dtype)?)?;
     let mut all = vec![Contender::start("Kedge", ours(options, threads, &model)?)?];
     if let Some(native) = &options.native {
@@ -134,15 +138,15 @@ fn decoder(options: &Options, threads: usize, shape: Shape, dtype: Dtype) -> Res
     }
     let name = format!("{} {}", shape.name, dtype.name());
     let questions = vec![("prompt", PROMPT), ("answer", ANSWER)];
-    compare(name, all, questions, shape.bytes_read(dtype), options.rounds)
+    compare(name, all, questions, shape.bytes_read(dtype), options.rounds, watch)
 }
 
-fn encoder(options: &Options, threads: usize) -> Result<Comparison> {
+fn encoder(options: &Options, watch: &mut Watch, threads: usize) -> Result<Comparison> {
     let mut all = vec![Contender::start("Kedge", ours(options, threads, &options.minilm)?)?];
     if let Some(python) = &options.python {
         all.push(Contender::start("ONNX Runtime", from_python(python, "onnxruntime", &options.minilm, threads))?);
     }
-    compare("all-MiniLM-L6-v2, f32".into(), all, vec![("embed", 1), ("embed", 32)], 0, options.rounds)
+    compare("all-MiniLM-L6-v2, f32".into(), all, vec![("embed", 1), ("embed", 32)], 0, options.rounds, watch)
 }
 
 /// How long nobody computes before a question is asked.
@@ -157,9 +161,12 @@ fn compare(
     questions: Vec<(&'static str, usize)>,
     bytes_read: u64,
     rounds: usize,
+    watch: &mut Watch,
 ) -> Result<Comparison> {
     let mut times = vec![vec![Vec::new(); questions.len()]; all.len()];
     for round in 0..=rounds {
+        std::thread::sleep(SETTLE);
+        watch.look()?;
         for (question, (what, count)) in questions.iter().enumerate() {
             // Nobody is always first.
             for turn in 0..all.len() {
@@ -175,27 +182,12 @@ fn compare(
             }
         }
     }
+    std::thread::sleep(SETTLE);
+    watch.look()?;
     let column = |(contender, times): (&Contender, Vec<Vec<f64>>)| Column {
         name: contender.name.clone(),
         seconds: times.into_iter().map(median_of).collect(),
     };
     let columns = all.iter().zip(times).map(column).collect();
     Ok(Comparison { model, questions, columns, bytes_read })
-}
-
-/// Bytes a second that so many threads read from memory: each adds up a part of its own, far larger than any cache.
-fn bandwidth(threads: usize) -> f64 {
-    const WORDS: usize = 64 << 20;
-    let parts: Vec<Vec<u64>> = (0..threads).map(|part| vec![part as u64 + 1; WORDS]).collect();
-    let mut best = 0.0_f64;
-    for _ in 0..7 {
-        let begin = Instant::now();
-        std::thread::scope(|scope| {
-            for part in &parts {
-                scope.spawn(|| std::hint::black_box(part.iter().fold(0u64, |sum, word| sum.wrapping_add(*word))));
-            }
-        });
-        best = best.max((threads * WORDS * 8) as f64 / begin.elapsed().as_secs_f64());
-    }
-    best
 }

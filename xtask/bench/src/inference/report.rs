@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::serving::{PREFIX, ROUNDS, STREAMS, SUFFIX};
-use super::{Comparison, Found};
+use super::{ANSWER, Comparison, Found, PROMPT};
 use crate::machine::Machine;
 
 /// What is asked of us, beside the fastest peer.
@@ -59,17 +59,19 @@ pub(super) fn text(machine: &Machine, found: &Found) -> String {
     let _ = writeln!(
         text,
         "medians of {} rounds, {} threads each. Weights are random at the shapes of Llamas: they say how fast, never how \
-         well. An answer is made token by token after a prompt of eight; nothing is remembered between questions.\n\n\
-         Machine: {}, {} cores, Linux {}; {} threads read {:.1} GB/s from memory.\n",
+         well. Every engine's clock runs from the question to the last token that was asked for: with a prompt of {PROMPT} that is \
+         the one token after it; an answer of {ANSWER} is made token by token after a prompt of eight, whose reading is in \
+         its time. Nothing is remembered between questions. The share of the bandwidth counts the weights alone; one above \
+         100 % would say that the bandwidth was measured too low.\n\n\
+         Machine: {}, {} cores, Linux {}. {}\n",
         found.rounds,
         found.threads,
         machine.processor,
         machine.cores,
         machine.kernel,
-        found.threads,
-        found.bandwidth / 1e9,
+        found.conditions.text(found.threads),
     );
-    table(&mut text, "tokens a second", &found.decoders, Some(found.bandwidth));
+    table(&mut text, "tokens a second", &found.decoders, Some(found.conditions.bandwidth()));
     text.push('\n');
     table(&mut text, "texts of 32 tokens a second", std::slice::from_ref(&found.encoder), None);
     let s = &found.serving;
@@ -131,6 +133,57 @@ fn table(text: &mut String, unit: &str, comparisons: &[Comparison], bandwidth: O
                 words(what, *count),
                 goal(what)
             );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::{Column, conditions, serving};
+    use super::*;
+
+    #[test]
+    fn the_page_tells_the_clock_the_conditions_and_shares_of_the_best_bandwidth() {
+        let column = |name: &str, seconds: [f64; 2]| Column { name: name.into(), seconds: seconds.into() };
+        let comparison = |questions: [(&'static str, usize); 2], peer: &str, bytes_read| Comparison {
+            model: "M".into(),
+            questions: questions.into(),
+            columns: vec![column("Kedge", [0.5, 1.0]), column(peer, [1.0, 1.5])],
+            bytes_read,
+        };
+        let brief = Duration::from_millis(10);
+        let found = Found {
+            threads: 2,
+            rounds: 7,
+            conditions: conditions::tests::some(),
+            // 64 times as many a second: half of the best, two thirds of the worst.
+            decoders: vec![comparison([("prompt", 512), ("answer", 64)], "peer", 20_000_000_000 / 64)],
+            encoder: comparison([("embed", 1), ("embed", 32)], "other", 0),
+            serving: serving::Figures {
+                ready: brief,
+                ready_first: brief,
+                memory: 1,
+                memory_after: 1,
+                one: 1.0,
+                many: 2.0,
+                cold: brief,
+                warm: brief,
+            },
+        };
+        let machine =
+            Machine { processor: "P".into(), cores: 2, memory_gib: 1.0, kernel: "6".into(), sync: Duration::ZERO };
+        let text = text(&machine, &found);
+        for said in [
+            "medians of 7 rounds, 2 threads each.",
+            "an answer of 64 is made token by token after a prompt of eight, whose reading is in its time.",
+            &found.conditions.text(2),
+            "| M, prompt of 512 | 1024.0 | 512.0 | 2.00 × peer | ≥ 1 × |  |",
+            "| M, answer of 64 | 64.0 | 42.7 | 1.50 × peer | ≥ 1.05 × | 50 % |",
+            "| M, 32 at once | 32.0 | 21.3 | 1.50 × other | ≥ 1.2 × |  |",
+        ] {
+            assert!(text.contains(said), "{said}\n{text}");
         }
     }
 }
