@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
@@ -67,6 +68,9 @@ fn unfit(error: EngineError) -> Unfit {
     }
 }
 
+/// How long a node takes to come up, mostly: so long nothing is said of it, since what was served before still is.
+const NODE_START: Duration = Duration::from_secs(5);
+
 /// What serves models on this node, if this server runs one.
 pub(crate) fn serving(folders: &Layout, node: Option<RuntimeSlot>) -> Serving {
     let image = Image { node, made: OnceCell::new() };
@@ -84,7 +88,7 @@ impl ServingImage for Image {
     async fn ensure(&self) -> Result<String, String> {
         let node =
             self.node.as_ref().ok_or("this server runs no node (--disable-agent), and models are served on nodes")?;
-        let runtime = node.get().ok_or("the node is not up yet")?;
+        let runtime = node.within(NODE_START).await.ok_or("the node is not up yet")?;
         let make = || async {
             let made = tokio::task::spawn_blocking(|| OwnImage::of_this_program(REPOSITORY)).await;
             made.expect("reading this program does not panic").map(Arc::new).map_err(|error| error.to_string())

@@ -24,7 +24,6 @@ use kedge_runtimes::containerd::{self, Containerd};
 use kedge_runtimes::private::{Paths, PrivateContainerd};
 use kedge_runtimes::{Image, Layout, PodId, Runtime};
 use kedge_world::World;
-use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::settings::ServerFlags;
@@ -58,12 +57,14 @@ pub(crate) struct Node {
 
 /// The node's container runtime, once there is one, for others of this process.
 #[derive(Clone, Default)]
-pub(crate) struct RuntimeSlot(Arc<Mutex<Option<Arc<dyn Runtime>>>>);
+pub(crate) struct RuntimeSlot(Arc<watch::Sender<Option<Arc<dyn Runtime>>>>);
 
 impl RuntimeSlot {
-    /// The runtime, if the node is up.
-    pub(crate) fn get(&self) -> Option<Arc<dyn Runtime>> {
-        self.0.lock().clone()
+    /// The runtime, if the node is up within that time.
+    pub(crate) async fn within(&self, patience: Duration) -> Option<Arc<dyn Runtime>> {
+        let mut news = self.0.subscribe();
+        let there = tokio::time::timeout(patience, news.wait_for(Option::is_some)).await;
+        there.ok()?.ok()?.clone()
     }
 }
 
@@ -101,7 +102,7 @@ async fn attempt(node: &Node) -> Result<()> {
     };
     let mut daemon = PrivateContainerd::ensure(paths).await?;
     let runtime: Arc<dyn Runtime> = Arc::new(Containerd::connect(containerd_settings, node.world.clone()).await?);
-    *node.runtime.0.lock() = Some(runtime.clone());
+    node.runtime.0.send_replace(Some(runtime.clone()));
     let pods = PodSettings {
         data_dir: data_dir.clone(),
         run_dir: run_dir.clone(),

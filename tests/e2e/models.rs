@@ -358,7 +358,7 @@ fn a_model_is_served_from_pods_and_leaves_nothing_behind() {
         return;
     }
     let source = minilm().expect("it is not lacking");
-    let cluster = Cluster::start("models");
+    let mut cluster = Cluster::start("models");
     let server = &cluster.server;
     let target = server.folder.path().join("data/models");
     std::fs::create_dir_all(&target).unwrap();
@@ -410,6 +410,22 @@ fn a_model_is_served_from_pods_and_leaves_nothing_behind() {
         if found.ends_with(",0") && found != "0,0" { Ok(()) } else { Err(found) }
     });
     server.kubectl(&format!("delete -f {examples}/assistant.yaml --wait=true"));
+
+    // Pods outlive a server, and what they serve is not said to be away while the next one starts.
+    let since = "get modelservice embeddings -o jsonpath={.status.conditions[?(@.type=='Ready')].lastTransitionTime}";
+    let before = server.kubectl(since);
+    cluster.server.kill();
+    cluster.server.restart();
+    let server = &cluster.server;
+    server.kubectl("annotate modelservice embeddings looked=at");
+    eventually("the node is back", || {
+        let (ok, text) = server
+            .try_kubectl("get node n1 -o jsonpath={.status.conditions[?(@.type=='Ready')].lastHeartbeatTime}", "");
+        if ok && !text.is_empty() { Ok(()) } else { Err(text) }
+    });
+    server.kubectl("wait --for=condition=Ready modelservice/embeddings --timeout=60s");
+    assert_eq!(server.kubectl(since), before, "it was ready all the while");
+    assert!(!server.log().contains("ImageNotReady"));
 
     server.kubectl("scale modelservice embeddings --replicas=2");
     eventually("two pods answer", || {
