@@ -1,4 +1,5 @@
-//! Each operation alone, at small and odd sizes: the PTX that ships, interpreted, against the plain backend.
+//! Each operation alone, at small and odd sizes: the PTX that ships, interpreted, and every level of the CPU, against the
+//! plain backend.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -12,7 +13,7 @@ use kedge_engine::graph::{
     Activation, Builder, Expert, Graph, Heads, Norm, Op, Pages, Pairs, Part, Pooling, Rope, Value, Weight,
 };
 use kedge_engine::plan::{Plan, Shape};
-use kedge_engine::{Backend, Reference};
+use kedge_engine::{Backend, Cpu, Reference};
 use kedge_formats::{Dtype, Tensor, quant};
 use proptest::prelude::*;
 
@@ -24,6 +25,8 @@ const HALF: f64 = 5e-4;
 const STORED: f64 = 2e-3;
 /// To products of experts: rounded twice.
 const EXPERTS: f64 = 1e-3;
+/// To rows that were rounded to bytes, in blocks.
+const BYTES: f64 = 1e-2;
 
 const WORDS: usize = 60;
 
@@ -109,6 +112,13 @@ fn check_with_pages(
     for Tested { name: on, backend, .. } in each() {
         let off = distance(&run(&graph, &*backend, &step), &expected);
         assert!(off <= tolerance, "{name} on {on}: {off}");
+    }
+    // Beside quantised weights rows become bytes there.
+    let is_quantised = graph.weights.iter().any(|weight| weight.dtype.block().0 > 1);
+    let tolerance = if is_quantised { tolerance.max(BYTES) } else { tolerance };
+    for level in Cpu::levels(Some(2)).unwrap() {
+        let off = distance(&run(&graph, &level, &step), &expected);
+        assert!(off <= tolerance, "{name} on {:?}: {off}", level.capabilities());
     }
 }
 
