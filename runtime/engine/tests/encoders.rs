@@ -19,10 +19,14 @@ const CLOSE: f64 = 1e-5;
 /// Writes a model into a folder.
 type Write = fn(&Path);
 
-const MODELS: [(&str, Write); 4] = [
+const MODELS: [(&str, Write); 5] = [
     ("bert mean", |folder| tiny(folder, "mean_tokens")),
     ("bert cls", |folder| tiny(folder, "cls_token")),
     ("bert max", |folder| tiny(folder, "max_tokens")),
+    ("bert last", |folder| {
+        tiny(folder, "mean_tokens");
+        std::fs::write(folder.join("1_Pooling/config.json"), r#"{"pooling_mode_lasttoken":true}"#).unwrap();
+    }),
     ("xlm-roberta mean", xlm_roberta),
 ];
 

@@ -211,6 +211,7 @@ fn read_pooling(path: &Path, hidden: usize) -> Result<Pooling, EngineError> {
         ("pooling_mode_cls_token", Pooling::Cls),
         ("pooling_mode_mean_tokens", Pooling::Mean),
         ("pooling_mode_max_tokens", Pooling::Max),
+        ("pooling_mode_lasttoken", Pooling::Last),
     ];
     let mut chosen = None;
     for (field, on) in file.json.as_object().into_iter().flatten() {
@@ -221,8 +222,8 @@ fn read_pooling(path: &Path, hidden: usize) -> Result<Pooling, EngineError> {
             other => return Err(file.wrong(field, format!("must be true or false, is {other}"))),
         }
         let pooling = known.iter().find(|(name, _)| name == field).map(|(_, pooling)| *pooling);
-        let pooling =
-            pooling.ok_or_else(|| file.wrong(field, "is not supported; cls_token, mean_tokens and max_tokens are"))?;
+        let others = "is not supported; cls_token, mean_tokens, max_tokens and lasttoken are";
+        let pooling = pooling.ok_or_else(|| file.wrong(field, others))?;
         if chosen.replace(pooling).is_some() {
             return Err(file.wrong(field, "a second pooling mode is on; joined poolings are not supported"));
         }
@@ -270,7 +271,9 @@ mod tests {
         check(GOOD, mean, "Mean 12");
         check(GOOD, r#"{"pooling_mode_cls_token":true,"pooling_mode_mean_tokens":false}"#, "Cls 12");
         check(GOOD, r#"{"pooling_mode_cls_token":true,"pooling_mode_max_tokens":true}"#, "joined poolings");
-        check(GOOD, r#"{"pooling_mode_lasttoken":true}"#, "1_Pooling/config.json: pooling_mode_lasttoken");
+        check(GOOD, r#"{"pooling_mode_lasttoken":true}"#, "Last 12");
+        let weighted = r#"{"pooling_mode_weightedmean_tokens":true}"#;
+        check(GOOD, weighted, "1_Pooling/config.json: pooling_mode_weightedmean_tokens: is not supported; cls_token");
         check(&GOOD.replace("\"gelu\"", "\"relu\""), mean, "config.json: hidden_act: \"relu\" is not supported");
         check(&GOOD.replace("\"bert\"", "\"llama\""), mean, "config.json: model_type");
         check(&GOOD.replace("heads\":2", "heads\":3"), mean, "num_attention_heads: 3 does not divide");

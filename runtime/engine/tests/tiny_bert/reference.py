@@ -23,7 +23,7 @@ for folder in sorted(pathlib.Path(sys.argv[1]).iterdir()):
         with torch.no_grad():
             rows = model(torch.tensor([ids])).last_hidden_state[0]
         vector = {"pooling_mode_cls_token": rows[0], "pooling_mode_mean_tokens": rows.mean(0),
-                  "pooling_mode_max_tokens": rows.max(0).values}[pooling]
+                  "pooling_mode_max_tokens": rows.max(0).values, "pooling_mode_lasttoken": rows[-1]}[pooling]
         vector = vector / vector.norm()
         found.append({"ids": ids, "vector": [float(f"{value:.8g}") for value in vector.tolist()]})
     result[folder.name] = found
