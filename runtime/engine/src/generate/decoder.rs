@@ -488,6 +488,10 @@ impl Worker {
                 self.obey(command);
             }
             if let Some(batch) = self.schedule.next_batch() {
+                for (id, cached_tokens) in &batch.begun {
+                    // Whoever does not listen is let go after the step, which has it.
+                    self.listeners.get_mut(id).map(|listener| listener(Event::Begin { cached_tokens: *cached_tokens }));
+                }
                 self.step(&batch, &mut room);
             }
             self.count();

@@ -179,6 +179,11 @@ impl PageTable {
         self.free.extend(&owned.pages[owned.shared.len()..]);
     }
 
+    /// Gives up all pages that nobody uses: nobody goes on from what they hold.
+    pub fn forget(&mut self) {
+        while self.give_up_one().is_some() {}
+    }
+
     fn unused_node(&mut self) -> Option<Node> {
         let new = self.next_node;
         self.next_node = self.next_node.wrapping_add(1) % ROOT;

@@ -91,22 +91,20 @@ pub struct Limits {
     pub context: usize,
 }
 
+/// A request, and how far its answer is.
 #[derive(Debug)]
-struct Running {
+struct Answer {
     id: RequestId,
     request: Request,
     /// Prompt and answer.
     tokens: Vec<u32>,
-    /// How many of those have keys and values in the pages.
-    computed: usize,
-    owned: Owned,
     history: History,
     ticket: Ticket,
     /// In which order requests were admitted, the first time; none before that.
     admitted: Option<u64>,
 }
 
-impl Running {
+impl Answer {
     /// The least is the most urgent.
     fn urgency(&self) -> (Reverse<i32>, Option<u64>) {
         (Reverse(self.request.priority), self.admitted)
@@ -117,6 +115,22 @@ impl Running {
     }
 }
 
+/// One that has pages.
+#[derive(Debug)]
+struct Running {
+    answer: Answer,
+    /// How many of its tokens have keys and values in the pages.
+    computed: usize,
+    owned: Owned,
+}
+
+impl Running {
+    /// Tokens that have none yet.
+    fn pending(&self) -> usize {
+        self.answer.tokens.len() - self.computed
+    }
+}
+
 /// What a step computes.
 #[derive(Debug, Default)]
 pub struct Batch {
@@ -124,6 +138,8 @@ pub struct Batch {
     pub step: Step,
     /// For each answer of the step, whose it is.
     pub answers: Vec<RequestId>,
+    /// Requests that were admitted since the step before, with the tokens of each prompt that need not be computed.
+    pub begun: Vec<(RequestId, usize)>,
     /// How many tokens of each request the step has.
     rows: Vec<(RequestId, usize)>,
 }
@@ -133,22 +149,22 @@ pub struct Batch {
 pub struct Schedule {
     limits: Limits,
     pages: PageTable,
-    waiting: Vec<Running>,
+    waiting: Vec<Answer>,
     /// The most urgent first.
     running: Vec<Running>,
     shares: Shares,
     admissions: u64,
     totals: Totals,
-    /// What is to be told when the next step is done.
-    news: Vec<(RequestId, Event)>,
+    /// What is to be told with the next step: see [`Batch::begun`].
+    begun: Vec<(RequestId, usize)>,
 }
 
 impl Schedule {
     /// Nothing to do yet.
     pub fn new(limits: Limits, pages: u32) -> Self {
-        let (waiting, running, news, shares) = (Vec::new(), Vec::new(), Vec::new(), Shares::default());
+        let (waiting, running, begun, shares) = (Vec::new(), Vec::new(), Vec::new(), Shares::default());
         let (pages, totals) = (PageTable::new(pages), Totals::default());
-        Self { limits, pages, waiting, running, shares, admissions: 0, totals, news }
+        Self { limits, pages, waiting, running, shares, admissions: 0, totals, begun }
     }
 
     /// Requests that wait, and that run.
@@ -170,22 +186,21 @@ impl Schedule {
     pub fn push(&mut self, id: RequestId, request: Request) {
         assert!(!request.prompt.is_empty(), "a prompt has a token");
         let (tokens, history) = (request.prompt.clone(), History::of_prompt(&request.prompt));
-        let (owned, ticket) = (Owned::default(), self.shares.arrive(&request.client));
-        let (computed, admitted) = (0, None);
-        self.waiting.push(Running { id, request, tokens, computed, owned, history, ticket, admitted });
+        let ticket = self.shares.arrive(&request.client);
+        self.waiting.push(Answer { id, request, tokens, history, ticket, admitted: None });
     }
 
     /// Lets go of a request.
     pub fn cancel(&mut self, id: RequestId) {
         self.waiting.retain(|waiting| waiting.id != id);
-        if let Some(index) = self.running.iter().position(|running| running.id == id) {
+        if let Some(index) = self.position(id) {
             self.leave(index);
         }
     }
 
     /// Ends all requests, as after a failure of the device.
     pub fn clear(&mut self) -> Vec<RequestId> {
-        self.news.clear();
+        self.begun.clear();
         self.start_over();
         self.waiting.drain(..).map(|waiting| waiting.id).collect()
     }
@@ -193,25 +208,25 @@ impl Schedule {
     /// Has everything computed again, as after pages were lost: whoever ran waits, and what pages held is not known.
     pub fn start_over(&mut self) {
         while !self.running.is_empty() {
-            let mut again = self.leave(0);
-            again.computed = 0;
+            let again = self.leave(0);
             self.waiting.push(again);
         }
-        self.pages = PageTable::new(self.pages.available() as u32);
+        self.pages.forget();
     }
 
     /// Takes a request out and gives its pages back; what full ones hold stays known.
-    fn leave(&mut self, index: usize) -> Running {
-        let mut running = self.running.remove(index);
-        self.pages.end(std::mem::take(&mut running.owned));
-        running
+    fn leave(&mut self, index: usize) -> Answer {
+        let Running { answer, owned, .. } = self.running.remove(index);
+        self.pages.end(owned);
+        answer
     }
 
     /// The next step; none when there is nothing to do.
     pub fn next_batch(&mut self) -> Option<Batch> {
         loop {
-            let batch = self.fill();
+            let mut batch = self.fill();
             if !batch.rows.is_empty() {
+                batch.begun = std::mem::take(&mut self.begun);
                 return Some(batch);
             }
             // Prompts that hold pages and wait for each other's: the least urgent makes room.
@@ -224,8 +239,7 @@ impl Schedule {
 
     fn preempt(&mut self, index: usize) {
         self.totals.preemptions += 1;
-        let mut preempted = self.leave(index);
-        preempted.computed = 0;
+        let preempted = self.leave(index);
         self.waiting.push(preempted);
     }
 
@@ -233,9 +247,13 @@ impl Schedule {
     fn make_way(&mut self) {
         while let Some(next) = self.next() {
             let (waiting, Some(last)) = (&self.waiting[next], self.running.last()) else { return };
-            let wanted = waiting.tokens.len().div_ceil(PAGE_TOKENS) + 1;
-            let has_room = self.running.len() < self.limits.running_max && self.pages.available() >= wanted;
-            if has_room || last.request.priority >= waiting.request.priority {
+            if last.answer.request.priority >= waiting.request.priority {
+                return;
+            }
+            let (owned, known) = self.pages.begin(&waiting.tokens);
+            let has_pages = self.pages.available() >= wanted(waiting, known);
+            self.pages.end(owned);
+            if has_pages && self.running.len() < self.limits.running_max {
                 return;
             }
             self.preempt(self.running.len() - 1);
@@ -250,15 +268,16 @@ impl Schedule {
         let mut index = 0;
         while index < self.running.len() && left > 0 {
             let running = &self.running[index];
-            let makes_text = running.computed + 1 == running.tokens.len();
+            let makes_text = running.pending() == 1;
             // One that had to make room for others is gone from here, and the next has its place.
             if !makes_text || self.add(index, 1, &mut batch, &mut left) {
                 index += 1;
             }
         }
         for index in 0..self.running.len() {
-            let pending = self.running[index].tokens.len() - self.running[index].computed;
-            if pending > 1 && left > 0 && !batch.rows.iter().any(|(id, _)| *id == self.running[index].id) {
+            let pending = self.running[index].pending();
+            let in_step = batch.rows.iter().any(|(id, _)| *id == self.running[index].answer.id);
+            if pending > 1 && left > 0 && !in_step {
                 let rows = pending.min(left).min(self.room_for(index));
                 if rows > 0 {
                     self.add(index, rows, &mut batch, &mut left);
@@ -267,8 +286,7 @@ impl Schedule {
         }
         while left > 0 && self.running.len() < self.limits.running_max {
             let Some(index) = self.admit() else { break };
-            let pending = self.running[index].tokens.len() - self.running[index].computed;
-            let rows = pending.min(left).min(self.room_for(index));
+            let rows = self.running[index].pending().min(left).min(self.room_for(index));
             if rows == 0 || !self.add(index, rows, &mut batch, &mut left) {
                 break;
             }
@@ -289,7 +307,7 @@ impl Schedule {
         let of_highest = |index: &usize| self.waiting[*index].request.priority == highest;
         let mut order = (0..self.waiting.len()).filter(of_highest).collect::<Vec<_>>();
         order.sort_by_key(|index| self.waiting[*index].admitted.unwrap_or(u64::MAX));
-        let owed = |waiting: &Running| if waiting.admitted.is_some() { 0 } else { waiting.tokens.len() };
+        let owed = |waiting: &Answer| if waiting.admitted.is_some() { 0 } else { waiting.tokens.len() };
         let waiting = order.iter().map(|index| &self.waiting[*index]);
         Some(order[self.shares.next(waiting.map(|waiting| (waiting.ticket, owed(waiting))))?])
     }
@@ -299,30 +317,28 @@ impl Schedule {
         let best = self.next()?;
         let waiting = &self.waiting[best];
         let (owned, known) = self.pages.begin(&waiting.tokens);
-        // All of its tokens and one page to go on, unless it is alone: then it gets what there is.
-        let wanted = waiting.tokens.len().saturating_sub(known).div_ceil(PAGE_TOKENS) + 1;
-        if self.pages.available() < wanted && !self.running.is_empty() {
+        // One that is alone gets what there is.
+        if self.pages.available() < wanted(waiting, known) && !self.running.is_empty() {
             self.pages.end(owned);
             return None;
         }
-        let mut running = self.waiting.remove(best);
-        (running.owned, running.computed) = (owned, known);
-        if running.admitted.is_none() {
-            self.totals.prompt_tokens += running.tokens.len() as u64;
+        let mut answer = self.waiting.remove(best);
+        if answer.admitted.is_none() {
+            self.totals.prompt_tokens += answer.tokens.len() as u64;
             self.totals.cached_tokens += known as u64;
-            self.news.push((running.id, Event::Begin { cached_tokens: known }));
+            self.begun.push((answer.id, known));
             self.admissions += 1;
-            running.admitted = Some(self.admissions);
-            self.shares.admit(running.ticket, running.tokens.len() - known);
+            answer.admitted = Some(self.admissions);
+            self.shares.admit(answer.ticket, answer.tokens.len() - known);
         }
-        let index = self.running.partition_point(|other| other.urgency() < running.urgency());
-        self.running.insert(index, running);
+        let index = self.running.partition_point(|other| other.answer.urgency() < answer.urgency());
+        self.running.insert(index, Running { answer, computed: known, owned });
         Some(index)
     }
 
     /// Puts tokens of a request into a step; false when there were no pages, and it waits again.
     fn add(&mut self, index: usize, rows: usize, batch: &mut Batch, left: &mut usize) -> bool {
-        let id = self.running[index].id;
+        let id = self.running[index].answer.id;
         let wanted = self.running[index].computed + rows;
         while self.position(id).is_some_and(|index| self.running[index].owned.room() < wanted) {
             let index = self.position(id).expect("it was just there");
@@ -330,17 +346,17 @@ impl Schedule {
                 continue;
             }
             // The least urgent gives its pages up, unless it is in this step already; then this one does.
-            let in_step = |running: &Running| batch.rows.iter().any(|(id, _)| *id == running.id);
+            let in_step = |running: &Running| batch.rows.iter().any(|(id, _)| *id == running.answer.id);
             let victim = self.running.iter().rposition(|running| !in_step(running));
             self.preempt(victim.expect("this one is not in the step"));
         }
         let Some(index) = self.position(id) else { return false };
         let running = &mut self.running[index];
         let past = running.computed;
-        batch.step.ids.extend(&running.tokens[past..past + rows]);
+        batch.step.ids.extend(&running.answer.tokens[past..past + rows]);
         let pages = running.owned.pages()[..(past + rows).div_ceil(PAGE_TOKENS)].to_vec();
         batch.step.sequences.push(Sequence { rows, past, pages });
-        if past + rows == running.tokens.len() {
+        if past + rows == running.answer.tokens.len() {
             batch.step.outputs.push(batch.step.ids.len() as u32 - 1);
             batch.answers.push(id);
         }
@@ -350,41 +366,45 @@ impl Schedule {
     }
 
     fn position(&self, id: RequestId) -> Option<usize> {
-        self.running.iter().position(|running| running.id == id)
+        self.running.iter().position(|running| running.answer.id == id)
     }
 
     /// The choice that a step has to make for a request.
     pub fn draw(&self, id: RequestId) -> Option<Draw> {
-        let running = &self.running[self.position(id)?];
-        let Request { sampling, stop, tokens_min, .. } = &running.request;
-        let draw = Draw::new(sampling, &running.history);
-        Some(if running.answered() < *tokens_min { draw.without(stop) } else { draw })
+        let answer = &self.running[self.position(id)?].answer;
+        let Request { sampling, stop, tokens_min, .. } = &answer.request;
+        let draw = Draw::new(sampling, &answer.history);
+        Some(if answer.answered() < *tokens_min { draw.without(stop) } else { draw })
     }
 
     /// Notes that a step was computed, with the token that was chosen for each of its answers, or why there is none; what
     /// its requests are to be told.
     pub fn done(&mut self, batch: &Batch, chosen: Vec<Result<Choice, String>>) -> Vec<(RequestId, Event)> {
-        let mut events = std::mem::take(&mut self.news);
+        let mut events = Vec::new();
+        // Where an answer could not be chosen, what was computed may be no numbers, and nobody else is to go on from it.
+        let failed = chosen.iter().any(Result::is_err);
         for (id, rows) in &batch.rows {
             if let Some(index) = self.position(*id) {
-                let running = &mut self.running[index];
-                running.computed += rows;
-                self.pages.share(&mut running.owned, &running.tokens[..running.computed]);
+                let Running { answer, computed, owned } = &mut self.running[index];
+                *computed += rows;
+                if !failed {
+                    self.pages.share(owned, &answer.tokens[..*computed]);
+                }
             }
         }
         for (id, choice) in batch.answers.iter().zip(chosen) {
             let Some(index) = self.position(*id) else { continue };
-            let running = &mut self.running[index];
+            let answer = &mut self.running[index].answer;
             let end = match choice {
                 Err(why) => Some(End::Failed(why)),
-                Ok(choice) if running.request.stop.contains(&choice.token) => Some(End::Stop),
+                Ok(choice) if answer.request.stop.contains(&choice.token) => Some(End::Stop),
                 Ok(choice) => {
-                    running.tokens.push(choice.token);
-                    running.history.push(choice.token);
-                    self.shares.made(running.ticket);
+                    answer.tokens.push(choice.token);
+                    answer.history.push(choice.token);
+                    self.shares.made(answer.ticket);
                     events.push((*id, Event::Token(choice)));
-                    let full = running.tokens.len() >= self.limits.context;
-                    (full || running.answered() >= running.request.tokens_max).then_some(End::Length)
+                    let full = answer.tokens.len() >= self.limits.context;
+                    (full || answer.answered() >= answer.request.tokens_max).then_some(End::Length)
                 }
             };
             if let Some(end) = end {
@@ -392,12 +412,20 @@ impl Schedule {
                 events.push((*id, Event::End(end)));
             }
         }
+        if failed {
+            self.pages.forget();
+        }
         if self.waiting.is_empty() && self.running.is_empty() {
             // Whoever comes next begins as everybody else.
             self.shares = Shares::default();
         }
         events
     }
+}
+
+/// Pages for all tokens of one that waits, of which so many are known, and one more to go on.
+fn wanted(waiting: &Answer, known: usize) -> usize {
+    waiting.tokens.len().saturating_sub(known).div_ceil(PAGE_TOKENS) + 1
 }
 
 #[cfg(test)]
@@ -413,15 +441,22 @@ mod tests {
         Request { prompt, tokens_max, client, sampling: Sampling::greedy(), ..Request::default() }
     }
 
-    /// A model whose next token is a hash of all tokens before it, read back from what the pages were given: a page that
-    /// two requests wrote, or that was not computed, shows at once.
+    /// A model whose next token follows from all tokens before it, read back from what the pages were given: each place
+    /// holds a hash of its token and of what the place before it holds, as keys and values follow from all before them. A
+    /// page that two requests wrote, that was not computed, or that came after other tokens shows at once.
     #[derive(Default)]
     struct Model {
-        pages: HashMap<(u32, usize), u32>,
+        pages: HashMap<(u32, usize), u64>,
     }
 
-    fn next_token(tokens: &[u32]) -> u32 {
-        tokens.iter().fold(17u32, |hash, token| hash.wrapping_mul(31).wrapping_add(*token)) % 1000
+    const BEGINNING: u64 = 17;
+
+    fn hash(before: u64, token: u32) -> u64 {
+        (before ^ u64::from(token)).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29)
+    }
+
+    fn token_of(hash: u64) -> u32 {
+        (hash % 1000) as u32
     }
 
     impl Model {
@@ -431,13 +466,12 @@ mod tests {
             for sequence in &batch.step.sequences {
                 for row in 0..sequence.rows {
                     let at = sequence.past + row;
-                    let page = sequence.pages[at / PAGE_TOKENS];
-                    self.pages.insert((page, at % PAGE_TOKENS), batch.step.ids[first + row]);
+                    let place = |at: usize| (sequence.pages[at / PAGE_TOKENS], at % PAGE_TOKENS);
+                    let before = if at == 0 { BEGINNING } else { self.pages[&place(at - 1)] };
+                    let now = hash(before, batch.step.ids[first + row]);
+                    self.pages.insert(place(at), now);
                     if batch.step.outputs.contains(&((first + row) as u32)) {
-                        let all: Vec<u32> = (0..=at)
-                            .map(|at| self.pages[&(sequence.pages[at / PAGE_TOKENS], at % PAGE_TOKENS)])
-                            .collect();
-                        chosen.push(Ok(Choice { token: next_token(&all), logprob: None, top: Vec::new() }));
+                        chosen.push(Ok(Choice { token: token_of(now), logprob: None, top: Vec::new() }));
                     }
                 }
                 first += sequence.rows;
@@ -447,27 +481,43 @@ mod tests {
     }
 
     fn expected(prompt: &[u32], count: usize) -> Vec<u32> {
-        let mut tokens = prompt.to_vec();
+        let mut now = prompt.iter().fold(BEGINNING, |before, token| hash(before, *token));
+        let mut tokens = Vec::new();
         for _ in 0..count {
-            tokens.push(next_token(&tokens));
+            tokens.push(token_of(now));
+            now = hash(now, token_of(now));
         }
-        tokens.split_off(prompt.len())
+        tokens
     }
 
-    fn drive(schedule: &mut Schedule, model: &mut Model) -> HashMap<RequestId, (Vec<u32>, Option<End>)> {
-        let mut told: HashMap<RequestId, (Vec<u32>, Option<End>)> = HashMap::new();
-        while let Some(batch) = schedule.next_batch() {
-            assert!(batch.step.ids.len() <= schedule.limits.rows_max);
-            let chosen = model.run(&batch);
-            for (id, event) in schedule.done(&batch, chosen) {
-                let told = told.entry(id).or_default();
-                match event {
-                    Event::Begin { .. } => assert_eq!(*told, (Vec::new(), None), "told first, and once"),
-                    Event::Token(choice) => told.0.push(choice.token),
-                    Event::End(end) => told.1 = Some(end),
-                }
+    /// What requests were told: tokens, and how they ended.
+    type Told = HashMap<RequestId, (Vec<u32>, Option<End>)>;
+
+    /// One step; false when there was nothing to do. Answers for which `fails` says so cannot be chosen.
+    fn step(schedule: &mut Schedule, model: &mut Model, told: &mut Told, fails: impl Fn(RequestId) -> bool) -> bool {
+        let Some(batch) = schedule.next_batch() else { return false };
+        assert!(batch.step.ids.len() <= schedule.limits.rows_max);
+        for (id, _) in &batch.begun {
+            assert!(told.insert(*id, (Vec::new(), None)).is_none(), "told first, and once");
+        }
+        let mut chosen = model.run(&batch);
+        for (_, choice) in batch.answers.iter().zip(&mut chosen).filter(|(id, _)| fails(**id)) {
+            *choice = Err("no numbers".into());
+        }
+        for (id, event) in schedule.done(&batch, chosen) {
+            let told = told.get_mut(&id).expect("it was told to have begun");
+            match event {
+                Event::Begin { .. } => panic!("that is told with the step"),
+                Event::Token(choice) => told.0.push(choice.token),
+                Event::End(end) => told.1 = Some(end),
             }
         }
+        true
+    }
+
+    fn drive(schedule: &mut Schedule, model: &mut Model) -> Told {
+        let mut told = Told::new();
+        while step(schedule, model, &mut told, |_| false) {}
         assert_eq!(schedule.counts(), (0, 0), "nothing is left that could not go on");
         told
     }
@@ -548,8 +598,9 @@ mod tests {
         schedule.push(2, request(prompt, 2, "b"));
         let batch = schedule.next_batch().unwrap();
         assert_eq!(batch.step.ids.len(), 300 - 288, "nine full pages were known");
+        assert_eq!(batch.begun, [(2, 288)]);
         let chosen = model.run(&batch);
-        assert_eq!(schedule.done(&batch, chosen)[0], (2, Event::Begin { cached_tokens: 288 }));
+        schedule.done(&batch, chosen);
         assert_eq!(schedule.totals(), Totals { prompt_tokens: 600, cached_tokens: 288, preemptions: 0 });
     }
 
@@ -563,9 +614,9 @@ mod tests {
         while begun < 16 {
             let batch = schedule.next_batch().unwrap();
             rows += batch.step.ids.len();
+            begun += batch.begun.len();
             let chosen = model.run(&batch);
             let told = schedule.done(&batch, chosen);
-            begun += told.iter().filter(|(_, event)| matches!(event, Event::Begin { .. })).count();
             assert!(told.iter().all(|(_, event)| !matches!(event, Event::End(_))), "nobody has ended yet");
         }
         // 288 of 300 are full pages; who is admitted in the step that computes the last of them has fewer.
@@ -608,22 +659,61 @@ mod tests {
     }
 
     proptest! {
-        /// However few pages there are, whoever comes and goes: everybody's tokens are as if they were alone.
+        /// However few pages there are, whoever comes late, leaves, fails or loses the device: everybody's tokens are as if
+        /// they were alone.
         #[test]
         fn tokens_do_not_depend_on_the_company(
-            requests in proptest::collection::vec((1usize..150, 1usize..60, 0u32..3), 1..12),
+            requests in proptest::collection::vec((1usize..150, 1usize..60, 0u32..6, 0usize..40), 1..12),
+            troubles in proptest::collection::vec((0usize..60, 0u8..4, 0u64..12), 0..6),
             pages in 8u32..40, rows_max in 1usize..100, running_max in 1usize..6,
         ) {
             let mut schedule = Schedule::new(Limits { rows_max, running_max, context: 8 * PAGE_TOKENS }, pages);
-            let prompts: Vec<Vec<u32>> = requests.iter().map(|(length, _, kind)| (0..*length as u32).map(|i| i % (7 + kind)).collect()).collect();
-            for (id, (prompt, (_, most, kind))) in prompts.iter().zip(&requests).enumerate() {
-                let priority = *kind as i32;
-                schedule.push(id as u64, Request { priority, ..request(prompt.clone(), *most, &kind.to_string()) });
+            // Prompts that are the same for long, and that are the same again after something else.
+            let prompt = |length: usize, kind: u32| -> Vec<u32> {
+                (0..length as u32).map(|i| if i / 40 == kind { 500 + kind } else { i % (7 + kind % 2) }).collect()
+            };
+            let (mut model, mut told) = (Model::default(), Told::new());
+            let (mut left, mut failed) = (Vec::new(), Vec::new());
+            for now in 0.. {
+                let came = (0u64..).zip(&requests).filter(|(_, (.., when))| *when == now);
+                for (id, (length, most, kind, _)) in came {
+                    let asked = request(prompt(*length, *kind), *most, &kind.to_string());
+                    schedule.push(id, Request { priority: *kind as i32 % 3, ..asked });
+                }
+                let mut fails = None;
+                for (_, what, id) in troubles.iter().filter(|(when, ..)| *when == now) {
+                    match what {
+                        0 => {
+                            schedule.cancel(*id);
+                            left.push(*id);
+                        }
+                        1 => {
+                            schedule.start_over();
+                            model = Model::default();
+                        }
+                        2 => fails = Some(*id),
+                        _ => {
+                            left.extend(schedule.clear());
+                            model = Model::default();
+                        }
+                    }
+                }
+                let worked = step(&mut schedule, &mut model, &mut told, |id| Some(id) == fails);
+                failed.extend(fails);
+                if !worked && now > 60 {
+                    break;
+                }
             }
-            let told = drive(&mut schedule, &mut Model::default());
-            for (id, (prompt, (_, most, _))) in prompts.iter().zip(&requests).enumerate() {
-                let count = (*most).min(8 * PAGE_TOKENS - prompt.len());
-                prop_assert_eq!(&told[&(id as u64)], &(expected(prompt, count), Some(End::Length)));
+            prop_assert_eq!(schedule.counts(), (0, 0));
+            for (id, (length, most, kind, _)) in (0u64..).zip(&requests) {
+                let prompt = prompt(*length, *kind);
+                let expected = expected(&prompt, (*most).min(8 * PAGE_TOKENS - prompt.len()));
+                let (tokens, end) = told.remove(&id).unwrap_or_default();
+                let as_alone = tokens == expected && end == Some(End::Length);
+                let has_failed = failed.contains(&id) && matches!(end, Some(End::Failed(_)));
+                let has_left = left.contains(&id) && end.is_none();
+                prop_assert!(expected.starts_with(&tokens), "{id}: {tokens:?}, not {expected:?}");
+                prop_assert!(as_alone || has_failed || has_left, "{id}: {end:?}");
             }
             prop_assert_eq!(schedule.tokens_free(), pages as usize * PAGE_TOKENS);
         }
