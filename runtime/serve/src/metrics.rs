@@ -75,7 +75,11 @@ struct Answers {
     tokens: Histogram,
     /// Of the answers to one prompt the longest.
     tokens_most: Histogram,
-    /// From the first token to the last.
+    /// From when it was asked for until it was admitted.
+    queue: Histogram,
+    /// From then to the first token, to the last, and from the first to the last.
+    prefill: Histogram,
+    inference: Histogram,
     decode: Histogram,
     /// The same for each token but the first.
     per_token: Histogram,
@@ -88,6 +92,9 @@ impl Answers {
             of_model.register(name, help, histogram.clone());
             histogram
         };
+        let queue = "Seconds that an answer waited for its turn";
+        let prefill = "Seconds from an answer's turn to its first token";
+        let inference = "Seconds from an answer's turn to its last token";
         let decode = "Seconds from the first token of an answer to its last";
         let per_token = "Seconds of an answer for each token but the first";
         Self {
@@ -98,6 +105,9 @@ impl Answers {
                 "Tokens of the longest answer to a prompt",
                 &TOKENS,
             ),
+            queue: made("vllm:request_queue_time_seconds", queue, &LATENCY_SECONDS),
+            prefill: made("vllm:request_prefill_time_seconds", prefill, &LATENCY_SECONDS),
+            inference: made("vllm:request_inference_time_seconds", inference, &LATENCY_SECONDS),
             decode: made("vllm:request_decode_time_seconds", decode, &LATENCY_SECONDS),
             per_token: made("vllm:request_time_per_output_token_seconds", per_token, &LATENCY_SECONDS),
         }
@@ -108,19 +118,39 @@ impl Answers {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Answered {
     pub(crate) tokens: usize,
-    /// When its first and its last token were there, where it has any.
-    pub(crate) made: Option<(Instant, Instant)>,
+    pub(crate) times: Times,
+}
+
+/// When what happened to an answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Times {
+    pub(crate) asked: Instant,
+    pub(crate) admitted: Option<Instant>,
+    pub(crate) first: Option<Instant>,
+    pub(crate) last: Option<Instant>,
+}
+
+impl Times {
+    /// Nothing yet but that it was asked for then.
+    pub(crate) fn new(asked: Instant) -> Self {
+        Self { asked, admitted: None, first: None, last: None }
+    }
 }
 
 impl Metrics {
     /// Counts the answers to a prompt of so many tokens, of which all have ended by themselves.
     pub(crate) fn answered(&self, prompt_tokens: usize, answers: &[Answered]) {
         let to = &self.answers;
-        for Answered { tokens, made } in answers {
+        for Answered { tokens, times } in answers {
             to.prompt_tokens.observe(prompt_tokens as f64);
             to.tokens.observe(*tokens as f64);
-            let Some((first, last)) = made else { continue };
-            let decode = (*last - *first).as_secs_f64();
+            let Times { asked, admitted: Some(admitted), first: Some(first), last: Some(last) } = *times else {
+                continue;
+            };
+            to.queue.observe((admitted - asked).as_secs_f64());
+            to.prefill.observe((first - admitted).as_secs_f64());
+            to.inference.observe((last - admitted).as_secs_f64());
+            let decode = (last - first).as_secs_f64();
             to.decode.observe(decode);
             if *tokens > 1 {
                 to.per_token.observe(decode / (*tokens - 1) as f64);

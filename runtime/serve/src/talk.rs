@@ -16,7 +16,7 @@ use crate::api::{Body, Refusal, object};
 use crate::completions::{self, Completion, Frame, Kind, Stops, Usage, Whole, logprobs, reason};
 use crate::intake::{Intake, Part as Place};
 use crate::life::Until;
-use crate::metrics::{Answered, Ended, Metrics};
+use crate::metrics::{Answered, Ended, Metrics, Times};
 use crate::server::ServeOptions;
 use crate::telemetry::Watch;
 use crate::templates::Templates;
@@ -87,8 +87,7 @@ struct Part {
     /// How many of the choices have been told.
     told: usize,
     tokens: usize,
-    /// When its first and its last token were there.
-    made: Option<(Instant, Instant)>,
+    times: Times,
     finish: Option<&'static str>,
 }
 
@@ -161,18 +160,21 @@ impl Talk {
                 }
                 sender.send(News { index, at, event }).is_ok()
             });
+            let asked = Instant::now();
             let id = self.decoder.submit(request, listener);
             let refused = |error: EngineError| {
                 let status = if matches!(error, EngineError::Ended) { 503 } else { 400 };
                 Refusal::plain(status, error.to_string())
             };
-            maker.parts.push(Part::new(id.map_err(refused)?));
+            maker.parts.push(Part::new(id.map_err(refused)?, asked));
         }
         drop(sender);
         let mut running = Running { maker, events, first: None, ignored };
         let first = loop {
             match running.next().await? {
-                News { index, event: Event::Begin { cached_tokens }, .. } => running.maker.begins(index, cached_tokens),
+                News { index, at, event: Event::Begin { cached_tokens } } => {
+                    running.maker.begins(index, at, cached_tokens);
+                }
                 failed @ News { event: Event::End(End::Failed(_)), .. } => drop(running.maker.take(failed)?),
                 first => break first,
             }
@@ -217,7 +219,7 @@ impl Talk {
 }
 
 impl Part {
-    fn new(id: u64) -> Self {
+    fn new(id: u64, asked: Instant) -> Self {
         Self {
             id,
             stream: TextStream::default(),
@@ -226,7 +228,7 @@ impl Part {
             choices: Vec::new(),
             told: 0,
             tokens: 0,
-            made: None,
+            times: Times::new(asked),
             finish: None,
         }
     }
@@ -344,7 +346,8 @@ impl Maker {
     }
 
     /// An answer was admitted.
-    fn begins(&mut self, index: usize, cached_tokens: usize) {
+    fn begins(&mut self, index: usize, at: Instant, cached_tokens: usize) {
+        self.parts[index].times.admitted = Some(at);
         // There are as many answers to each prompt.
         let prompt = index * self.cached.len() / self.parts.len();
         if self.cached[prompt].is_none() {
@@ -364,12 +367,13 @@ impl Maker {
         let within = |tokens: usize| if tokens > self.completion.tokens_min { &self.completion.stops[..] } else { &[] };
         let text = match event {
             Event::Begin { cached_tokens } => {
-                self.begins(index, cached_tokens);
+                self.begins(index, at, cached_tokens);
                 return Ok(None);
             }
             Event::Token(choice) => {
                 part.tokens += 1;
-                part.made = Some((part.made.map_or(at, |(first, _)| first), at));
+                part.times.first.get_or_insert(at);
+                part.times.last = Some(at);
                 let text = part.stream.push(tokenizer, choice.token).map_err(failed)?;
                 part.choices.push(choice);
                 let (text, ended) = part.stops.push(within(part.tokens), &text);
@@ -441,7 +445,7 @@ impl Drop for Maker {
         for (prompt_tokens, parts) in prompts.iter().zip(self.parts.chunks(each)) {
             let of_itself = |part: &Part| matches!(part.finish, Some("stop" | "length"));
             if parts.iter().all(of_itself) {
-                let answered = |part: &Part| Answered { tokens: part.tokens, made: part.made };
+                let answered = |part: &Part| Answered { tokens: part.tokens, times: part.times };
                 self.metrics.answered(*prompt_tokens, &parts.iter().map(answered).collect::<Vec<_>>());
             }
         }

@@ -10,6 +10,7 @@ use common::{CHAT, Served, TEXT, chat, folder};
 use http_body_util::BodyExt;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
+use kedge_engine::DecoderOptions;
 use serde_json::{Value, json};
 
 /// The talks of which an independent program wrote down the greedy answers.
@@ -247,6 +248,10 @@ async fn metrics_say_of_answers_that_ended_by_themselves_what_they_took() {
     assert!(decode < sum(&metrics, "e2e_request_latency_seconds"), "{metrics}");
     let each = sum(&metrics, "request_time_per_output_token_seconds");
     assert!((each * 39.0 - decode).abs() < 1e-6, "{each} of {decode}");
+    let [queue, prefill, inference] =
+        ["queue", "prefill", "inference"].map(|part| sum(&metrics, &format!("request_{part}_time_seconds")));
+    assert!(prefill > each / 2.0 && (prefill + decode - inference).abs() < 1e-6, "{prefill} {decode} {inference}");
+    assert!(queue + inference < sum(&metrics, "e2e_request_latency_seconds"), "{metrics}");
 
     // Two answers to one prompt, one whose first token is its last, one of two prompts, and two that are none.
     for more in [json!({"max_tokens": 3, "n": 2, "ignore_eos": true}), json!({"max_tokens": 1}), json!({"n": 0})] {
@@ -264,6 +269,9 @@ async fn metrics_say_of_answers_that_ended_by_themselves_what_they_took() {
         ("request_prompt_tokens", 6),
         ("request_generation_tokens", 6),
         ("request_max_num_generation_tokens", 5),
+        ("request_queue_time_seconds", 6),
+        ("request_prefill_time_seconds", 6),
+        ("request_inference_time_seconds", 6),
         ("request_decode_time_seconds", 6),
         ("request_time_per_output_token_seconds", 5),
     ] {
@@ -283,6 +291,19 @@ async fn metrics_say_of_answers_that_ended_by_themselves_what_they_took() {
             "{name}: {metrics}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_another_waits_in_the_queue() {
+    let options = DecoderOptions { tokens_kept: Some(8192), running_max: 1, ..DecoderOptions::default() };
+    let served = Served::start_of(&folder().join("model"), options, |_| {}).await;
+    let long = json!({"max_tokens": 60, "n": 2, "ignore_eos": true});
+    served.answer(CHAT, chat(&json!([{"role": "user", "content": "hello"}]), long)).await;
+    let (_, metrics) = served.get("/metrics").await;
+    let sum = |part: &str| number(&metrics, &format!("vllm:request_{part}_time_seconds_sum"));
+    // The second waits until the first has ended.
+    assert!(sum("queue") > sum("inference") / 4.0, "{metrics}");
+    assert!(sum("queue") < sum("inference"), "{metrics}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
