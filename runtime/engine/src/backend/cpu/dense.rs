@@ -14,6 +14,8 @@ use super::simd::{Simd, dispatch};
 
 /// Outputs in one panel.
 pub(crate) const PANEL: usize = 32;
+/// What comes from memory at once, in bytes.
+const LINE: usize = 64;
 /// Rows of one tile: twelve by two vectors of sums, two of weights and one of x are what 32 registers hold.
 pub(crate) const TILE_ROWS: usize = 12;
 
@@ -82,17 +84,17 @@ impl Dense {
         self.outputs.div_ceil(PANEL)
     }
 
-    /// The bytes of a panel; none of one that there is not.
-    pub(crate) fn panel(&self, panel: usize) -> &[u8] {
+    /// The bytes of a panel, if there is one of that number.
+    pub(crate) fn panel(&self, panel: usize) -> Option<&[u8]> {
         let length = PANEL * self.inputs * self.kind.bytes();
-        self.panels.get(panel * length..(panel + 1) * length).unwrap_or(&[])
+        self.panels.get(panel * length..(panel + 1) * length)
     }
 
-    /// Products of the rows of `x` (as many as `tile` has, at most [`TILE_ROWS`]) with a panel. Meanwhile the memory is asked
-    /// for what comes next.
+    /// Products of the rows of `x` (as many as `tile` has, at most [`TILE_ROWS`]) with a panel. Meanwhile memory is asked
+    /// for `next`, which may be empty.
     pub(crate) fn tile(&self, simd: Simd, x: &[f32], panel: usize, next: &[u8], tile: &mut [[f32; PANEL]]) {
-        assert!(tile.len() <= TILE_ROWS && x.len() == tile.len() * self.inputs && panel < self.panels());
-        let (panel, inputs) = (self.panel(panel), self.inputs);
+        assert!(tile.len() <= TILE_ROWS && x.len() == tile.len() * self.inputs);
+        let (panel, inputs) = (self.panel(panel).expect("there is such a panel"), self.inputs);
         let two = |b: &[u8]| [b[0], b[1]];
         match self.kind {
             Kind::F32 => dispatch!(
@@ -134,7 +136,7 @@ macro_rules! tiles {
      $from:ident, $f32:expr, $f16:expr, $bf16:expr) => {
         use std::arch::x86_64::*;
 
-        use super::PANEL;
+        use super::{LINE, PANEL};
 
         /// Vectors in a panel that are summed at once.
         const WIDE: usize = 2;
@@ -171,11 +173,13 @@ macro_rules! tiles {
         #[target_feature(enable = $features)]
         unsafe fn rows<const R: usize, E: Element>(x: &[f32], inputs: usize, panel: *const u8, next: &[u8], tile: &mut [[f32; PANEL]]) {
             assert!(tile.len() == R && x.len() == R * inputs);
-            let step = next.len() / inputs;
+            let mut next = next.chunks(LINE);
             for first in (0..PANEL).step_by(WIDE * $lanes) {
                 let mut sums = [[$zero(); WIDE]; R];
                 for input in 0..inputs {
-                    _mm_prefetch::<_MM_HINT_T1>(next.as_ptr().wrapping_add(input * step).cast());
+                    if let Some(line) = next.next() {
+                        _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
+                    }
                     // SAFETY: the panel has PANEL elements for each input, and first + WIDE · lanes ≤ PANEL.
                     let weights: [$vector; WIDE] = unsafe {
                         let from = panel.add((input * PANEL + first) * E::BYTES);
@@ -250,7 +254,7 @@ mod tests {
                     for level in Simd::available() {
                         for panel in 0..packed.panels() {
                             let mut tile = vec![[9.0; PANEL]; rows];
-                            packed.tile(level, &x, panel, packed.panel(panel + 1), &mut tile);
+                            packed.tile(level, &x, panel, packed.panel(panel + 1).unwrap_or(&[]), &mut tile);
                             for (row, output) in (0..rows).flat_map(|row| (0..PANEL).map(move |output| (row, output))) {
                                 let column = panel * PANEL + output;
                                 let of =

@@ -253,7 +253,7 @@ fn multiply<'a>(
                 });
                 (x.read(from * inputs, rows * inputs), bytes)
             };
-            matrix.panel(run.on.simd, x, bytes, rows, panel, panel + 1, &mut |products| {
+            matrix.panel(run.on.simd, x, bytes, rows, panel, Some(panel + 1), &mut |products| {
                 for (row, sums) in (from + products.row..).zip(products.sums.chunks_exact(products.lanes)) {
                     // SAFETY: as above.
                     let to = unsafe { out.write(row * outputs + products.output, products.width) };

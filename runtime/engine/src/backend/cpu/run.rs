@@ -435,10 +435,12 @@ impl<'a> Run<'a> {
                 (scratch.values[x].read(first * inputs, rows * inputs), bytes)
             };
             let bias = part.bias.map(|bias| self.on.vector(bias));
-            let (panels, others) =
-                (at * chunk..matrix.panels().min((at + 1) * chunk), chunk * (self.on.pool.threads() - 1));
+            let panels = at * chunk..matrix.panels().min((at + 1) * chunk);
             for panel in panels.clone() {
-                let next = if panel + 1 < panels.end { panel + 1 } else { panel + 1 + others };
+                // After its last the thread takes that of a later task: others have those between. Of several chunks of
+                // rows the next task has the same panels, which are near.
+                let later = (row_chunks == 1).then(|| panel + 1 + chunk * (self.on.pool.threads() - 1));
+                let next = if panel + 1 < panels.end { Some(panel + 1) } else { later };
                 matrix.panel(self.on.simd, x, bytes, rows, panel, next, &mut |products| {
                     let Products { row, output, width: count, lanes, sums } = products;
                     let bias = bias.map_or(&[][..], |bias| &bias[output..output + count]);

@@ -91,20 +91,20 @@ impl Matrix {
         bytes: Option<Rows>,
         rows: usize,
         panel: usize,
-        next: usize,
+        next: Option<usize>,
         put: &mut dyn FnMut(Products),
     ) {
         match self {
             Self::Dense(dense) => {
                 let width = dense::PANEL.min(dense.outputs - panel * dense::PANEL);
                 // With few rows the first tile is all there is, and the memory has no time to spare.
-                let next = if rows > dense::TILE_ROWS { dense.panel(next) } else { &[] };
+                let next = next.filter(|_| rows > dense::TILE_ROWS).and_then(|next| dense.panel(next)).unwrap_or(&[]);
+                let mut parts = next.chunks(next.len().div_ceil(rows.div_ceil(dense::TILE_ROWS)).max(1));
                 for first in (0..rows).step_by(dense::TILE_ROWS) {
                     let count = dense::TILE_ROWS.min(rows - first);
                     let mut tile = [[0.0; dense::PANEL]; dense::TILE_ROWS];
                     let x = &x[first * dense.inputs..(first + count) * dense.inputs];
-                    let next = &next[next.len() * first / rows..next.len() * (first + count) / rows];
-                    dense.tile(simd, x, panel, next, &mut tile[..count]);
+                    dense.tile(simd, x, panel, parts.next().unwrap_or(&[]), &mut tile[..count]);
                     let sums = tile[..count].as_flattened_mut();
                     put(Products { row: first, output: panel * dense::PANEL, width, lanes: dense::PANEL, sums });
                 }
