@@ -8,7 +8,7 @@ use kedge_runtimes::private::{Paths, killall::killall};
 use kedge_world::World;
 
 use crate::lock::{self, Role};
-use crate::output::say;
+use crate::output::tell;
 use crate::settings::Folders;
 use crate::{folders, service};
 
@@ -26,7 +26,7 @@ pub(crate) async fn run(given: Folders) -> Result<()> {
 pub(crate) async fn end_role(resolved: &Layout, role: Role) -> Result<lock::Lock> {
     let (lock, ended) = lock::end(&resolved.data_dir, role, service::stop_if_main).await?;
     if let Some(pid) = ended {
-        say!("ended the {}, process {pid}", role.name())?;
+        tell!("ended the {}, process {pid}", role.name());
     }
     Ok(lock)
 }
@@ -39,6 +39,6 @@ pub(crate) async fn end_pods(world: &World, resolved: &Layout) -> Result<()> {
         None => Namespace::own(),
     };
     remove_all(&resolved.data_dir, &resolved.run_dir, &namespace, world.disk.clone()).await?;
-    say!("ended {} processes, unmounted {} mounts", killed.processes, killed.mounts)?;
+    tell!("ended {} processes, unmounted {} mounts", killed.processes, killed.mounts);
     Ok(())
 }

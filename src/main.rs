@@ -44,7 +44,8 @@ fn main() -> ExitCode {
         _ => {}
     }
     let arguments = config::expand(&World::real(), std::env::args_os().collect());
-    ended(arguments.and_then(|arguments| cli::run(cli::Cli::parse_from(arguments))))
+    let done = arguments.and_then(|arguments| cli::run(cli::Cli::parse_from(arguments)));
+    ended(done.and_then(|()| output::told()))
 }
 
 fn ended(result: anyhow::Result<()>) -> ExitCode {

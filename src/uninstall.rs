@@ -9,7 +9,7 @@ use kedge_runtimes::private::killall::remove_shared_folders;
 use kedge_world::World;
 
 use crate::lock::Role;
-use crate::output::{self, say};
+use crate::output::{self, tell};
 use crate::settings::{DATA_DIR, Folders, KUBECONFIG};
 use crate::{folders, infer, killall, service};
 
@@ -53,12 +53,12 @@ pub(crate) async fn run(flags: UninstallFlags) -> Result<()> {
     }
     doomed.extend(infer::cache_dir().filter(|_| is_installed));
     let doomed: Vec<PathBuf> = doomed.into_iter().filter(|path| path.exists()).collect();
-    say!("This ends the server and all pods of {}, and removes:", data_dir.display())?;
+    tell!("This ends the server and all pods of {}, and removes:", data_dir.display());
     for path in &doomed {
-        say!("  {}", path.display())?;
+        tell!("  {}", path.display());
     }
     if !flags.yes && !agreed()? {
-        say!("nothing was changed")?;
+        tell!("nothing was changed");
         return Ok(());
     }
     if is_installed {
@@ -81,7 +81,7 @@ pub(crate) async fn run(flags: UninstallFlags) -> Result<()> {
     // Others may hold on to a namespace; what is ours alone goes all the same, and the failure is told at the end.
     let unpinned = namespace.map_or(Ok(()), |name| {
         kedge_network::node::delete(&name).with_context(|| format!("cannot remove the network namespace {name}"))?;
-        say!("removed the network namespace {name}")?;
+        tell!("removed the network namespace {name}");
         anyhow::Ok(())
     });
     // All of it is looked at before any of it goes.
@@ -91,12 +91,12 @@ pub(crate) async fn run(flags: UninstallFlags) -> Result<()> {
     }
     for path in &doomed {
         mounts::remove_tree(path)?;
-        say!("removed {}", path.display())?;
+        tell!("removed {}", path.display());
     }
     if is_installed {
         service::reload();
     } else if program.starts_with("/usr/local/bin") {
-        say!("{} stays, for others may use it; `kedge uninstall` removes it", program.display())?;
+        tell!("{} stays, for others may use it; `kedge uninstall` removes it", program.display());
     }
     unpinned
 }

@@ -126,10 +126,10 @@ fn an_answer_goes_on_without_a_gpu_that_is_lost_or_cannot_be_used() {
         let log = folder.path().join(part);
         let file = std::fs::File::create(&log).unwrap();
         let serving = Serving::start_in(&environment, Path::new(model), "demo", &[], file.into());
-        for _ in 0..3 {
+        for round in 0..3 {
             let said = content(&serving);
-            // This device is lost amid an answer, and what it had made until then is anything.
-            assert!(said == on_cpu || part == "lost-replay", "{part}: {said:?}");
+            // This device is lost amid the first answer, and what it had made until then is anything.
+            assert!(said == on_cpu || (part, round) == ("lost-replay", 0), "{part}: {said:?}");
         }
         let metrics = serving.get("/metrics").1;
         let device = metrics.lines().find(|line| line.starts_with("kedge_infer_device{")).unwrap().to_owned();

@@ -97,6 +97,9 @@ impl Reconcile for Controller {
         let outcome = match wanted(&service, model.as_deref(), deployment.as_deref(), front.as_deref()) {
             Ok(digest) => match self.0.image.ensure().await {
                 Ok(image) => {
+                    // That may have waited for the node.
+                    let (deployment, front) =
+                        (informers.of::<Deployment>().get(key), informers.of::<Service>().get(key));
                     let made = objects(&service, &self.0.model_store, digest, &image);
                     let applied = async {
                         apply::<Deployment>(context, &made.deployment, deployment.as_deref()).await?;
