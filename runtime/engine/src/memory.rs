@@ -45,7 +45,9 @@ fn free(read: impl Fn(&Path) -> Option<String>) -> u64 {
         let left = |folder: PathBuf| {
             let (limit, used) = (number(folder.join(groups.limit))?, number(folder.join(groups.used))?);
             let stat = read(&folder.join("memory.stat")).unwrap_or_default();
-            let of = |line: &str| line.split_once(' ').filter(|(name, _)| groups.files.contains(name))?.1.parse::<u64>().ok();
+            let of = |line: &str| {
+                line.split_once(' ').filter(|(name, _)| groups.files.contains(name))?.1.parse::<u64>().ok()
+            };
             let files: u64 = stat.lines().filter_map(of).sum();
             Some(limit.saturating_sub(used.saturating_sub(files)))
         };
