@@ -49,8 +49,8 @@ pub(crate) enum Kind {
 /// A request, understood.
 #[derive(Debug)]
 pub(crate) struct Completion {
-    /// One for each answer: prompt by prompt, as many each.
-    pub(crate) requests: Vec<Request>,
+    /// One for each answer, with the number of its prompt; as many to each.
+    pub(crate) requests: Vec<(usize, Request)>,
     /// Tokens of each prompt.
     pub(crate) prompts: Vec<usize>,
     /// Texts that end an answer.
@@ -104,9 +104,9 @@ pub(crate) fn parse(kind: Kind, body: Map<String, Value>, to: &Talk, seed: u64) 
         client: client.clone(),
         priority,
     };
-    let of_prompt = |prompt| (0..answers).map(move |answer| (prompt, answer));
+    let numbers = (0..prompts.len()).flat_map(|number| (0..answers).map(move |answer| (number, answer)));
     Ok(Completion {
-        requests: prompts.iter().flat_map(of_prompt).map(|(prompt, answer)| request(prompt, answer)).collect(),
+        requests: numbers.map(|(number, answer)| (number, request(&prompts[number], answer))).collect(),
         prompts: prompts.iter().map(Vec::len).collect(),
         stops,
         tokens_min,

@@ -80,6 +80,8 @@ pub(crate) struct Running {
 /// One of the answers of a request, while it comes.
 struct Part {
     id: u64,
+    /// The number of its prompt.
+    prompt: usize,
     stream: TextStream,
     stops: Stops,
     text: String,
@@ -126,7 +128,7 @@ impl Talk {
         let mut completion = parsed.await?;
         place.take(completion.requests.len() - 1)?;
         let place = Arc::new(place);
-        let tokens_max = completion.requests.first().map(|request| request.tokens_max);
+        let tokens_max = completion.requests.first().map(|(_, request)| request.tokens_max);
         watch.note(|notes| {
             notes.input_tokens = Some(completion.prompts.iter().sum());
             notes.tokens_max = tokens_max;
@@ -147,7 +149,7 @@ impl Talk {
             Maker { talk: self.clone(), completion, frame, parts: Vec::new(), cached, metrics: metrics.clone(), watch };
         // The decoder's thread must not wait for a client. As many events come as the answers may have tokens.
         let (sender, events) = mpsc::unbounded_channel::<News>();
-        for (index, mut request) in requests.into_iter().enumerate() {
+        for (index, (prompt, mut request)) in requests.into_iter().enumerate() {
             maker.watch.origin().clone_into(&mut request.client.origin);
             let (sender, place) = (sender.clone(), place.clone());
             // The decoder lets go of the place, and that is when it has forgotten the last of the request.
@@ -166,7 +168,7 @@ impl Talk {
                 let status = if matches!(error, EngineError::Ended) { 503 } else { 400 };
                 Refusal::plain(status, error.to_string())
             };
-            maker.parts.push(Part::new(id.map_err(refused)?, asked));
+            maker.parts.push(Part::new(id.map_err(refused)?, prompt, asked));
         }
         drop(sender);
         let mut running = Running { maker, events, first: None, ignored };
@@ -219,9 +221,10 @@ impl Talk {
 }
 
 impl Part {
-    fn new(id: u64, asked: Instant) -> Self {
+    fn new(id: u64, prompt: usize, asked: Instant) -> Self {
         Self {
             id,
+            prompt,
             stream: TextStream::default(),
             stops: Stops::default(),
             text: String::new(),
@@ -348,8 +351,7 @@ impl Maker {
     /// An answer was admitted.
     fn begins(&mut self, index: usize, at: Instant, cached_tokens: usize) {
         self.parts[index].times.admitted = Some(at);
-        // There are as many answers to each prompt.
-        let prompt = index * self.cached.len() / self.parts.len();
+        let prompt = self.parts[index].prompt;
         if self.cached[prompt].is_none() {
             self.cached[prompt] = Some(cached_tokens);
             self.metrics.prompt_tokens.inc_by(self.completion.prompts[prompt] as u64);
@@ -439,14 +441,12 @@ impl Drop for Maker {
             let finished_reason = part.finish.unwrap_or("abort");
             self.metrics.ended.get_or_create(&Ended { finished_reason }).inc();
         }
-        // Where not all were taken in, none has ended by itself.
-        let prompts = &self.completion.prompts;
-        let each = (self.parts.len() / prompts.len()).max(1);
-        for (prompt_tokens, parts) in prompts.iter().zip(self.parts.chunks(each)) {
+        for (prompt, tokens) in self.completion.prompts.iter().enumerate() {
             let of_itself = |part: &Part| matches!(part.finish, Some("stop" | "length"));
-            if parts.iter().all(of_itself) {
-                let answered = |part: &Part| Answered { tokens: part.tokens, times: part.times };
-                self.metrics.answered(*prompt_tokens, &parts.iter().map(answered).collect::<Vec<_>>());
+            let answered = |part: &Part| Answered { tokens: part.tokens, times: part.times };
+            let parts = self.parts.iter().filter(|part| part.prompt == prompt);
+            if parts.clone().all(of_itself) {
+                self.metrics.answered(*tokens, &parts.map(answered).collect::<Vec<_>>());
             }
         }
         let unfinished = self.parts.iter().filter(|part| part.finish.is_none());
