@@ -14,7 +14,7 @@ use tokenizers::{PostProcessor, Tokenizer, TruncationParams};
 use crate::EngineError;
 use crate::backend::spare::{Placed, Ran};
 use crate::backend::{Backend, Capabilities, Sequence, Step};
-use crate::generate::text;
+use crate::generate::{gguf_tokenizer, text};
 use crate::graph::Graph;
 use crate::guarded::guarded;
 use crate::model::settings::if_there;
@@ -182,7 +182,7 @@ pub(crate) fn read(path: &Path, reads: bool) -> Result<(EncoderConfig, Tokenizer
         let file = Gguf::open(&at.weights)?;
         let config = EncoderConfig::of_gguf(&file)?;
         let tokenizer = match if_there(read_tokenizer(&beside, &config))? {
-            None => fitted(text::word_piece(&file)?, &at.weights, &config)?,
+            None => fitted(gguf_tokenizer::word_piece(&file)?, &at.weights, &config)?,
             Some(tokenizer) => tokenizer,
         };
         let graph = bert::of_gguf(&file, &config, reads)?;

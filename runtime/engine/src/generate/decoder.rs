@@ -12,9 +12,10 @@ use serde_json::Value;
 
 use super::chat::ChatTemplate;
 use super::defaults::{self, Defaults};
+use super::gguf_tokenizer::token_of;
 use super::sample::Draw;
 use super::schedule::{Batch, End, Event, Limits, Request, RequestId, Schedule, Totals};
-use super::text::{TextTokenizer, token_of};
+use super::text::TextTokenizer;
 use crate::EngineError;
 use crate::backend::spare::{FAILURES_MAX, Placed, Ran};
 use crate::backend::{Backend, Capabilities, Work};

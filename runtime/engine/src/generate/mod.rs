@@ -7,6 +7,7 @@
 pub mod chat;
 pub mod decoder;
 mod defaults;
+pub(crate) mod gguf_tokenizer;
 pub mod pages;
 pub mod sample;
 pub mod schedule;
