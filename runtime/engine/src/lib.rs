@@ -25,3 +25,4 @@ pub use encoder::{Embedding, Encoder, Tokens};
 pub use error::EngineError;
 pub use generate::{Decoder, DecoderOptions};
 pub use inspect::{inspect, is_encoder};
+pub use memory::{bytes_free, trim};

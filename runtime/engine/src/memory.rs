@@ -28,8 +28,18 @@ const V1: Groups = Groups {
 
 /// Bytes that are free on the machine or left of the limit of any cgroup that this process is in, whichever is least;
 /// nothing known counts as all.
-pub(crate) fn bytes_free() -> u64 {
+pub fn bytes_free() -> u64 {
     free(|path| std::fs::read_to_string(path).ok())
+}
+
+/// Gives memory that nobody uses back to the system, as far as the C library can be told to.
+#[allow(unsafe_code, reason = "a call of the C library")]
+pub fn trim() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the function has no preconditions (malloc_trim(3)).
+    unsafe {
+        nix::libc::malloc_trim(0);
+    }
 }
 
 /// The same, of a system whose files `read` reads.

@@ -31,7 +31,7 @@ use crate::talk::{Ask, Asked, Piece, Talk};
 use crate::telemetry::{Telemetry, Watch};
 use crate::tls::Failures;
 use crate::trace::Notes;
-use crate::{auth, grpc, v2};
+use crate::{auth, grpc, v2, weight};
 
 /// A model, and what answers requests for it.
 pub(crate) struct Server {
@@ -46,6 +46,9 @@ pub(crate) struct Server {
     pub(crate) telemetry: Option<Telemetry>,
     pub(crate) handshakes: Failures,
 }
+
+/// Bytes that are much for a request to take once it is read.
+const MUCH_BYTES: usize = 1 << 20;
 
 /// Most fields that an answer warns of by name.
 const WARNINGS_MAX: usize = 16;
@@ -99,7 +102,9 @@ impl Server {
         };
         // Until it is asked for the first of it, it is the peer that has no room.
         flight.offers(true);
-        response.map(|body| Counted { body, flight, _of_server: of_server }.boxed_unsync())
+        let mut response = response;
+        let room = response.extensions_mut().remove::<Arc<Part>>();
+        response.map(|body| Counted { body, flight, _of_server: of_server, _room: room }.boxed_unsync())
     }
 
     /// Counts an answer.
@@ -170,8 +175,17 @@ impl Server {
         let deadline = life::deadline(request.headers(), watch.begin(), self.options.request_timeout)?;
         let until = self.life.until(deadline);
         let work = async {
+            let is_grpc = grpc::is_grpc(&request);
             let (parts, body) = request.into_parts();
-            let (body, _room) = self.body(&parts.headers, body, watch.origin()).await?;
+            let (body, mut room) = self.body(&parts.headers, body, watch.origin()).await?;
+            let weight = if is_grpc { grpc::weight(&body) } else { weight::of_json(&body) };
+            let most = self.intake.bodies.of_one();
+            if body.len() + weight > most {
+                let reason = format!("the body takes {weight} bytes more once it is read; {most} in all are taken");
+                return Err(Refusal::plain(413, reason));
+            }
+            room.take(weight)?;
+            let _back = GivesBack::of(weight);
             let mut place = self.intake.open.part(watch.origin());
             place.take(1)?;
             work(parts, body, place, until.clone()).await
@@ -226,7 +240,8 @@ impl Server {
                     self.intake.read(watch.origin(), move || api::embeddings(&body, &name, dimensions)).await?;
                 let vectors = engine.vectors(request.items, &self.intake, &self.metrics, watch);
                 let vectors = vectors.await?;
-                let mut response = json_reply(&api::embeddings_answer(&self.options.name, &vectors, request.base64));
+                let answer = api::embeddings_answer(&self.options.name, &vectors, request.base64);
+                let mut response = self.long_reply(answer, watch.origin())?;
                 warn(&mut response, &request.ignored);
                 Ok(response)
             }
@@ -237,7 +252,8 @@ impl Server {
                 let (output, ignored) = infer.await?;
                 let mut given = task.output();
                 given.shape[0] = output.count() as i64;
-                let mut response = json_reply(&v2::answer(&self.options.name, id, &given, output.data()));
+                let answer = v2::answer(&self.options.name, id.as_deref(), &given, &output.data());
+                let mut response = self.long_reply(answer, watch.origin())?;
                 warn(&mut response, &ignored);
                 Ok(response)
             }
@@ -261,6 +277,15 @@ impl Server {
             }
             _ => Err(Refusal::plain(404, "this model cannot be asked that")),
         }
+    }
+
+    /// JSON that may be long, with the room that it takes until the client has taken it.
+    fn long_reply(&self, answer: String, origin: &str) -> Result<Response<Body>, Refusal> {
+        let mut room = self.intake.bodies.part(origin);
+        room.take(answer.len())?;
+        let mut response = reply(200, "application/json", answer);
+        response.extensions_mut().insert(Arc::new(room));
+        Ok(response)
     }
 
     /// Text, whole or in pieces.
@@ -327,8 +352,30 @@ impl Server {
     }
 }
 
+/// Gives memory back to the system once a request that took much of it is done: the library that lends it out would keep
+/// it, for each thread that ever read one.
+struct GivesBack;
+
+impl GivesBack {
+    fn of(weight: usize) -> Option<Self> {
+        (weight >= MUCH_BYTES).then_some(Self)
+    }
+}
+
+impl Drop for GivesBack {
+    fn drop(&mut self) {
+        // It looks through all that is lent out, which others on this thread would wait for.
+        drop(tokio::task::spawn_blocking(kedge_engine::trim));
+    }
+}
+
 /// Refuses a body that has to be unpacked before it can be read.
 fn as_it_is(headers: &HeaderMap) -> Result<(), Refusal> {
+    let packed = |value: &&HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"chunked");
+    if let Some(value) = headers.get_all(header::TRANSFER_ENCODING).iter().find(packed) {
+        let refusal = Refusal::field("Transfer-Encoding", format!("{value:?} is not supported; chunked is"));
+        return Err(Refusal { status: 501, ..refusal });
+    }
     let packed = |value: &&HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"identity");
     let Some(value) = headers.get_all(header::CONTENT_ENCODING).iter().find(packed) else { return Ok(()) };
     let refusal = Refusal::field("Content-Encoding", format!("{value:?} is not supported; send the body as it is"));
@@ -378,6 +425,8 @@ struct Counted {
     body: Body,
     flight: Flight,
     _of_server: Flight,
+    /// What it takes, where it is long.
+    _room: Option<Arc<Part>>,
 }
 
 impl hyper::body::Body for Counted {

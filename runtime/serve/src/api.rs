@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 
 use base64::Engine;
 use kedge_engine::{Embedding, Encoder, Tokens};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 /// Most texts in one request, as at OpenAI.
@@ -285,19 +286,57 @@ pub(crate) fn tokens(encoder: &Encoder, items: &[Item]) -> Result<Vec<Tokens>, R
         .map_err(|error| Refusal::field("input", error.to_string()))
 }
 
-/// The answer of `POST /v1/embeddings`.
-pub(crate) fn embeddings_answer(model: &str, vectors: &[Embedding], base64: bool) -> Value {
-    let data: Vec<Value> = vectors.iter().enumerate().map(|(index, embedding)| json!({"object": "embedding", "index": index, "embedding": vector(&embedding.vector, base64)})).collect();
-    let tokens: usize = vectors.iter().map(|embedding| embedding.tokens).sum();
-    json!({"object": "list", "data": data, "model": model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}})
+/// The answer of `POST /v1/embeddings`: written as it is, since a value for each number would take many times its room.
+pub(crate) fn embeddings_answer(model: &str, vectors: &[Embedding], base64: bool) -> String {
+    let tokens = vectors.iter().map(|embedding| embedding.tokens).sum();
+    let vectors = vectors.iter().map(|embedding| &embedding.vector[..]);
+    let data = vectors.enumerate().map(|(index, vector)| Entry::new(index, vector, base64)).collect();
+    as_json(&Answer { object: "list", data, model, usage: Usage { prompt_tokens: tokens, total_tokens: tokens } })
 }
 
-fn vector(vector: &[f32], base64: bool) -> Value {
-    if !base64 {
-        return json!(vector);
+/// As text.
+pub(crate) fn as_json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("numbers and texts are JSON")
+}
+
+#[derive(Serialize)]
+struct Answer<'a> {
+    object: &'static str,
+    data: Vec<Entry<'a>>,
+    model: &'a str,
+    usage: Usage,
+}
+
+#[derive(Serialize)]
+struct Entry<'a> {
+    object: &'static str,
+    index: usize,
+    embedding: Numbers<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Numbers<'a> {
+    Floats(&'a [f32]),
+    Base64(String),
+}
+
+#[derive(Serialize)]
+struct Usage {
+    prompt_tokens: usize,
+    total_tokens: usize,
+}
+
+impl<'a> Entry<'a> {
+    fn new(index: usize, vector: &'a [f32], base64: bool) -> Self {
+        let embedding = if base64 {
+            let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
+            Numbers::Base64(base64::engine::general_purpose::STANDARD.encode(bytes))
+        } else {
+            Numbers::Floats(vector)
+        };
+        Self { object: "embedding", index, embedding }
     }
-    let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
-    json!(base64::engine::general_purpose::STANDARD.encode(bytes))
 }
 
 #[cfg(test)]
@@ -354,7 +393,13 @@ mod tests {
     }
 
     #[test]
-    fn base64_is_little_endian_floats() {
-        assert_eq!(vector(&[1.0, -2.0], true), json!("AACAPwAAAMA="));
+    fn vectors_are_floats_as_short_as_can_be_or_their_bytes_in_base64() {
+        for (base64, expected) in [(false, "[1.0,-0.1]"), (true, "\"AACAP83MzL0=\"")] {
+            let vectors = [(); 2].map(|()| Embedding { vector: vec![1.0, -0.1], tokens: 3 });
+            let answer = embeddings_answer("m", &vectors, base64);
+            assert!(answer.contains(&format!("\"index\":1,\"embedding\":{expected}")), "{answer}");
+            let answer: Value = serde_json::from_str(&answer).unwrap();
+            assert_eq!(answer["usage"], json!({"prompt_tokens": 6, "total_tokens": 6}));
+        }
     }
 }

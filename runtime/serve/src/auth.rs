@@ -98,6 +98,8 @@ impl FromFiles for Keys {
 
 fn read(file: &Path) -> Result<Vec<[u8; 32]>, String> {
     let text = String::from_utf8(files::read(file)?).map_err(|_| "is not UTF-8".to_owned())?;
+    // Some editors begin every file with a mark.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let keys: Vec<_> = text.lines().map(str::trim).filter(|key| !key.is_empty() && !key.starts_with('#')).collect();
     if keys.is_empty() {
         return Err("holds no key; nobody could ask anything".to_owned());
@@ -116,7 +118,7 @@ mod tests {
     #[allow(clippy::disallowed_methods, reason = "a test")]
     fn a_client_is_its_key_else_its_certificate_else_its_address() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "one\n").unwrap();
+        std::fs::write(file.path(), "\u{feff}one\n").unwrap();
         let keys = Keys::open(file.path()).unwrap();
         let with = |peer| {
             let mut extensions = Extensions::new();

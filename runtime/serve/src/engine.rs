@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kedge_engine::{Capabilities, Embedding, Encoder};
 use kedge_world::World;
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use crate::ServeError;
 use crate::api::{self, Item, Refusal};
@@ -120,6 +120,14 @@ impl Engine {
     }
 }
 
+/// The elements of a tensor, one after the other.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(crate) enum Data<'a> {
+    Numbers(Vec<f32>),
+    Texts(&'a [String]),
+}
+
 /// What `infer` gives.
 #[derive(Debug)]
 pub(crate) enum Output {
@@ -137,10 +145,12 @@ impl Output {
     }
 
     /// In the shape of REST.
-    pub(crate) fn data(&self) -> Value {
+    pub(crate) fn data(&self) -> Data<'_> {
         match self {
-            Self::Vectors(vectors) => vectors.iter().flat_map(|embedding| embedding.vector.iter().copied()).collect(),
-            Self::Texts(texts) => json!(texts),
+            Self::Vectors(vectors) => {
+                Data::Numbers(vectors.iter().flat_map(|embedding| embedding.vector.iter().copied()).collect())
+            }
+            Self::Texts(texts) => Data::Texts(texts),
         }
     }
 }

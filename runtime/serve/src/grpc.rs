@@ -29,6 +29,7 @@ use crate::life;
 use crate::routes::unknown_version;
 use crate::telemetry::Watch;
 use crate::v2::{self, Infer, Input, Task, TensorMetadata, VERSION};
+use crate::weight;
 use proto::grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer};
 use proto::infer_parameter::ParameterChoice;
 use proto::model_infer_response::InferOutputTensor;
@@ -71,7 +72,7 @@ async fn infer(server: &Arc<Server>, request: Request<Incoming>) -> Result<Respo
     let watch = server.watch(request.headers(), request.extensions(), "infer", INFER);
     let work = async |mut parts: Parts, mut body: Bytes, place, _| {
         // A long one takes its time, which others on this thread do not have.
-        if let Some(message) = only_message(&body) {
+        if let Some(message) = only_message(&body)? {
             let request = server.intake.read(watch.origin(), move || decoded(message)).await?;
             parts.extensions.insert(request);
             body = Bytes::from_static(&EMPTY);
@@ -97,11 +98,31 @@ async fn tell(server: &Arc<Server>, request: Request<Incoming>) -> Result<Respon
     server.life.until(deadline).bound(work).await
 }
 
-/// The message of a body that has one, neither packed nor cut. (`Length-Prefixed-Message` of gRPC's `PROTOCOL-HTTP2.md`.)
-fn only_message(body: &Bytes) -> Option<Bytes> {
-    let (head, message) = body.split_first_chunk::<5>()?;
-    let [0, length @ ..] = *head else { return None };
-    (u32::from_be_bytes(length) as usize == message.len()).then(|| body.slice(head.len()..))
+/// The message of a body, which must have one, whole; none where it is packed, which is refused later.
+/// (`Length-Prefixed-Message` of gRPC's `PROTOCOL-HTTP2.md`.)
+fn only_message(body: &Bytes) -> Result<Option<Bytes>, Refusal> {
+    let (length, message) = match body.split_first_chunk::<5>() {
+        Some(([0, length @ ..], message)) => (u32::from_be_bytes(*length) as usize, message),
+        Some(_) => return Ok(None),
+        None => return Err(Refusal::plain(400, "a call has one message, and this one has none")),
+    };
+    if length != message.len() {
+        let reason = format!(
+            "a call has one message; this one's says that it has {length} bytes, and {} are there",
+            message.len()
+        );
+        return Err(Refusal::plain(400, reason));
+    }
+    Ok(Some(body.slice(5..)))
+}
+
+/// The fields of a `ModelInferRequest` that are messages: parameters, inputs and outputs; then those of theirs: the value of a
+/// parameter, the parameters of a tensor, and its contents.
+const MESSAGES: [&[u64]; 2] = [&[4, 5, 6], &[2, 4, 5]];
+
+/// What the message of a body takes once it is read.
+pub(crate) fn weight(body: &[u8]) -> usize {
+    weight::of_message(body.get(5..).unwrap_or_default(), &MESSAGES)
 }
 
 fn decoded(message: Bytes) -> Result<ModelInferRequest, Refusal> {

@@ -22,7 +22,7 @@ const READERS_MAX: usize = 8;
 /// The rooms of a server.
 #[derive(Debug)]
 pub(crate) struct Intake {
-    /// Bytes of bodies.
+    /// Bytes of requests and of long answers.
     pub(crate) bodies: Room,
     /// Answers that are open.
     pub(crate) open: Room,
@@ -34,7 +34,7 @@ pub(crate) struct Intake {
 impl Intake {
     pub(crate) fn new(bodies_bytes_max: usize, connections_max: usize) -> Self {
         Self {
-            bodies: Room::new(bodies_bytes_max, "bytes of requests"),
+            bodies: Room::new(bodies_bytes_max, "bytes of requests and answers"),
             open: Room::new(OPEN_MAX, "requests"),
             connections: Room::new(connections_max, "connections"),
             readers: Readers(Arc::new(Mutex::new(Turns::new(READERS_MAX, origin_max(READERS_MAX))))),
@@ -125,6 +125,11 @@ pub(crate) struct Part {
 impl Room {
     fn new(most: usize, things: &'static str) -> Self {
         Self { most, things, taken: Arc::default() }
+    }
+
+    /// The most that one origin may have.
+    pub(crate) fn of_one(&self) -> usize {
+        origin_max(self.most)
     }
 
     /// A part with nothing in it yet.

@@ -28,6 +28,7 @@ mod templates;
 mod tls;
 mod trace;
 mod v2;
+mod weight;
 mod weights;
 
 use std::path::{Path, PathBuf};
@@ -55,6 +56,9 @@ pub use tls::{Tls, TlsFiles};
 /// Files that are open beside connections, with room to spare: the model's, the runtime's, those that are read again, and
 /// connections that are refused.
 const FILES_OF_ITS_OWN: usize = 64 + server::GOODBYES_MAX;
+
+/// The part of the memory that is free which requests may take, at most.
+const REQUESTS_PART: u64 = 4;
 
 /// What `kedge infer` is told.
 #[derive(Clone, Debug)]
@@ -153,11 +157,23 @@ pub async fn run(options: InferOptions) -> Result<(), ServeError> {
     }
     let defaults = ServeOptions::new(options.name.clone(), created(&options.model));
     let connections_max = defaults.connections_max.min(connections_possible());
+    // Where memory is short, so is the room for requests; one of full length has some.
+    let bodies_bytes_max = (kedge_engine::bytes_free() / REQUESTS_PART).min(defaults.bodies_bytes_max as u64);
+    let bodies_bytes_max = (bodies_bytes_max as usize).max(2 * defaults.body_bytes_max);
     let InferOptions { model, name, placement, decoder, request_timeout, drain_timeout, telemetry, .. } = options;
     let mut model_files = weights::files(&model);
     model_files.extend(placement.cache_dir.clone());
-    let options =
-        ServeOptions { keys, tls, telemetry, model_files, connections_max, request_timeout, drain_timeout, ..defaults };
+    let options = ServeOptions {
+        keys,
+        tls,
+        telemetry,
+        model_files,
+        connections_max,
+        bodies_bytes_max,
+        request_timeout,
+        drain_timeout,
+        ..defaults
+    };
     let opening = async move {
         let (sender, opened) = oneshot::channel();
         // The runtime would wait for a task of its own, and whoever ends the process does not want to.

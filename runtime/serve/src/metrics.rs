@@ -138,8 +138,8 @@ impl Times {
 }
 
 impl Metrics {
-    /// Counts the answers to a prompt of so many tokens, of which all have ended by themselves.
-    pub(crate) fn answered(&self, prompt_tokens: usize, answers: &[Answered]) {
+    /// Counts those answers to a prompt of so many tokens that ended by themselves; `all` of them did, or not.
+    pub(crate) fn answered(&self, prompt_tokens: usize, answers: &[Answered], all: bool) {
         let to = &self.answers;
         for Answered { tokens, times } in answers {
             to.prompt_tokens.observe(prompt_tokens as f64);
@@ -156,7 +156,7 @@ impl Metrics {
                 to.per_token.observe(decode / (*tokens - 1) as f64);
             }
         }
-        let most = answers.iter().map(|answer| answer.tokens).max();
+        let most = answers.iter().map(|answer| answer.tokens).max().filter(|_| all);
         most.into_iter().for_each(|tokens| to.tokens_most.observe(tokens as f64));
     }
 

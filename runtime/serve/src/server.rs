@@ -74,7 +74,7 @@ pub struct ServeOptions {
     pub template_program: TemplateProgram,
     /// Longest request body.
     pub body_bytes_max: usize,
-    /// Bytes of all bodies that are held at once.
+    /// Bytes that requests take at once: as they came, as they are read, and as long answers until their clients took them.
     pub bodies_bytes_max: usize,
     /// Most connections at once, of which one address may have three quarters; further ones are told to come again.
     pub connections_max: usize,

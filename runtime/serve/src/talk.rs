@@ -445,9 +445,9 @@ impl Drop for Maker {
             let of_itself = |part: &Part| matches!(part.finish, Some("stop" | "length"));
             let answered = |part: &Part| Answered { tokens: part.tokens, times: part.times };
             let parts = self.parts.iter().filter(|part| part.prompt == prompt);
-            if parts.clone().all(of_itself) {
-                self.metrics.answered(*tokens, &parts.map(answered).collect::<Vec<_>>());
-            }
+            let all = parts.clone().all(of_itself);
+            let ended: Vec<_> = parts.filter(|part| of_itself(part)).map(answered).collect();
+            self.metrics.answered(*tokens, &ended, all);
         }
         let unfinished = self.parts.iter().filter(|part| part.finish.is_none());
         let unfinished = unfinished.map(|part| self.talk.decoder.cancel(part.id)).count();

@@ -4,9 +4,10 @@
 //! `text_output`, as Triton's `generate` extension calls them. What must hold: both ways in are held to the same rules,
 //! and a refusal names the field. (KServe's `open_inference_rest.yaml`; Triton's `extension_generate.md`.)
 
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::api::{INPUTS_MAX, Refusal, object};
+use crate::api::{INPUTS_MAX, Refusal, as_json, object};
 use crate::completions::ANSWERS_MAX;
 
 /// The one version of a model.
@@ -277,14 +278,31 @@ pub(crate) fn refusal(refusal: Refusal, text: &str) -> Refusal {
 }
 
 /// The answer of `infer`: one output, its data flattened.
-pub(crate) fn answer(model: &str, id: Option<String>, output: &TensorMetadata, data: Value) -> Value {
+pub(crate) fn answer(model: &str, id: Option<&str>, output: &TensorMetadata, data: &impl Serialize) -> String {
     let TensorMetadata { name, datatype, shape } = output;
-    let outputs = json!([{"name": name, "datatype": datatype, "shape": shape, "data": data}]);
-    let mut answer = json!({"model_name": model, "model_version": VERSION, "outputs": outputs});
-    if let Some(id) = id {
-        answer["id"] = id.into();
-    }
-    answer
+    as_json(&Answer {
+        model_name: model,
+        model_version: VERSION,
+        id,
+        outputs: [Output { name, datatype, shape, data }],
+    })
+}
+
+#[derive(Serialize)]
+struct Answer<'a, D> {
+    model_name: &'a str,
+    model_version: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    outputs: [Output<'a, D>; 1],
+}
+
+#[derive(Serialize)]
+struct Output<'a, D> {
+    name: &'a str,
+    datatype: &'a str,
+    shape: &'a [i64],
+    data: D,
 }
 
 /// The elements of a raw BYTES tensor: each after its length in four bytes, the lowest first.

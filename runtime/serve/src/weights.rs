@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use kedge_engine::model::Location;
 use nix::errno::Errno;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -23,7 +23,14 @@ pub(crate) fn files(model: &Path) -> Vec<PathBuf> {
 /// Watches files themselves, and not their names.
 pub(crate) struct Weights {
     inotify: AsyncFd<Watch>,
-    files: Vec<(WatchDescriptor, PathBuf)>,
+    watched: Vec<Watched>,
+}
+
+struct Watched {
+    descriptor: WatchDescriptor,
+    path: PathBuf,
+    /// The packed weights of a folder: one of another name is another model's.
+    packed: Vec<OsString>,
 }
 
 struct Watch(Inotify);
@@ -40,15 +47,17 @@ impl Weights {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
         #[allow(deprecated, reason = "sound here: the registration owns the descriptor, so it cannot be closed before")]
         let inotify = AsyncFd::with_interest(Watch(inotify), Interest::READABLE)?;
-        Ok(Self { inotify, files: Vec::new() })
+        Ok(Self { inotify, watched: Vec::new() })
     }
 
-    /// Watches the files of these names, or the packed weights in folders of these names, beside those that it watches. One
-    /// that is not there is none.
+    /// Watches the files of these names, or the packed weights that are in folders of these names, beside those that it
+    /// watches. One that is not there is none.
     pub(crate) fn watch(&mut self, files: &[PathBuf]) -> io::Result<()> {
         for file in files {
             match self.inotify.get_ref().0.add_watch(file, AddWatchFlags::IN_MODIFY) {
-                Ok(watched) => self.files.push((watched, file.clone())),
+                Ok(descriptor) => {
+                    self.watched.push(Watched { descriptor, path: file.clone(), packed: packed_in(file)? })
+                }
                 Err(Errno::ENOENT) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -69,15 +78,28 @@ impl Weights {
             };
             // That a file is gone is an event, too.
             let written = events.iter().filter(|event| event.mask.contains(AddWatchFlags::IN_MODIFY));
-            // Of a folder only packed weights count.
-            let is_kept = |name: &OsString| Path::new(name).extension().is_some_and(|kind| kind == "packed");
-            let written = written.filter(|event| event.name.as_ref().is_none_or(is_kept));
-            let mut files = written.flat_map(|event| self.files.iter().find(|(watched, _)| *watched == event.wd));
-            if let Some((_, file)) = files.next() {
-                return Ok(file.clone());
+            let of = |event: &InotifyEvent| {
+                let watched = self.watched.iter().filter(|watched| watched.descriptor == event.wd);
+                let Some(name) = &event.name else { return watched.map(|watched| watched.path.clone()).next() };
+                let mut watched = watched.filter(|watched| watched.packed.contains(name));
+                watched.next().map(|watched| watched.path.join(name))
+            };
+            if let Some(file) = written.filter_map(of).next() {
+                return Ok(file);
             }
         }
     }
+}
+
+/// Names of packed weights in a folder; none in a file.
+#[allow(clippy::disallowed_methods, reason = "this file is the shell that asks the system about weights")]
+fn packed_in(folder: &Path) -> io::Result<Vec<OsString>> {
+    if !folder.is_dir() {
+        return Ok(Vec::new());
+    }
+    let names = std::fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.file_name()));
+    let is_packed = |name: &OsString| Path::new(name).extension().is_some_and(|kind| kind == "packed");
+    names.filter(|name| name.as_ref().map_or(true, is_packed)).collect()
 }
 
 #[cfg(test)]
@@ -119,6 +141,7 @@ mod tests {
             weights.watch(&[at("1"), at("2"), at("none")]).unwrap();
             weights.watch(&[at("2"), at(how), kept.clone()]).unwrap();
             fs::write(kept.join("new"), "abc").unwrap();
+            fs::write(kept.join(format!("of-another-{how}.packed")), "abc").unwrap();
             fs::write(at("new"), "b").unwrap();
             fs::rename(at("new"), at("1")).unwrap();
             fs::remove_file(at("2")).unwrap();
@@ -126,7 +149,7 @@ mod tests {
             fs::read(at("3")).unwrap();
             if how == "packed" {
                 fs::write(kept.join("a.packed"), "x").unwrap();
-                assert_eq!(weights.changed().await.unwrap(), kept);
+                assert_eq!(weights.changed().await.unwrap(), kept.join("a.packed"));
                 continue;
             }
             if how == "cut" {

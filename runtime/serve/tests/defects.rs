@@ -86,6 +86,36 @@ fn write_spoilt(to: &Path) {
     std::fs::write(to.join("model.safetensors"), whole).unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_body_is_read_into_is_bounded_before_it_is_read() {
+    let served = Served::start_with(|options| options.bodies_bytes_max = 32 << 20).await;
+    let ask = |objects: usize| {
+        let more = vec![json!({"": 0}); objects];
+        served.answer(TEXT, json!({"model": "demo", "prompt": "On", "max_tokens": 1, "x": more}))
+    };
+    let (status, answer) = ask(290_000).await;
+    let said = answer["error"]["message"].as_str().unwrap();
+    assert!(status == 413 && said.contains("once it is read; 25165824 in all are taken"), "{status} {said}");
+    // Two thirds of what one client may have: of many at once some have to come again, and the room is there again then.
+    let all = futures::future::join_all((0..6).map(|_| ask(20_000))).await;
+    assert!(all.iter().all(|(status, _)| [200, 429].contains(status)) && all.iter().any(|(status, _)| *status == 200));
+    assert_eq!(ask(20_000).await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_comes_packed_is_refused() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let served = Served::start().await;
+    let mut stream = tokio::net::TcpStream::connect(served.address()).await.unwrap();
+    let head =
+        "POST /v1/completions HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: gzip, chunked\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(b"2\r\n{}\r\n0\r\n\r\n").await.unwrap();
+    let mut said = String::new();
+    stream.read_to_string(&mut said).await.unwrap();
+    assert!(said.starts_with("HTTP/1.1 501 ") && said.contains("Transfer-Encoding"), "{said}");
+}
+
 /// The next piece of a stream that has not ended.
 async fn piece(response: &mut http::Response<hyper::body::Incoming>) -> Bytes {
     response.frame().await.expect("the stream goes on").unwrap().into_data().unwrap()

@@ -282,6 +282,24 @@ async fn text_over_grpc() {
         assert!(said.contains(names) && said.contains("not UTF-8"), "{said}");
     }
 
+    // A call has one message, whose fields count before they are read.
+    let framed = |message: &[u8]| [&[0][..], &u32::try_from(message.len()).unwrap().to_be_bytes(), message].concat();
+    let one = framed(&typed("text_input", &[PROMPT]).encode_to_vec());
+    let many = framed(&[&of(1, b"demo")[..], &[0x2a, 0].repeat(1_040_000)].concat());
+    for (body, code, says) in [
+        ([&one[..], &[0; 5]].concat(), Code::InvalidArgument, "a call has one message"),
+        (one[..one.len() - 1].to_vec(), Code::InvalidArgument, "a call has one message"),
+        (Vec::new(), Code::InvalidArgument, "this one has none"),
+        (many, Code::ResourceExhausted, "bytes more once it is read"),
+    ] {
+        let request = http::Request::post(format!("{}/inference.GRPCInferenceService/ModelInfer", served.base));
+        let request = request.header("content-type", "application/grpc").header("te", "trailers");
+        let response = http2.request(request.body(Full::from(body)).unwrap()).await.unwrap();
+        let said = response.headers()["grpc-message"].to_str().unwrap().replace("%20", " ");
+        assert_eq!(response.headers()["grpc-status"], (code as i32).to_string().as_str(), "{said}");
+        assert!(said.contains(says), "{said}");
+    }
+
     let unknown = http::Request::post(format!("{}/inference.GRPCInferenceService/ModelList", served.base));
     let unknown = unknown.header("content-type", "application/grpc").header("te", "trailers");
     let before = served.get("/metrics").await.1;
