@@ -101,3 +101,27 @@ impl ServingImage for Image {
         Ok(image.name().to_owned())
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "the test writes model files")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_are_cut_are_broken_and_not_of_another_kind() {
+        let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("images/demo-decoder/model");
+        for (file, kept) in
+            [("model.safetensors", 5_000_000), ("model.safetensors", 4), ("demo-decoder-Q8_0.gguf", 3_000_000)]
+        {
+            let folder = tempfile::tempdir().unwrap();
+            let is_gguf = file.ends_with(".gguf");
+            for name in ["config.json", "tokenizer.json"].into_iter().filter(|_| !is_gguf) {
+                std::fs::copy(demo.join(name), folder.path().join(name)).unwrap();
+            }
+            let bytes = std::fs::read(demo.join(file)).unwrap();
+            std::fs::write(folder.path().join(file), &bytes[..kept]).unwrap();
+            let told = kedge_engine::inspect(folder.path()).map_err(unfit);
+            assert!(matches!(&told, Err(Unfit::Broken(reason)) if reason.contains(file)), "{told:?}");
+        }
+    }
+}

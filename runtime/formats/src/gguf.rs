@@ -190,7 +190,8 @@ fn parse(bytes: &[u8], path: &Path) -> Result<Parsed, FormatError> {
         let moved = |at: usize| at.checked_add(data_start).filter(|at| *at <= bytes.len());
         let (Some(from), Some(to)) = (moved(start), moved(end)) else {
             let has = bytes.len().saturating_sub(data_start);
-            return Err(wrong(format!("claims bytes {start}..{end} of {has}; the file may be cut short")));
+            let reason = format!("tensor {name}: claims bytes {start}..{end} of {has}; the file may be cut short");
+            return Err(FormatError::File { path: path.to_owned(), reason });
         };
         placed.range = from..to;
         next = end.next_multiple_of(alignment);

@@ -150,18 +150,23 @@ fn parse(bytes: &[u8], path: &Path) -> Result<(usize, BTreeMap<String, Entry>), 
     for (name, value) in raw {
         let wrong = |reason: String| FormatError::Tensor { path: path.to_owned(), tensor: name.clone(), reason };
         let entry: Entry = serde_json::from_value(value).map_err(|error| wrong(error.to_string()))?;
-        check_entry(&entry, bytes.len() - data_start).map_err(wrong)?;
+        let ((start, end), length) = (entry.data_offsets, bytes.len() - data_start);
+        if end > length {
+            let reason = format!("tensor {name}: claims bytes {start}..{end} of {length}; the file may be cut short");
+            return Err(broken(reason));
+        }
+        check_entry(&entry).map_err(wrong)?;
         tensors.insert(name, entry);
     }
     check_order(&tensors, bytes.len() - data_start, path)?;
     Ok((data_start, tensors))
 }
 
-fn check_entry(entry: &Entry, data_length: usize) -> Result<(), String> {
+fn check_entry(entry: &Entry) -> Result<(), String> {
     let (_, width) = dtype(&entry.dtype).ok_or_else(|| format!("has the unknown type {:?}", entry.dtype))?;
     let (start, end) = entry.data_offsets;
-    if start > end || end > data_length {
-        return Err(format!("claims bytes {start}..{end} of {data_length}"));
+    if start > end {
+        return Err(format!("claims bytes {start}..{end}"));
     }
     let needed = entry.shape.iter().try_fold(width, |product: usize, size| product.checked_mul(*size));
     match needed {
