@@ -255,6 +255,7 @@ It took $(($(seconds) - begun)) s from start to answer. Try next:
   kubectl get models,modelservices,pods -o wide
   kubectl scale modelservice embeddings --replicas=2
   kubectl create --raw $(demo_path assistant)/v1/chat/completions -f $here/examples/ask/chat.json
+    (of a model of your own, "model" in that file is the name of its Model)
 
 To end and remove it: ${SUDO_HINT}kedge uninstall --data-dir $DEMO_DATA --yes; rm $kubeconfig
 And the program, with everything else of Kedge: ${SUDO_HINT}kedge uninstall   (Debian's packages stay)

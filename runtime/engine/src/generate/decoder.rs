@@ -164,6 +164,9 @@ impl Decoder {
         let Files { source, config, tokenizer, template, defaults, stop } = Files::open(path)?;
         let graph = Arc::new(graph(&source, &config)?);
         let defaults = if options.heeds_defaults { defaults } else { Defaults::default() };
+        if let Some(wanted) = options.context_max.filter(|wanted| *wanted > config.context) {
+            tracing::warn!(wanted, context = config.context, "the model takes fewer tokens than it is allowed to");
+        }
         let context = config.context.min(options.context_max.unwrap_or(usize::MAX));
         let page_bytes = page_bytes(&graph);
         let pages = pages_kept(page_bytes, context, memory_left(&graph, backend), &options)?;

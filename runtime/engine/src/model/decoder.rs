@@ -77,7 +77,10 @@ impl DecoderConfig {
         let name = file.list("architectures")?.first().and_then(Json::as_str).unwrap_or_default();
         let family = Family::of_class(name).ok_or_else(|| {
             let known = FAMILIES.each_ref().map(|family| family.hugging_face).join(", ");
-            file.wrong("architectures", format!("{name:?} is not supported; {known} and BertModel are"))
+            file.wrong(
+                "architectures",
+                format!("{name:?} is not supported; {known}, BertModel, RobertaModel and XLMRobertaModel are"),
+            )
         })?;
         refuse_pooled(path.parent().unwrap_or(Path::new("")))?;
         let heads = file.number("num_attention_heads")?;
