@@ -308,6 +308,10 @@ fn weights_that_are_changed_under_a_server_are_told() {
         let packed = std::fs::read_dir(&kept).unwrap().map(|entry| entry.unwrap().path());
         let packed: Vec<_> = packed.filter(|path| path.extension().is_some_and(|kind| kind == "packed")).collect();
         let Some(path) = packed.first() else { return Err(format!("{packed:?}")) };
+        // Another model's are nothing to this server.
+        std::fs::write(kept.join("of-another.packed"), "weights").unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(serving.get("/health").0, 200);
         std::fs::OpenOptions::new().write(true).open(path).unwrap().write_all(&[1; 64]).unwrap();
         Ok(())
     });
@@ -315,7 +319,7 @@ fn weights_that_are_changed_under_a_server_are_told() {
     let mut said = String::new();
     serving.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     assert_eq!(ended.code(), Some(1), "{said}");
-    assert_has(&said, "somebody wrote into it");
+    assert_has(&said, ".packed: somebody wrote into it");
 }
 
 #[test]

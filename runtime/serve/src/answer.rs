@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{Extensions, HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{Extensions, HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
@@ -134,6 +134,10 @@ impl Server {
     }
 
     async fn route(&self, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+        // RFC 9112, 3.2.
+        if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
+            return Err(Refusal::field("Host", "must be there once"));
+        }
         let path = request.uri().path();
         let unknown = || Refusal::plain(404, format!("{path:?} is not served here"));
         let parts = segments(path).ok_or_else(unknown)?;
@@ -279,12 +283,19 @@ impl Server {
         }
     }
 
-    /// JSON that may be long, with the room that it takes until the client has taken it.
-    fn long_reply(&self, answer: String, origin: &str) -> Result<Response<Body>, Refusal> {
+    /// The room of an answer that may be long. Who finds it among the extensions of a response keeps it until the client has
+    /// taken all of that.
+    pub(crate) fn room_of_answer(&self, bytes: usize, origin: &str) -> Result<Arc<Part>, Refusal> {
         let mut room = self.intake.bodies.part(origin);
-        room.take(answer.len())?;
+        room.take(bytes)?;
+        Ok(Arc::new(room))
+    }
+
+    /// JSON that may be long.
+    fn long_reply(&self, answer: String, origin: &str) -> Result<Response<Body>, Refusal> {
+        let room = self.room_of_answer(answer.len(), origin)?;
         let mut response = reply(200, "application/json", answer);
-        response.extensions_mut().insert(Arc::new(room));
+        response.extensions_mut().insert(room);
         Ok(response)
     }
 

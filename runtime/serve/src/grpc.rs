@@ -290,8 +290,15 @@ impl GrpcInferenceService for Asked {
             return self.answered(Err(Refusal::plain(500, "it was not admitted")));
         };
         let answer = self.server.infer(request, place, &watch).await;
+        let answer = answer.and_then(|answer| {
+            let room = self.server.room_of_answer(answer.encoded_len(), watch.origin())?;
+            Ok((answer, room))
+        });
         watch.note(|notes| notes.status = answer.as_ref().map_or_else(|refusal| refusal.status, |_| 200));
-        self.answered(answer)
+        let answered = self.answered(answer)?;
+        let (metadata, (answer, room), mut extensions) = answered.into_parts();
+        extensions.insert(room);
+        Ok(tonic::Response::from_parts(metadata, answer, extensions))
     }
 }
 

@@ -225,6 +225,11 @@ pub(crate) fn deadline(
     begin: Instant,
     longest: Option<Duration>,
 ) -> Result<Option<Instant>, Refusal> {
+    for name in [TIMEOUT, GRPC_TIMEOUT] {
+        if headers.get_all(name).iter().nth(1).is_some() {
+            return Err(Refusal::field(name, "is there more than once"));
+        }
+    }
     let asked = match headers.get(TIMEOUT) {
         None => None,
         Some(value) => {
@@ -268,6 +273,13 @@ mod tests {
             assert_eq!(check(wrong, Some(3)), Err(Some("X-Request-Timeout".into())), "{wrong}");
         }
         assert_eq!(deadline(&HeaderMap::new(), begin, None), Ok(None));
+        for name in [TIMEOUT, GRPC_TIMEOUT] {
+            let mut twice = HeaderMap::new();
+            for value in ["1", "2S"] {
+                twice.append(name, value.parse().unwrap());
+            }
+            assert_eq!(deadline(&twice, begin, None).unwrap_err().field.as_deref(), Some(name));
+        }
         for (text, expected) in [
             ("2H", Some(7200)),
             ("3M", Some(180)),

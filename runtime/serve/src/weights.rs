@@ -4,9 +4,9 @@
 //! file in the place of one changes nothing: the one that was opened is still what is mapped. Not seen are writes by another
 //! machine that shares the file system, and those of whoever has mapped the file.
 
-use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use kedge_engine::model::Location;
@@ -23,14 +23,7 @@ pub(crate) fn files(model: &Path) -> Vec<PathBuf> {
 /// Watches files themselves, and not their names.
 pub(crate) struct Weights {
     inotify: AsyncFd<Watch>,
-    watched: Vec<Watched>,
-}
-
-struct Watched {
-    descriptor: WatchDescriptor,
-    path: PathBuf,
-    /// The packed weights of a folder: one of another name is another model's.
-    packed: Vec<OsString>,
+    watched: Vec<(WatchDescriptor, PathBuf)>,
 }
 
 struct Watch(Inotify);
@@ -50,14 +43,13 @@ impl Weights {
         Ok(Self { inotify, watched: Vec::new() })
     }
 
-    /// Watches the files of these names, or the packed weights that are in folders of these names, beside those that it
-    /// watches. One that is not there is none.
+    /// Watches the files of these names, or those of packed weights in folders of these names, beside those that it watches.
+    /// One that is not there is none.
     pub(crate) fn watch(&mut self, files: &[PathBuf]) -> io::Result<()> {
         for file in files {
             match self.inotify.get_ref().0.add_watch(file, AddWatchFlags::IN_MODIFY) {
-                Ok(descriptor) => {
-                    self.watched.push(Watched { descriptor, path: file.clone(), packed: packed_in(file)? })
-                }
+                Ok(descriptor) => self.watched.push((descriptor, file.clone())),
+
                 Err(Errno::ENOENT) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -79,10 +71,10 @@ impl Weights {
             // That a file is gone is an event, too.
             let written = events.iter().filter(|event| event.mask.contains(AddWatchFlags::IN_MODIFY));
             let of = |event: &InotifyEvent| {
-                let watched = self.watched.iter().filter(|watched| watched.descriptor == event.wd);
-                let Some(name) = &event.name else { return watched.map(|watched| watched.path.clone()).next() };
-                let mut watched = watched.filter(|watched| watched.packed.contains(name));
-                watched.next().map(|watched| watched.path.join(name))
+                let (_, path) = self.watched.iter().find(|(descriptor, _)| *descriptor == event.wd)?;
+                let Some(name) = &event.name else { return Some(path.clone()) };
+                let file = path.join(name);
+                is_mapped(&file).then_some(file)
             };
             if let Some(file) = written.filter_map(of).next() {
                 return Ok(file);
@@ -91,15 +83,15 @@ impl Weights {
     }
 }
 
-/// Names of packed weights in a folder; none in a file.
+/// Whether this process computes with the file, which is mapped then: of packed weights in one folder others are other
+/// models'. (`proc_pid_maps(5)`; a file that had no name when it was mapped is told by its number alone.)
 #[allow(clippy::disallowed_methods, reason = "this file is the shell that asks the system about weights")]
-fn packed_in(folder: &Path) -> io::Result<Vec<OsString>> {
-    if !folder.is_dir() {
-        return Ok(Vec::new());
-    }
-    let names = std::fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.file_name()));
-    let is_packed = |name: &OsString| Path::new(name).extension().is_some_and(|kind| kind == "packed");
-    names.filter(|name| name.as_ref().map_or(true, is_packed)).collect()
+fn is_mapped(file: &Path) -> bool {
+    // One that is gone again is nobody's any more.
+    let Ok(about) = std::fs::metadata(file) else { return false };
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let number = about.ino().to_string();
+    maps.lines().any(|line| line.split_whitespace().nth(4) == Some(&number))
 }
 
 #[cfg(test)]
@@ -137,6 +129,8 @@ mod tests {
             let kept = at("kept");
             fs::create_dir_all(&kept).unwrap();
             fs::write(kept.join("a.packed"), "abc").unwrap();
+            let mapped = kedge_formats::region::Region::open(&kept, "a", 3).unwrap();
+            assert!(mapped.is_some());
             let mut weights = Weights::new().unwrap();
             weights.watch(&[at("1"), at("2"), at("none")]).unwrap();
             weights.watch(&[at("2"), at(how), kept.clone()]).unwrap();

@@ -103,17 +103,27 @@ async fn what_a_body_is_read_into_is_bounded_before_it_is_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_that_comes_packed_is_refused() {
+async fn requests_that_http_does_not_allow_are_refused_by_header() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let served = Served::start().await;
-    let mut stream = tokio::net::TcpStream::connect(served.address()).await.unwrap();
-    let head =
-        "POST /v1/completions HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: gzip, chunked\r\n\r\n";
-    stream.write_all(head.as_bytes()).await.unwrap();
-    stream.write_all(b"2\r\n{}\r\n0\r\n\r\n").await.unwrap();
-    let mut said = String::new();
-    stream.read_to_string(&mut said).await.unwrap();
-    assert!(said.starts_with("HTTP/1.1 501 ") && said.contains("Transfer-Encoding"), "{said}");
+    for (headers, status, names) in [
+        ("host: a\r\ntransfer-encoding: gzip, chunked", 501, "Transfer-Encoding"),
+        ("transfer-encoding: chunked", 400, "Host"),
+        ("host: a\r\nhost: b\r\ntransfer-encoding: chunked", 400, "Host"),
+        (
+            "host: a\r\nx-request-timeout: 1\r\nx-request-timeout: 2\r\ntransfer-encoding: chunked",
+            400,
+            "x-request-timeout",
+        ),
+    ] {
+        let mut stream = tokio::net::TcpStream::connect(served.address()).await.unwrap();
+        let head = format!("POST /v1/completions HTTP/1.1\r\nconnection: close\r\n{headers}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(b"2\r\n{}\r\n0\r\n\r\n").await.unwrap();
+        let mut said = String::new();
+        stream.read_to_string(&mut said).await.unwrap();
+        assert!(said.starts_with(&format!("HTTP/1.1 {status} ")) && said.contains(names), "{headers}: {said}");
+    }
 }
 
 /// The next piece of a stream that has not ended.
