@@ -375,8 +375,10 @@ impl GivesBack {
 
 impl Drop for GivesBack {
     fn drop(&mut self) {
-        // It looks through all that is lent out, which others on this thread would wait for.
-        drop(tokio::task::spawn_blocking(kedge_engine::trim));
+        // It looks through all that is lent out, which others on this thread would wait for. A server that ends needs none.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            drop(runtime.spawn_blocking(kedge_engine::trim));
+        }
     }
 }
 
