@@ -286,6 +286,13 @@ impl Server {
     /// The room of an answer that may be long. Who finds it among the extensions of a response keeps it until the client has
     /// taken all of that.
     pub(crate) fn room_of_answer(&self, bytes: usize, origin: &str) -> Result<Arc<Part>, Refusal> {
+        let most = self.intake.bodies.of_one();
+        if bytes > most {
+            // To come again would not help.
+            let reason =
+                format!("the answer takes {bytes} bytes, and {most} are held here: ask for fewer vectors at once");
+            return Err(Refusal::plain(413, reason));
+        }
         let mut room = self.intake.bodies.part(origin);
         room.take(bytes)?;
         Ok(Arc::new(room))

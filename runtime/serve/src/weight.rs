@@ -10,8 +10,8 @@ const OBJECT: usize = 640;
 const VALUE: usize = 64;
 /// Bytes of a text beside its letters.
 const TEXT: usize = 16;
-/// Bytes of a message within a message, or a list's element, once it is read: the largest has some.
-const MESSAGE: usize = 512;
+/// Bytes of a message within a message once it is read: the largest has some 400, in a list with room for as many again.
+const MESSAGE: usize = 1024;
 
 /// Bytes that JSON takes as values beside those of its texts. Of what is no JSON it is what its beginning would take.
 pub(crate) fn of_json(bytes: &[u8]) -> usize {

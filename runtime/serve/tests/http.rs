@@ -42,7 +42,7 @@ async fn both_protocols_give_the_engine_s_vectors() {
     let base = format!("http://{}", listener.address().unwrap());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let serving = tokio::spawn(serve(
-        ServeOptions::new("minilm".into(), 1_700_000_000),
+        ServeOptions { bodies_bytes_max: 4 << 20, ..ServeOptions::new("minilm".into(), 1_700_000_000) },
         Model::Encoder(encoder),
         listener,
         async { stopped.await.unwrap() },
@@ -72,6 +72,9 @@ async fn both_protocols_give_the_engine_s_vectors() {
     let first = answer["outputs"][0]["data"][0].as_f64().unwrap();
     assert!((first - f64::from(expected.vector[0])).abs() < 1e-6);
 
+    let long = json!({"model": "minilm", "input": vec!["a"; 1000]}).to_string();
+    let (status, body) = call(&client, &base, "/v1/embeddings", Some(long)).await;
+    assert!(status == 413 && body.contains("3145728 are held here: ask for fewer vectors at once"), "{status} {body}");
     let wrong = json!({"model": "other", "input": "a"}).to_string();
     for (path, body, status, says) in [
         ("/v1/models", None, 200, "\"id\":\"minilm\""),
