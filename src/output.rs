@@ -3,7 +3,6 @@
 
 use std::fmt::Arguments;
 use std::io::{self, Write};
-
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result};

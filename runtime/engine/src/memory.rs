@@ -32,16 +32,6 @@ pub fn bytes_free() -> u64 {
     free(|path| std::fs::read_to_string(path).ok())
 }
 
-/// Gives memory that nobody uses back to the system, as far as the C library can be told to.
-#[allow(unsafe_code, reason = "a call of the C library")]
-pub fn trim() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: the function has no preconditions (malloc_trim(3)).
-    unsafe {
-        nix::libc::malloc_trim(0);
-    }
-}
-
 /// The same, of a system whose files `read` reads.
 fn free(read: impl Fn(&Path) -> Option<String>) -> u64 {
     let machine = read(Path::new("/proc/meminfo")).and_then(|text| {
@@ -64,6 +54,16 @@ fn free(read: impl Fn(&Path) -> Option<String>) -> u64 {
         folders(groups.root, own).into_iter().filter_map(left).collect::<Vec<_>>()
     });
     left.chain(machine).min().unwrap_or(u64::MAX)
+}
+
+/// Gives memory that nobody uses back to the system, as far as the C library can be told to.
+#[allow(unsafe_code, reason = "a call of the C library")]
+pub fn trim() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the function has no preconditions (malloc_trim(3)).
+    unsafe {
+        nix::libc::malloc_trim(0);
+    }
 }
 
 /// The path of a line of `/proc/self/cgroup`, where that is about memory in this version: `0::PATH`, or
