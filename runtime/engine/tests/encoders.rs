@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use kedge_engine::{Cpu, Encoder, Reference};
 use serde::Deserialize;
 use serde_json::json;
-use tiny_bert::{WORDS, tiny};
+use tiny_bert::{WORDS, put_off, rewrite, tiny};
 
 /// Largest distance between two numbers of a vector of length one, in 64-bit arithmetic and in 32-bit.
 const EXACT: f64 = 1e-6;
@@ -40,26 +40,13 @@ fn texts() -> Vec<String> {
 /// The tiny BERT's weights, with two more positions, which belong to padding, and one kind of token; words are pieces.
 fn xlm_roberta(folder: &Path) {
     tiny(folder, "mean_tokens");
-    let weights = std::fs::read(folder.join("model.safetensors")).unwrap();
-    let tensors = safetensors::SafeTensors::deserialize(&weights).unwrap();
-    let changed: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
-        .iter()
-        .map(|(name, view)| {
-            let (mut shape, mut data) = (view.shape().to_vec(), view.data().to_vec());
-            if name.contains("position_embeddings") {
-                shape[0] += 2;
-                data.splice(..0, vec![0x40; 2 * shape[1] * 4]);
-            } else if name.contains("token_type") {
-                shape[0] = 1;
-                data.truncate(shape[1] * 4);
-            }
-            (name.to_owned(), shape, data)
-        })
-        .collect();
-    let views = changed.iter().map(|(name, shape, data)| {
-        (name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), data).unwrap())
+    rewrite(folder, |name, shape, data| {
+        put_off(name, shape, data);
+        if name.contains("token_type") {
+            shape[0] = 1;
+            data.truncate(shape[1] * 4);
+        }
     });
-    std::fs::write(folder.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
     let settings = json!({
         "model_type": "xlm-roberta", "hidden_act": "gelu", "hidden_size": tiny_bert::HIDDEN, "num_hidden_layers": 2,
         "num_attention_heads": 3, "intermediate_size": tiny_bert::WIDE, "vocab_size": WORDS.len(), "layer_norm_eps": 1e-5,

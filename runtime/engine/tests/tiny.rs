@@ -11,7 +11,7 @@ use kedge_engine::{Backend, Cpu, Embedding, Encoder, Reference};
 use kedge_formats::gguf::write::{Value as Meta, to_bytes};
 use kedge_formats::{Dtype, Tensor};
 use serde_json::json;
-use tiny_bert::{as_gguf, cosine, texts, tiny};
+use tiny_bert::{as_gguf, cosine, put_off, rewrite, texts, tiny};
 
 /// Cosine distance allowed between 32-bit and 64-bit arithmetic.
 const COSINE_MIN: f64 = 0.999_999;
@@ -119,24 +119,10 @@ fn a_roberta_is_a_bert_whose_positions_begin_later() {
     for folder in [&bert, &roberta] {
         tiny(folder.path(), "mean_tokens");
     }
-    let weights = std::fs::read(bert.path().join("model.safetensors")).unwrap();
-    let tensors = safetensors::SafeTensors::deserialize(&weights).unwrap();
-    let renamed: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
-        .iter()
-        .map(|(name, view)| {
-            let (mut shape, mut data) = (view.shape().to_vec(), view.data().to_vec());
-            if name.contains("position_embeddings") {
-                data = [vec![0x40; 2 * shape[1] * 4], data].concat();
-                shape[0] += 2;
-            }
-            (format!("roberta.{name}"), shape, data)
-        })
-        .collect();
-    let views = renamed.iter().map(|(name, shape, data)| {
-        (name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), data).unwrap())
+    rewrite(roberta.path(), |name, shape, data| {
+        put_off(name, shape, data);
+        name.insert_str(0, "roberta.");
     });
-    let path = roberta.path().join("model.safetensors");
-    std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
     let path = roberta.path().join("config.json");
     let settings = std::fs::read_to_string(&path).unwrap();
     let settings = settings

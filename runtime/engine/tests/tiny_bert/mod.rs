@@ -85,6 +85,33 @@ pub fn write_weights(path: &Path) {
     std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
+/// Writes the weights of a folder again, each with its name, shape and bytes changed.
+pub fn rewrite(folder: &Path, change: impl Fn(&mut String, &mut Vec<usize>, &mut Vec<u8>)) {
+    let path = folder.join("model.safetensors");
+    let weights = std::fs::read(&path).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&weights).unwrap();
+    let changed: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, view)| {
+            let (mut name, mut shape, mut data) = (name.to_owned(), view.shape().to_vec(), view.data().to_vec());
+            change(&mut name, &mut shape, &mut data);
+            (name, shape, data)
+        })
+        .collect();
+    let views = changed.iter().map(|(name, shape, data)| {
+        (name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), data).unwrap())
+    });
+    std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+/// Where that is the table of positions, two are put before all others: they belong to padding, and are never met.
+pub fn put_off(name: &str, shape: &mut [usize], data: &mut Vec<u8>) {
+    if name.contains("position_embeddings") {
+        shape[0] += 2;
+        data.splice(..0, vec![0x40; 2 * shape[1] * 4]);
+    }
+}
+
 pub fn texts() -> Vec<String> {
     let mut texts: Vec<String> =
         ["", "edge", "A model runs.", "boxs!", "日本語 😀", " \n\t", "a . a ! a"].map(String::from).to_vec();
