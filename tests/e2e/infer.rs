@@ -2,6 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -342,6 +344,38 @@ fn a_mapped_file_that_is_cut_is_told() {
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&ended), Some(nix::libc::SIGBUS), "{ended} {said}");
     let line = format!("kedge: a mapped file was cut or cannot be read any more: the weights of {}", model.display());
     assert_has(&said, &line);
+}
+
+#[test]
+fn a_mapped_file_that_is_cut_is_told_while_all_threads_meet_it() {
+    let (mut errors, writer) = std::io::pipe().unwrap();
+    let mut serving = Serving::start_telling(&demo(), "demo", &[], writer.try_clone().unwrap().into());
+    // Nobody reads: who says it, waits, and meanwhile another thread meets the same.
+    let again = format!("/proc/self/fd/{}", writer.as_raw_fd());
+    let mut full = std::fs::OpenOptions::new();
+    let mut full = full.write(true).custom_flags(nix::libc::O_NONBLOCK).open(again).unwrap();
+    while full.write(&[b' '; 4096]).is_ok() {}
+    drop((full, writer));
+    let process = nix::unistd::Pid::from_raw(i32::try_from(serving.child.id()).unwrap());
+    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGBUS).unwrap();
+    // While a handler runs, its thread blocks the signal.
+    eventually("a thread is told", || {
+        let threads = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+        let texts = threads.map(|thread| std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap());
+        let texts: Vec<_> = texts.collect();
+        let blocked = texts.iter().flat_map(|text| text.lines()).filter_map(|line| line.strip_prefix("SigBlk:"));
+        let bit = 1 << (nix::libc::SIGBUS - 1);
+        let mut blocked = blocked.map(|mask| u64::from_str_radix(mask.trim(), 16).unwrap());
+        if blocked.any(|mask| mask & bit != 0) { Ok(()) } else { Err(texts.concat()) }
+    });
+    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGBUS).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    let mut said = String::new();
+    errors.read_to_string(&mut said).unwrap();
+    let ended = serving.child.wait().unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&ended), Some(nix::libc::SIGBUS), "{ended} {said}");
+    assert_has(&said, "kedge: a mapped file was cut or cannot be read any more");
+    assert_eq!(said.matches("a mapped file was cut").count(), 1, "{said}");
 }
 
 #[test]
