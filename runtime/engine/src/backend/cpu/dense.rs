@@ -16,6 +16,8 @@ use super::simd::{Simd, dispatch};
 pub(crate) const PANEL: usize = 32;
 /// What comes from memory at once, in bytes.
 const LINE: usize = 64;
+/// Inputs by which weights are asked for before they are needed.
+const AHEAD: usize = 8;
 /// Rows of one tile: twelve by two vectors of sums, two of weights and one of x are what 32 registers hold.
 pub(crate) const TILE_ROWS: usize = 12;
 
@@ -136,7 +138,7 @@ macro_rules! tiles {
      $from:ident, $f32:expr, $f16:expr, $bf16:expr) => {
         use std::arch::x86_64::*;
 
-        use super::{LINE, PANEL};
+        use super::{AHEAD, LINE, PANEL};
 
         /// Vectors in a panel that are summed at once.
         const WIDE: usize = 2;
@@ -179,6 +181,10 @@ macro_rules! tiles {
                 for input in 0..inputs {
                     if let Some(line) = next.next() {
                         _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
+                    }
+                    for part in 0..WIDE {
+                        let ahead = ((input + AHEAD) * PANEL + first + part * $lanes) * E::BYTES;
+                        _mm_prefetch::<_MM_HINT_T0>(panel.wrapping_add(ahead).cast());
                     }
                     // SAFETY: the panel has PANEL elements for each input, and first + WIDE · lanes ≤ PANEL.
                     let weights: [$vector; WIDE] = unsafe {
