@@ -16,7 +16,8 @@ use super::simd::{Simd, dispatch};
 pub(crate) const PANEL: usize = 32;
 /// What comes from memory at once, in bytes.
 const LINE: usize = 64;
-/// Inputs by which weights are asked for before they are needed.
+/// Inputs by which weights are asked for before they are needed, where they are: the machine has them in its second cache,
+/// and the sums would wait.
 const AHEAD: usize = 8;
 /// Rows of one tile: twelve by two vectors of sums, two of weights and one of x are what 32 registers hold.
 pub(crate) const TILE_ROWS: usize = 12;
@@ -139,6 +140,7 @@ macro_rules! tiles {
         use std::arch::x86_64::*;
 
         use super::{AHEAD, LINE, PANEL};
+        use crate::backend::cpu::simd::ASKS;
 
         /// Vectors in a panel that are summed at once.
         const WIDE: usize = 2;
@@ -175,7 +177,8 @@ macro_rules! tiles {
         #[target_feature(enable = $features)]
         unsafe fn rows<const R: usize, E: Element>(x: &[f32], inputs: usize, panel: *const u8, next: &[u8], tile: &mut [[f32; PANEL]]) {
             assert!(tile.len() == R && x.len() == R * inputs);
-            let mut next = next.chunks(LINE);
+            // Elsewhere what is loaded now is asked for, which does nothing and takes no branch.
+            let (mut next, ahead) = (next.chunks(LINE), if *ASKS { AHEAD } else { 0 });
             for first in (0..PANEL).step_by(WIDE * $lanes) {
                 let mut sums = [[$zero(); WIDE]; R];
                 for input in 0..inputs {
@@ -183,8 +186,8 @@ macro_rules! tiles {
                         _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
                     }
                     for part in 0..WIDE {
-                        let ahead = ((input + AHEAD) * PANEL + first + part * $lanes) * E::BYTES;
-                        _mm_prefetch::<_MM_HINT_T0>(panel.wrapping_add(ahead).cast());
+                        let asked = ((input + ahead) * PANEL + first + part * $lanes) * E::BYTES;
+                        _mm_prefetch::<_MM_HINT_T0>(panel.wrapping_add(asked).cast());
                     }
                     // SAFETY: the panel has PANEL elements for each input, and first + WIDE · lanes ≤ PANEL.
                     let weights: [$vector; WIDE] = unsafe {

@@ -15,6 +15,9 @@ mod functions;
 mod vectors;
 
 #[cfg(target_arch = "x86_64")]
+use std::sync::LazyLock;
+
+#[cfg(target_arch = "x86_64")]
 use super::amx::{self, Offer};
 use super::attention::{LANES, Seen, Text};
 use super::quant::Rounded;
@@ -93,6 +96,14 @@ impl Simd {
         }
     }
 }
+
+/// Whether weights are asked for before they are multiplied: Intel's processors guess too little of what comes next by
+/// themselves, AMD's guess better than we ask.
+#[cfg(target_arch = "x86_64")]
+pub(crate) static ASKS: LazyLock<bool> = LazyLock::new(|| {
+    let std::arch::x86_64::CpuidResult { ebx, ecx, edx, .. } = std::arch::x86_64::__cpuid(0);
+    [ebx, edx, ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+});
 
 #[cfg(target_arch = "x86_64")]
 fn has_avx512(part: &str) -> bool {
