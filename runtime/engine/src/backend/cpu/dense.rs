@@ -177,7 +177,7 @@ macro_rules! tiles {
         #[target_feature(enable = $features)]
         unsafe fn rows<const R: usize, E: Element>(x: &[f32], inputs: usize, panel: *const u8, next: &[u8], tile: &mut [[f32; PANEL]]) {
             assert!(tile.len() == R && x.len() == R * inputs);
-            // Elsewhere what is loaded now is asked for, which does nothing and takes no branch.
+            // Elsewhere it is what is loaded now, of which the memory learns nothing new, and no branch is taken.
             let (mut next, ahead) = (next.chunks(LINE), if *ASKS { AHEAD } else { 0 });
             for first in (0..PANEL).step_by(WIDE * $lanes) {
                 let mut sums = [[$zero(); WIDE]; R];
